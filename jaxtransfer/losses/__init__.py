@@ -1,0 +1,6 @@
+"""Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
+
+from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
+from jaxtransfer.losses.classification import cross_entropy, top_k
+
+__all__ = ["cross_entropy", "fisher_l2_sp", "l2", "l2_sp", "top_k"]

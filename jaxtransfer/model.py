@@ -1,0 +1,41 @@
+"""A model is a pair of pure functions without weights; whoever writes it in which library stays inside it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Variables = Mapping[str, Any]
+Outputs = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A pair of pure functions under a name.
+
+    Two terms of an objective share a model when they hold the same object: models compare by identity.
+
+    Attributes:
+      init: `init(key, inputs) -> variables`, a dict with `"params"` and, where the model has running state
+        (batch statistics, say), further collections.
+      apply: `apply(variables, inputs, *, train, key) -> (outputs, state)`. `outputs` is a dict of named arrays
+        (`"logits"` [B, C], `"features"` [B, D], intermediate maps); `state` holds the collections besides
+        `"params"` after this call (unchanged when `train` is false). A model in which examples meet (batch norm)
+        also takes `axis=None`, the name of the device axis to average over; it is passed only under `pmap`.
+      name: the key of the model's weights in `params` and `state`.
+      stages: path patterns of the layers from the input to the head, for layer-wise rates and unfreezing; each
+        parameter matches one of them, and the last one is the head.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Outputs, Variables]]
+    name: str = "model"
+    stages: tuple[str, ...] = ()
+
+    def named(self, name: str) -> "Model":
+        """Returns the same pair of functions as another model, with weights of its own, under `name`."""
+        return dataclasses.replace(self, name=name)
+
+    @property
+    def head(self) -> str:
+        """The pattern of the last layer's parameters."""
+        return self.stages[-1] if self.stages else "head"

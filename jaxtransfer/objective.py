@@ -1,0 +1,306 @@
+"""The heart: an objective is a pure function over pytrees, and objectives add up.
+
+An `Objective` declares the forwards it needs, (model, view) pairs, and a loss over their outputs. A sum runs each
+distinct forward once and adds the losses; a weight is a number or a schedule of the step. Everything that trains is
+one of these, so one compiled step, one loop and one evaluation serve every method.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+
+Tree = Any
+Batch = Mapping[str, Any]
+Weight = Any  # a number, an array scalar, or a schedule: step -> number
+
+
+class Mean(NamedTuple):
+    """A metric as (total, count), so that means over batches and devices are exact: added up, divided once."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean; zero where nothing was counted (every example masked)."""
+        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
+
+
+class Frozen:
+    """A handle on a tree that is never trained: an anchor, a teacher's weights, a Fisher diagonal.
+
+    The compiled step takes the tree as an argument of its own, so it is neither differentiated, nor donated, nor
+    baked into the program. Handles on the same tree are equal: it travels once.
+    """
+
+    def __init__(self, tree: Tree):
+        self.tree = tree
+
+    def __eq__(self, other):
+        return isinstance(other, Frozen) and self.tree is other.tree
+
+    def __hash__(self):
+        return id(self.tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+    """A model with weights that do not train; made by `frozen`."""
+
+    model: Model
+    variables: Frozen
+
+
+def frozen(model: Model, variables: Tree) -> FrozenModel:
+    """Returns `model` with fixed `variables` (`{"params": ..., **state}`): a teacher, run in inference mode."""
+    return FrozenModel(model, Frozen(variables))
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One run of a model on one view of the batch; `view` is the path of the inputs in the batch."""
+
+    model: Model
+    view: tuple[str, ...] = ("image",)
+    variables: Frozen | None = None
+
+    @classmethod
+    def of(cls, model: Model | FrozenModel, view: str = "image") -> "Forward":
+        """Returns the forward of a trained or a frozen model on `batch[view]`."""
+        if isinstance(model, FrozenModel):
+            return cls(model.model, (view,), model.variables)
+        return cls(model, (view,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a loss may know besides its inputs.
+
+    Attributes:
+      step: the number of updates made so far, int32 scalar.
+      key: the run's key; `draw_key` derives from it. None where nothing may be drawn (evaluation).
+      frozen: the traced value of each frozen tree; `read` looks one up.
+      axis: the device axis under `pmap`; None under `jit`, where the batch is global by itself.
+      train: false in evaluation.
+
+    Only `sum`, `mean` and `gather` communicate between devices; a loss built on them is the global, replicated one.
+    """
+
+    step: Any = 0
+    key: Any = None
+    frozen: Mapping[Frozen, Tree] = dataclasses.field(default_factory=dict)
+    axis: str | None = None
+    train: bool = True
+
+    def read(self, handle: Frozen) -> Tree:
+        """Returns the frozen tree behind `handle`, cut off from differentiation."""
+        return jax.lax.stop_gradient(self.frozen.get(handle, handle.tree))
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """Returns the sum of all entries over all devices, in at least float32."""
+        total = jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
+        return total if self.axis is None else jax.lax.psum(total, self.axis)
+
+    def mean(self, values: jax.Array, mask: jax.Array | None = None) -> Mean:
+        """Returns the mean of per-example `values` [B] over the global batch, weighted by `mask` [B] (0 leaves out)."""
+        dtype = jnp.promote_types(values.dtype, jnp.float32)
+        weights = jnp.ones(values.shape, dtype) if mask is None else mask.astype(dtype)
+        kept = jnp.where(weights > 0, values.astype(dtype), 0) * weights
+        return Mean(self.sum(kept), self.sum(weights))
+
+    def gather(self, values: jax.Array) -> jax.Array:
+        """Returns the rows [B, ...] of all devices, in order: what a loss needs in which examples meet."""
+        return values if self.axis is None else jax.lax.all_gather(values, self.axis, tiled=True)
+
+    def draw_key(self, name: str, *view: str) -> jax.Array | None:
+        """Returns the key of this step for `name` and `view`: by name, so another term changes no draw of this one."""
+        if self.key is None:
+            return None
+        key = named_key(jax.random.fold_in(self.key, self.step), "/".join((name, *view)))
+        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """Returns `key` folded with a stable hash of `name`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _no_setup(key, batch):
+    return {}, {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """A differentiable loss with everything that it needs, as pure functions.
+
+    Calling it, `objective(params, state, batch, ctx)`, gives `(loss, new_state, metrics)`: a scalar, the state after
+    this batch, and a dict of `Mean`s. `params` and `state` are dicts keyed by model name.
+
+    Attributes:
+      name: the term's own metric; empty for a sum.
+      forwards: the runs of models whose outputs the loss reads.
+      loss: `loss(outputs, params, state, batch, ctx) -> (loss, state, metrics)`, `outputs` a dict by forward.
+      setup: `setup(key, batch) -> (params, state)` of what is not a forward's model (an adapter, a queue).
+      frozen: handles on the trees it reads through `ctx.read`.
+      models: trained models besides those of `forwards`, for an objective that runs them itself.
+    """
+
+    name: str
+    forwards: tuple[Forward, ...]
+    loss: Callable[..., tuple[jax.Array, Tree, dict[str, Mean]]]
+    setup: Callable[..., tuple[Tree, Tree]] = _no_setup
+    frozen: tuple[Frozen, ...] = ()
+    models: tuple[Model, ...] = ()
+
+    __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
+
+    def __post_init__(self):
+        handles = (*self.frozen, *(f.variables for f in self.forwards if f.variables is not None))
+        models = (*(f.model for f in self.forwards if f.variables is None), *self.models)
+        by_name: dict[str, Model] = {}
+        for model in models:
+            if by_name.setdefault(model.name, model) is not model:
+                raise InputError(
+                    f"two different models are named {model.name!r}; expected one object per name. To share weights "
+                    f"pass the same model to both terms, else rename one: model.named('other')"
+                )
+        object.__setattr__(self, "forwards", tuple(dict.fromkeys(self.forwards)))
+        object.__setattr__(self, "frozen", tuple(dict.fromkeys(handles)))
+        object.__setattr__(self, "models", tuple(by_name.values()))
+
+    def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        """Returns fresh `(params, state)`; every model's key depends on its name alone."""
+        params, state = self.setup(key, batch)
+        params, state = dict(params), dict(state)
+        for forward in self.forwards:
+            name = forward.model.name
+            if forward.variables is None and name not in params:
+                variables = dict(forward.model.init(named_key(key, name), view_of(batch, forward.view)))
+                params[name] = variables.pop("params")
+                state[name] = variables
+        return params, state
+
+    def __call__(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
+        """Runs each forward once, state threading from left to right, then the loss over the outputs."""
+        outputs = {}
+        for forward in self.forwards:
+            outputs[forward], state = _run(forward, params, state, batch, ctx)
+        return self.loss(outputs, params, state, batch, ctx)
+
+    def __add__(self, other) -> "Objective":
+        if isinstance(other, int | float) and other == 0:  # sum() starts from 0
+            return self
+        if not isinstance(other, Objective):
+            return NotImplemented
+        return _add(self, other)
+
+    __radd__ = __add__
+
+    def __mul__(self, weight: Weight) -> "Objective":
+        if isinstance(weight, Objective):
+            raise TypeError("an objective times an objective has no meaning; weights are numbers or schedules")
+        return _scale(self, weight)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, weight: Weight) -> "Objective":
+        return _scale(self, (lambda step: 1 / weight(step)) if callable(weight) else 1 / weight)
+
+    def __neg__(self) -> "Objective":
+        return _scale(self, -1.0)
+
+    def __sub__(self, other) -> "Objective":
+        return self + (-other) if isinstance(other, Objective) else NotImplemented
+
+    def on(self, key: str) -> "Objective":
+        """Returns the same objective over `batch[key]`, its metrics under `key/`."""
+        return _on(self, key)
+
+    def named(self, name: str) -> "Objective":
+        """Returns the same objective with its own metric called `name` and the others `name/...`."""
+
+        def loss(*args):
+            value, state, metrics = self.loss(*args)
+            return value, state, {name if k == self.name else f"{name}/{k}": v for k, v in metrics.items()}
+
+        return dataclasses.replace(self, name=name, loss=loss)
+
+
+def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
+    """Returns the entry of the batch at path `view`; a missing key is an error that lists those there are."""
+    for depth, key in enumerate(view):
+        if not isinstance(batch, Mapping) or key not in batch:
+            have = sorted(batch) if isinstance(batch, Mapping) else f"an array {jnp.shape(batch)}"
+            raise InputError(f"the objective reads batch[{'/'.join(view[: depth + 1])!r}], but the batch has {have}")
+        batch = batch[key]
+    return batch
+
+
+def _run(forward: Forward, params, state, batch, ctx: Context):
+    inputs, model = view_of(batch, forward.view), forward.model
+    if forward.variables is not None:
+        outputs, _ = model.apply(ctx.read(forward.variables), inputs, train=False, key=None)
+        return jax.lax.stop_gradient(outputs), state
+    axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
+    variables = {"params": params[model.name], **state.get(model.name, {})}
+    key = ctx.draw_key(model.name, *forward.view)
+    outputs, new = model.apply(variables, inputs, train=ctx.train, key=key, **axis)
+    return outputs, {**state, model.name: dict(new)}
+
+
+def _scale(objective: Objective, weight: Weight) -> Objective:
+    if not callable(weight) and jnp.shape(weight) != ():
+        raise InputError(f"a weight is a scalar or a schedule of the step; got an array of shape {jnp.shape(weight)}")
+
+    def loss(outputs, params, state, batch, ctx: Context):
+        value, state, metrics = objective.loss(outputs, params, state, batch, ctx)
+        factor = weight(ctx.step) if callable(weight) else weight
+        return jnp.asarray(factor).astype(value.dtype) * value, state, metrics
+
+    return dataclasses.replace(objective, loss=loss)
+
+
+def _add(left: Objective, right: Objective) -> Objective:
+    def loss(outputs, params, state, batch, ctx):
+        first, state, metrics = left.loss(outputs, params, state, batch, ctx)
+        second, state, more = right.loss(outputs, params, state, batch, ctx)
+        if collision := sorted(metrics.keys() & more.keys()):
+            raise InputError(f"two terms of a sum report the metric {collision[0]!r}; rename one: term.named('other')")
+        return first + second, state, {**metrics, **more}
+
+    def setup(key, batch):
+        (params, state), (more_params, more_state) = left.setup(key, batch), right.setup(key, batch)
+        return {**params, **more_params}, {**state, **more_state}
+
+    return Objective(
+        name="",
+        forwards=left.forwards + right.forwards,
+        loss=loss,
+        setup=setup,
+        frozen=left.frozen + right.frozen,
+        models=left.models + right.models,
+    )
+
+
+def _on(objective: Objective, key: str) -> Objective:
+    moved = {f: dataclasses.replace(f, view=(key, *f.view)) for f in objective.forwards}
+
+    def loss(outputs, params, state, batch, ctx):
+        own = {inner: outputs[outer] for inner, outer in moved.items()}
+        value, state, metrics = objective.loss(own, params, state, view_of(batch, (key,)), ctx)
+        return value, state, {f"{key}/{name}": metric for name, metric in metrics.items()}
+
+    return dataclasses.replace(
+        objective,
+        name=f"{key}/{objective.name}" if objective.name else "",
+        forwards=tuple(moved.values()),
+        loss=loss,
+        setup=lambda rng, batch: objective.setup(rng, view_of(batch, (key,))),
+    )

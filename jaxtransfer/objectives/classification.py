@@ -1,0 +1,31 @@
+"""Supervised classification."""
+
+from jaxtransfer import losses
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Forward, FrozenModel, Objective, view_of
+
+
+def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) -> Objective:
+    """Builds (1/n) Σᵢ L(yᵢ, f(xᵢ; w)) with cross-entropy as L.
+
+    Reads `image` and `label` (integers [B] or probabilities [B, C], as mixup makes them) and, where there is one,
+    `mask` [B]. Metrics: `classification`, `accuracy`, and `top5` where there are more than five classes.
+
+    Args:
+      model: what gives `logits` [B, C].
+      label_smoothing: ε in [0, 1): the targets are (1−ε)·label + ε/C.
+
+    Returns:
+      An objective over the model's parameters.
+    """
+    forward = Forward.of(model)
+
+    def loss(outputs, params, state, batch, ctx):
+        logits, labels, mask = outputs[forward]["logits"], view_of(batch, ("label",)), batch.get("mask")
+        value = ctx.mean(losses.cross_entropy(logits, labels, label_smoothing=label_smoothing), mask)
+        metrics = {"classification": value, "accuracy": ctx.mean(losses.top_k(logits, labels), mask)}
+        if logits.shape[-1] > 5:
+            metrics["top5"] = ctx.mean(losses.top_k(logits, labels, k=5), mask)
+        return value.value, state, metrics
+
+    return Objective("classification", (forward,), loss)

@@ -1,0 +1,76 @@
+"""Exact evaluation: every example counts once, sums are divided at the end."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.objective import Batch, Context, Mean, Objective
+from jaxtransfer.train.placement import AXIS, Placement
+from jaxtransfer.train.state import TrainState
+
+Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, float]]
+
+
+def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "jit") -> Evaluation:
+    """Compiles the evaluation of an objective, for many calls: `run(state, batches) -> metrics`. See `evaluate`."""
+    placement = Placement(mesh, mode)
+    axis = AXIS if mode == "pmap" else None
+
+    def totals(params, state, step, batch, frozen):
+        ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
+        loss, _, metrics = objective(params, state, batch, ctx)
+        rows = batch.get("mask")
+        if rows is None:
+            rows = jnp.ones(jax.tree.leaves(batch)[0].shape[:1])
+        examples = ctx.sum(rows)
+        return {"loss": Mean(loss * examples, examples), **metrics}
+
+    if mode == "pmap":
+        in_axes = (None, None, None, 0, None)
+        compiled = jax.pmap(totals, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=placement.devices)
+    else:
+        compiled = jax.jit(totals)
+    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+    frozen = None
+
+    def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+        nonlocal frozen
+        if frozen is None:
+            frozen = placement.state(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
+        state, sums = placement.state(state), None
+        for batch in batches:
+            part = compiled(state.params, state.state, state.step, placement.batch(batch), frozen)
+            sums = part if sums is None else add(sums, part)
+        if sums is None:
+            raise InputError("evaluate: expected at least one batch, got none; is the split empty?")
+        return {name: float(mean.value) for name, mean in jax.device_get(sums).items()}
+
+    return run
+
+
+def evaluate(
+    objective: Objective, state: TrainState, batches: Iterable[Batch], *, mesh: Mesh | None = None, mode: str = "jit"
+) -> dict[str, float]:
+    """Evaluates an objective in inference mode over all batches, exactly.
+
+    A metric's total and count add up over the batches and are divided once; rows with `mask` 0 do not count, so a
+    padded last batch changes nothing. `loss` is the mean of the batches' losses weighted by their examples, which is
+    the loss over all examples for sums of per-example means and penalties.
+
+    Args:
+      objective: what to evaluate.
+      state: of which `params` and `state` are used.
+      batches: an iterable of batches of one shape, such as `jt.data.eval_batches` gives.
+      mesh: as for `train_step`.
+      mode: as for `train_step`.
+
+    Returns:
+      A dict of floats.
+
+    Raises:
+      InputError: where there is no batch.
+    """
+    return eval_step(objective, mesh=mesh, mode=mode)(state, batches)
