@@ -39,3 +39,14 @@ class Model:
     def head(self) -> str:
         """The pattern of the last layer's parameters."""
         return self.stages[-1] if self.stages else "head"
+
+    def inference(self) -> "Model":
+        """Returns the same model run in inference mode throughout: running statistics, no dropout; its state stays.
+
+        For linear probes and for frozen feature extractors.
+        """
+
+        def apply(variables, inputs, *, train, key, axis=None):
+            return self.apply(variables, inputs, train=False, key=None)
+
+        return dataclasses.replace(self, apply=apply)

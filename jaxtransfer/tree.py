@@ -7,7 +7,7 @@ one or more whole consecutive keys of it: `head` selects everything below a key 
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,31 @@ def label(tree: Any, rules: Mapping[str, Any]) -> Any:
     )
 
 
+class Differences(NamedTuple):
+    """How a tree differs from the one expected: paths with shapes."""
+
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    misshaped: tuple[str, ...]
+
+    def __str__(self):
+        parts = [f"- {p}" for p in self.missing] + [f"+ {p}" for p in self.extra]
+        return f"(- missing, + extra) {listed([*parts, *self.misshaped], '; ')}"
+
+
+def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> Differences:
+    """Compares two dicts of leaves by path; empty throughout where they agree by path and shape."""
+    return Differences(
+        tuple(f"{p} {jnp.shape(expected[p])}" for p in expected if p not in got),
+        tuple(f"{p} {jnp.shape(got[p])}" for p in got if p not in expected),
+        tuple(
+            f"{p}: expected {jnp.shape(expected[p])}, got {jnp.shape(got[p])}"
+            for p in expected
+            if p in got and jnp.shape(expected[p]) != jnp.shape(got[p])
+        ),
+    )
+
+
 def matched(params: Any, anchor: Any, exclude: Patterns = ()) -> list[tuple[Any, Any]]:
     """Returns the pairs of leaves that two trees share by path and shape.
 
@@ -90,17 +115,9 @@ def matched(params: Any, anchor: Any, exclude: Patterns = ()) -> list[tuple[Any,
     check_used(exclude, ours.keys() | theirs.keys(), "exclude")
     ours = {p: v for p, v in ours.items() if not matches(p, exclude)}
     theirs = {p: v for p, v in theirs.items() if not matches(p, exclude)}
-    problems = [f"{p} {jnp.shape(ours[p])} is not in the anchor" for p in ours if p not in theirs]
-    problems += [f"{p} {jnp.shape(theirs[p])} is only in the anchor" for p in theirs if p not in ours]
-    problems += [
-        f"{p} is {jnp.shape(ours[p])}, in the anchor {jnp.shape(theirs[p])}"
-        for p in ours
-        if p in theirs and jnp.shape(ours[p]) != jnp.shape(theirs[p])
-    ]
-    if problems:
+    if any(wrong := differences(ours, theirs)):
         raise InputError(
-            f"parameters and anchor must match by path and shape: {listed(problems, '; ')}. Name new layers in "
-            f"exclude=('head',)"
+            f"the anchor must match the parameters by path and shape {wrong}. Name new layers in exclude=('head',)"
         )
     return [(ours[p], theirs[p]) for p in ours]
 

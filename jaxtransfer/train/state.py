@@ -122,18 +122,10 @@ def _replaced(fresh: Any, given: Any, what: str) -> Any:
     if unknown := sorted(given.keys() - fresh.keys()):
         raise InputError(f"{what}: no model is named {unknown[0]!r}; the objective trains {sorted(fresh)}")
     for name, replacement in given.items():
-        ours, theirs = tree.leaves_by_path(fresh[name]), tree.leaves_by_path(replacement)
-        problems = [f"- {p} {jnp.shape(ours[p])}" for p in ours if p not in theirs]
-        problems += [f"+ {p} {jnp.shape(theirs[p])}" for p in theirs if p not in ours]
-        problems += [
-            f"{p}: expected {jnp.shape(ours[p])}, got {jnp.shape(theirs[p])}"
-            for p in ours
-            if p in theirs and jnp.shape(ours[p]) != jnp.shape(theirs[p])
-        ]
-        if problems:
+        if any(wrong := tree.differences(tree.leaves_by_path(fresh[name]), tree.leaves_by_path(replacement))):
             raise InputError(
-                f"{what}[{name!r}] does not fit the model (- missing, + extra): {tree.listed(problems, '; ')}. "
-                f"jt.transfer(source, into, reinit=...) merges weights of another head"
+                f"{what}[{name!r}] does not fit the model {wrong}. jt.transfer(source, into, reinit=...) merges "
+                f"weights of another head"
             )
     # The structure and dtypes are the model's own; the values are copies, so a donated state never takes the source's.
     return {

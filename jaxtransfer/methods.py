@@ -1,0 +1,110 @@
+"""Fine-tuning methods: each a function from a model and pretrained weights to the stages that train it."""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxtransfer import optim
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Objective
+from jaxtransfer.objectives import classification, l2, l2_sp
+
+
+class Stage(NamedTuple):
+    """One training run of a method.
+
+    Attributes:
+      name: of the stage.
+      objective: what it minimises.
+      optimizer: what it minimises it with.
+      share: its share of the method's steps.
+    """
+
+    name: str
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    share: float = 1.0
+
+
+def full(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Stage, ...]:
+    """Trains all weights from the pretrained ones."""
+    return (Stage("full", classification(model, **loss), optimizer),)
+
+
+def linear_probe(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Stage, ...]:
+    """Trains the head on frozen features, which are computed in inference mode."""
+    objective = classification(model.inference(), **loss)
+    return (Stage("linear-probe", objective, optim.only(optimizer, f"{model.name}/{model.head}")),)
+
+
+def lp_ft(
+    model: Model, optimizer: optax.GradientTransformation, *, probe: float = 0.5, **loss: Any
+) -> tuple[Stage, ...]:
+    """Trains the head on frozen features, then all weights (Kumar et al. 2022, arXiv:2202.10054).
+
+    Args:
+      model: the model.
+      optimizer: of both stages.
+      probe: the share of the steps that goes to the head, in (0, 1).
+      **loss: arguments of `classification`.
+
+    Returns:
+      Two stages; the second starts from the first one's weights.
+    """
+    first, second = linear_probe(model, optimizer, **loss)[0], full(model, optimizer, **loss)[0]
+    return (first._replace(share=probe), second._replace(share=1 - probe))
+
+
+def anchored(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    anchor: Any,
+    *,
+    strength: float,
+    head_strength: float = 0.01,
+    new_head: bool = True,
+    **loss: Any,
+) -> tuple[Stage, ...]:
+    """Trains all weights under the L2-SP penalty: strength · ½‖w − w₀‖² on what was pretrained, β · ½‖w‖² on a new head.
+
+    (Li et al. 2018, arXiv:1802.01483, equation 2, with α = strength and β = head_strength.)
+
+    Args:
+      model: the model.
+      optimizer: of the stage.
+      anchor: the pretrained weights w₀, a dict by model name.
+      strength: α.
+      head_strength: β.
+      new_head: whether the head starts afresh; a kept one is anchored like the rest.
+      **loss: arguments of `classification`.
+
+    Returns:
+      One stage.
+    """
+    objective = classification(model, **loss)
+    head = f"{model.name}/{model.head}"
+    if new_head:
+        objective += l2_sp(anchor, strength=strength, exclude=head) + l2(strength=head_strength, only=head)
+    else:
+        objective += l2_sp(anchor, strength=strength)
+    return (Stage("l2-sp", objective, optimizer),)
+
+
+def discriminative(
+    model: Model, optimizer: optax.GradientTransformation, *, decay: float = 0.75, **loss: Any
+) -> tuple[Stage, ...]:
+    """Trains all weights, each stage of the model `decay` times slower than the one above it."""
+    return (Stage("layerwise-decay", classification(model, **loss), _layerwise(model, optimizer, decay)),)
+
+
+def gradual(
+    model: Model, optimizer: optax.GradientTransformation, *, every: int, **loss: Any
+) -> tuple[Stage, ...]:
+    """Trains the head first and one more stage of the model after each `every` steps."""
+    stages = [f"{model.name}/(?:{stage})" for stage in model.stages]
+    return (Stage("gradual", classification(model, **loss), optim.gradual_unfreeze(optimizer, stages, every=every)),)
+
+
+def _layerwise(model: Model, optimizer, decay):
+    stages = [f"{model.name}/(?:{stage})" for stage in model.stages]
+    return optim.layerwise_decay(optimizer, stages, decay=decay)

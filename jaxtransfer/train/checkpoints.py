@@ -1,0 +1,254 @@
+"""Checkpoints that are whole or not there: written aside, digested, renamed; verified before they are used."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxtransfer import tree
+from jaxtransfer.errors import InputError, NonFiniteLossError
+
+_NAME = re.compile(r"step_(\d+)$")
+_DIGESTS = "digests.json"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds: leaves by path, as NumPy arrays, and what was noted beside them."""
+
+    step: int
+    leaves: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run: saved in the background, the last `keep` and the best one kept.
+
+    A checkpoint is written by Orbax into a temporary folder together with a digest of each file, and appears under
+    its name by one atomic rename: a process killed at any moment leaves it whole or absent. Restoring verifies the
+    digests; a damaged checkpoint is set aside with a warning and the one before is used.
+
+    Args:
+      directory: where they live.
+      keep: how many of the newest are kept.
+      score: from a checkpoint's `meta` to its score, the larger the better, or None where it has none.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, keep: int = 2, score: Callable[[dict], float | None] = lambda _: None
+    ):
+        self.directory, self.keep, self.score = Path(directory).absolute(), keep, score
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps there are, ascending."""
+        return _steps(self.directory)
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Copies the state to the host and writes it in the background.
+
+        Raises:
+          NonFiniteLossError: where a floating leaf of the state is not finite; nothing is written.
+          InputError: where the previous save failed (a full disk); what was saved before it is still there.
+        """
+        leaves = {path: _to_host(leaf) for path, leaf in tree.leaves_by_path(state).items()}
+        for path, leaf in leaves.items():
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf.astype(np.float32))):
+                raise NonFiniteLossError(f"{path} is not finite after step {step}; lower the learning rate")
+        self.wait()
+        if jax.process_index() == 0:
+            self._pending = self._writer.submit(self._write, step, leaves, meta)
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the writer."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def restore(self) -> Restored | None:
+        """Returns the newest checkpoint that is whole, or None; damaged ones are set aside with a warning."""
+        for leftover in self.directory.glob(".writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for step in reversed(self.steps()):
+            try:
+                return read(self.directory, step)
+            except DamagedCheckpointError as error:
+                aside = _set_aside(_path(self.directory, step))
+                warnings.warn(f"{error}; set aside as {aside.name}, using the one before", stacklevel=2)
+        return None
+
+    def _write(self, step: int, leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        final, temporary = _path(self.directory, step), self.directory / f".writing-{step}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            _orbax().save(temporary / "state", args=ocp.args.PyTreeSave({p: v for p, v in leaves.items() if v.size}))
+            (temporary / "meta.json").write_text(json.dumps({"step": step, **meta}))
+            digests = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
+            (temporary / _DIGESTS).write_text(json.dumps(digests))
+            for file in _files(temporary):
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise InputError(
+                f"could not save step {step} in {self.directory}: {error}; earlier checkpoints are unharmed. Free "
+                f"some space or mend the folder's rights, and run the same command again"
+            ) from error
+        self._prune()
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept, scores = set(steps[-self.keep :]), {}
+        for step in steps:
+            try:
+                score = self.score(json.loads((_path(self.directory, step) / "meta.json").read_text()))
+            except (OSError, ValueError):
+                continue
+            if score is not None:
+                scores[step] = score
+        if scores:
+            kept.add(max(scores, key=lambda step: (scores[step], -step)))
+        for step in steps:
+            if step not in kept:  # renamed first: a kill in between leaves no half of it under its name
+                rubbish = self.directory / f".writing-pruned-{step}"
+                _path(self.directory, step).rename(rubbish)
+                shutil.rmtree(rubbish, ignore_errors=True)
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint whose files are not what was written."""
+
+
+def read(directory: str | Path, step: int | None = None) -> Restored:
+    """Reads one checkpoint, the newest by default, after verifying every file.
+
+    Raises:
+      InputError: where there is none.
+      DamagedCheckpointError: where a file is missing, truncated or changed.
+    """
+    directory = Path(directory).absolute()
+    steps = _steps(directory)
+    if not steps or (step is not None and step not in steps):
+        raise InputError(f"expected a checkpoint{'' if step is None else f' of step {step}'} in {directory}; found {steps}")
+    step = steps[-1] if step is None else step
+    path = _path(directory, step)
+    try:
+        digests = json.loads((path / _DIGESTS).read_text())
+        bad = [name for name, digest in digests.items() if _digest(path / name) != digest]
+        if bad:
+            raise ValueError(f"{bad[0]} has changed since it was written")
+        meta = json.loads((path / "meta.json").read_text())
+        return Restored(step, _orbax().restore(path / "state"), meta)
+    except Exception as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {error}") from error
+
+
+def best(directory: str | Path, score: Callable[[dict], float | None]) -> int | None:
+    """Returns the step of the checkpoint with the largest score (the earliest of equals), or None."""
+    directory, scores = Path(directory).absolute(), {}
+    for step in _steps(directory):
+        value = score(json.loads((_path(directory, step) / "meta.json").read_text()))
+        if value is not None:
+            scores[step] = value
+    return max(scores, key=lambda step: (scores[step], -step)) if scores else None
+
+
+def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
+    """Returns a tree of the structure of `like` with the leaves of a checkpoint.
+
+    Raises:
+      InputError: where the checkpoint is of another structure, listing what differs.
+    """
+    expected = {path: _to_host(leaf) for path, leaf in tree.leaves_by_path(like).items() if leaf.size}
+    if any(wrong := tree.differences(expected, leaves)):
+        raise InputError(f"the checkpoint is of another run {wrong}")
+    for path, leaf in expected.items():
+        if leaf.dtype != leaves[path].dtype:
+            raise InputError(f"the checkpoint is of another run: {path} is {leaves[path].dtype}, not {leaf.dtype}")
+
+    def pick(key_path, old):
+        path = tree.path_of(key_path)
+        if path not in leaves:
+            return old
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaves[path], impl=jax.random.key_impl(old))
+        return jnp.array(leaves[path], copy=True)
+
+    return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def nested(leaves: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Returns the leaves below `prefix` as nested dicts: the `params` of a run without its optimiser."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        if path.startswith(prefix + "/"):
+            *parents, last = path[len(prefix) + 1 :].split("/")
+            node = out
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = leaf
+    return out
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.array(leaf, copy=True)  # on CPU a view of the device's buffer, which the next step donates
+
+
+def _orbax() -> ocp.Checkpointer:
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="one"
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:09d}"
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(match[1]) for entry in directory.iterdir() if (match := _NAME.match(entry.name)))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()
+
+
+def _set_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside

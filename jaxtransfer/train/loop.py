@@ -1,0 +1,303 @@
+"""The loop: one for every objective, resumable at any step."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.objective import Batch, Objective
+from jaxtransfer.train import loggers
+from jaxtransfer.train.checkpoints import Checkpoints, fill
+from jaxtransfer.train.evaluation import eval_step
+from jaxtransfer.train.run import open_run
+from jaxtransfer.train.state import TrainState, init
+from jaxtransfer.train.step import TrainStep, train_step
+
+_IN_FLIGHT = 2  # steps that the host runs ahead of the devices
+
+
+class Fitted(NamedTuple):
+    """What `fit` gives back.
+
+    Attributes:
+      state: the last state.
+      history: the records of the run, dicts of `step`, `train/...` and `eval/...`.
+      best: the evaluation record with the best score, or None without evaluation.
+      timing: `seconds`, `compile_seconds`, `data_wait_fraction` and `examples_per_second` of this call; empty where
+        the run was already done.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    best: dict[str, Any] | None
+    timing: dict[str, float]
+
+
+def fit(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    data: Any,
+    *,
+    steps: int,
+    key: jax.Array | int = 0,
+    params: Any = None,
+    state: Any = None,
+    eval_data: Iterable[Batch] | None = None,
+    eval_objective: Objective | None = None,
+    eval_every: int | None = None,
+    monitor: str = "accuracy",
+    maximize: bool = True,
+    patience: int | None = None,
+    out: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    log_every: int | None = None,
+    mesh: Mesh | None = None,
+    mode: str = "jit",
+    progress: bool | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> Fitted:
+    """Trains an objective; with `out`, the same call resumes an interrupted run and ends as the unbroken run would.
+
+    Args:
+      objective: what to minimise.
+      optimizer: any optax transformation.
+      data: batches: a `jt.data.pipeline` or anything with `iterate(start)`, or an iterable. Batch i must depend on i
+        alone; an iterable is read from its beginning to the position when a run resumes.
+      steps: updates in all.
+      key: a JAX key or a seed; all randomness of the training follows from it.
+      params: weights to start from, by model name; copied.
+      state: batch statistics to start from, by model name; copied.
+      eval_data: batches that can be iterated again, such as `jt.data.eval_batches`.
+      eval_objective: what to evaluate; the training objective by default.
+      eval_every: steps between evaluations; always also at the end. Ten evaluations by default.
+      monitor: the evaluation metric by which the best checkpoint is kept and training stops early.
+      maximize: whether more of it is better.
+      patience: stop after this many evaluations without an improvement; None never stops early.
+      out: the run directory: `config.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`, `checkpoints/`.
+      config: what is noted as the run's configuration; another one in the same `out` is refused.
+      save_every: steps between checkpoints; at each evaluation by default, always also at the end.
+      keep: how many of the newest checkpoints stay, besides the best.
+      log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
+      mesh: as for `train_step`.
+      mode: as for `train_step`.
+      progress: show a progress bar; None shows it on a terminal.
+      log: called with each record, in addition to the files.
+
+    Returns:
+      A `Fitted`.
+
+    Raises:
+      NonFiniteLossError: names the step and the term that is not finite; the last good checkpoint stays.
+      InputError: for an unusable argument, before anything is compiled.
+    """
+    plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None)
+    key = jax.random.key(key) if isinstance(key, int) else key
+    better = _better(monitor, maximize)
+    with ExitStack() as stack:
+        checkpoints = None
+        if out is not None:
+            note = {"steps": steps, **(config or {})}
+            out = stack.enter_context(open_run(out, note))
+            checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
+            stack.callback(checkpoints.close)
+        first, batches = _first(data)
+        step = train_step(objective, optimizer, mesh=mesh, mode=mode)
+        current = init(objective, optimizer, key, first, params=params, state=state)
+        start, history = 0, []
+        if checkpoints is not None and (restored := checkpoints.restore()):
+            current, start = TrainState(*fill(current, restored.leaves)), restored.step
+        if out is not None:
+            history = loggers.read_jsonl(Path(out) / "metrics.jsonl", up_to=start)
+        best = _best(history, better)
+        if start >= steps or _exhausted(history, better, patience):
+            return Fitted(current, history, best, {})
+
+        sinks: list[loggers.Logger] = [history.append]
+        sinks += [log] if log else []
+        timing_sink = None
+        if out is not None and jax.process_index() == 0:
+            sinks.append(stack.enter_context(loggers.jsonl(Path(out) / "metrics.jsonl", up_to=start)))
+            sinks.append(stack.enter_context(loggers.tensorboard(Path(out) / "tensorboard", up_to=start)))
+            timing_sink = stack.enter_context(loggers.jsonl(Path(out) / "timing.jsonl", up_to=start))
+        bar = stack.enter_context(loggers.progress_bar(steps, start, show=progress))
+        evaluate = None
+        if eval_data is not None:
+            evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
+
+        clock = _Clock(rows=len(jax.tree.leaves(first)[0]))
+        stream = _placed(batches(start), step, steps - start)
+        stack.callback(stream.close)
+        pending: deque[dict[str, jax.Array]] = deque()
+        for number in range(start + 1, steps + 1):
+            if len(pending) >= _IN_FLIGHT:
+                jax.block_until_ready(pending[-_IN_FLIGHT])
+            with clock.waiting():
+                batch = next(stream)
+            current, metrics = step(current, batch)
+            pending.append(metrics)
+            clock.stepped(metrics)
+            bar(number, "")
+            if plan.logs(number):
+                record = _flush(pending, number, checkpoints)
+                for sink in sinks:
+                    sink(record)
+                if timing_sink:
+                    timing_sink({"step": number, **clock.report()})
+                bar(number, "  ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k != "step"))
+            meta: dict[str, Any] = {}
+            if evaluate is not None and plan.evaluates(number):
+                assert eval_data is not None
+                metrics = evaluate(current, eval_data)
+                meta = {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
+                for sink in sinks:
+                    sink(meta)
+            done = _exhausted(history, better, patience)
+            if checkpoints is not None and (plan.saves(number) or done):
+                checkpoints.save(number, current, meta)
+            if done:
+                break
+        jax.block_until_ready(current.step)
+        return Fitted(current, history, _best(history, better), clock.report())
+
+
+class _Plan(NamedTuple):
+    """When to log, evaluate and save; a function of the step alone, so a resumed run does it at the same steps."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def of(cls, steps, eval_every, save_every, log_every, evaluates) -> "_Plan":
+        for name, value in dict(steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every).items():
+            if value is not None and (value < 1 or int(value) != value):
+                raise InputError(f"{name} must be a positive whole number; got {value}")
+        eval_every = eval_every or max(1, steps // 10)
+        save_every = save_every or eval_every
+        return cls(steps, eval_every if evaluates else steps + 1, save_every, log_every or max(1, steps // 50))
+
+    def _every(self, number: int, period: int) -> bool:
+        return number % period == 0 or number == self.steps
+
+    def evaluates(self, number: int) -> bool:
+        return self._every(number, self.eval_every)
+
+    def saves(self, number: int) -> bool:
+        return self._every(number, self.save_every)
+
+    def logs(self, number: int) -> bool:  # also before each save, so that no bad step is saved
+        return self._every(number, self.log_every) or self.saves(number) or self.evaluates(number)
+
+
+class _Clock:
+    """Wall time, how much of it was spent waiting for data, and the compilation told apart."""
+
+    def __init__(self, rows: int):
+        self.rows, self.begin, self.waited, self.compiled, self.steps = rows, time.perf_counter(), 0.0, 0.0, 0
+        self._last_wait = 0.0
+
+    def waiting(self):
+        clock = self
+
+        class Waiting:
+            def __enter__(self):
+                self.start = time.perf_counter()
+
+            def __exit__(self, *_):
+                clock.waited += time.perf_counter() - self.start
+
+        return Waiting()
+
+    def stepped(self, metrics) -> None:
+        self.steps += 1
+        if self.steps == 1:  # the first call compiles
+            jax.block_until_ready(metrics)
+            self.compiled = time.perf_counter() - self.begin - self.waited
+
+    def report(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.begin
+        running = max(seconds - self.compiled, 1e-9)
+        return {
+            "seconds": seconds,
+            "compile_seconds": self.compiled,
+            "data_wait_fraction": self.waited / seconds,
+            "examples_per_second": max(self.steps - 1, 0) * self.rows / running,
+        }
+
+
+def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
+    """Returns the first batch and how to iterate from a position; an iterator is read only once."""
+    stream = iter(data.iterate(0) if hasattr(data, "iterate") else data)
+    first = next(stream, None)
+    if first is None:
+        raise InputError("expected batches to train on; the data is empty")
+    if hasattr(data, "iterate"):
+        return first, data.iterate
+    return first, lambda start: islice(chain([first], stream), start, None)
+
+
+def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Iterator[Batch]:
+    """Yields batches that are already on the devices, the transfer of the next one under way."""
+    ahead: deque[Batch] = deque()
+    for _ in range(count):
+        while len(ahead) < 2:
+            batch = next(batches, None)
+            if batch is None:
+                break
+            ahead.append(step.placement.batch(batch))
+        if not ahead:
+            raise InputError(f"the data ended before {count} steps; give an endless pipeline or fewer steps")
+        yield ahead.popleft()
+
+
+def _flush(pending: deque, number: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
+    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
+    rows = jax.device_get(list(pending))
+    pending.clear()
+    for offset, row in enumerate(rows):
+        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+            terms = [name for name in bad if name != "loss"] or bad
+            step = number - len(rows) + 1 + offset
+            last = ""
+            if checkpoints is not None:
+                checkpoints.wait()
+                saved = checkpoints.steps()
+                last = f"; the last good checkpoint is step {saved[-1]} in {checkpoints.directory}" if saved else ""
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step}: term {', '.join(map(repr, terms))} is "
+                f"{float(row[terms[0]])}{last}. Lower the learning rate or check the data"
+            )
+    names = rows[0]
+    return {"step": number, **{f"train/{n}": float(np.mean([r[n] for r in rows], dtype=np.float64)) for n in names}}
+
+
+def _better(monitor: str, maximize: bool) -> Callable[[dict], float | None]:
+    def score(record: dict) -> float | None:
+        value = record.get(f"eval/{monitor}")
+        return None if value is None else (value if maximize else -value)
+
+    return score
+
+
+def _best(history: list[dict], score) -> dict | None:
+    scored = [record for record in history if score(record) is not None]
+    return max(scored, key=score) if scored else None
+
+
+def _exhausted(history: list[dict], score, patience: int | None) -> bool:
+    """Returns whether the last `patience` evaluations brought no improvement."""
+    values = [value for record in history if (value := score(record)) is not None]
+    return patience is not None and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

@@ -1,0 +1,88 @@
+"""A run directory: one configuration, one process at a time."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxtransfer.errors import InputError
+
+CONFIG = "config.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Returns the configuration of a run.
+
+    Raises:
+      InputError: where the directory is no run.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"expected a run directory, with {CONFIG} in it, got {str(directory)!r}; a run is what --out named"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
+
+
+@contextmanager
+def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
+    """Opens a run directory for training: creates it, or checks that it is of the same configuration.
+
+    Args:
+      directory: where the run is or will be.
+      config: what determines the run; JSON types.
+
+    Yields:
+      The directory; held by this process alone.
+
+    Raises:
+      InputError: where the directory holds a run of another configuration or other files, or another process
+        is training in it.
+    """
+    directory = Path(directory)
+    config = json.loads(json.dumps(config))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write to the run directory {directory}: {error}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is training in {directory}; wait for it or choose another --out") from None
+        if (directory / CONFIG).exists():
+            _check_same(directory, read_config(directory), config)
+        elif foreign := sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")):
+            raise InputError(f"{directory} is no run directory, but holds {foreign[0]!r}; choose an empty --out")
+        else:
+            write_atomically(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+        yield directory
+
+
+def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changes = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changes:
+        raise InputError(
+            f"{directory} holds a run of another configuration ({'; '.join(changes)}); repeat that one's command to "
+            f"resume it, or choose another --out"
+        )
