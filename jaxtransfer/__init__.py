@@ -1,1 +1,51 @@
-"""Transfer learning for JAX."""
+"""Transfer learning for JAX: objectives that add up, one compiled step, tfds pipelines.
+
+import jaxtransfer as jt
+
+model = jt.models.resnet20(classes=10)
+objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.l2(only="head")
+step = jt.train_step(objective, optimizer)
+"""
+
+from jaxtransfer import data, losses, methods, models, optim, tree
+from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Context, Forward, Frozen, FrozenModel, Mean, Objective, frozen
+from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp
+from jaxtransfer.surgery import Report, Transferred, transfer
+from jaxtransfer.train import Fitted, TrainState, TrainStep, eval_step, evaluate, fit, init, train_step
+
+__all__ = [
+    "Context",
+    "Fitted",
+    "Forward",
+    "Frozen",
+    "FrozenModel",
+    "InputError",
+    "Mean",
+    "Model",
+    "NonFiniteLossError",
+    "Objective",
+    "Report",
+    "TrainState",
+    "TrainStep",
+    "Transferred",
+    "classification",
+    "data",
+    "eval_step",
+    "evaluate",
+    "fisher_diagonal",
+    "fisher_l2_sp",
+    "fit",
+    "frozen",
+    "init",
+    "l2",
+    "l2_sp",
+    "losses",
+    "methods",
+    "models",
+    "optim",
+    "train_step",
+    "transfer",
+    "tree",
+]

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxtransfer import optim
+from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
-from jaxtransfer.objectives import classification, l2, l2_sp
+from jaxtransfer.objectives import classification, fisher_l2_sp, l2, l2_sp
 
 
 class Stage(NamedTuple):
@@ -38,20 +39,29 @@ def linear_probe(model: Model, optimizer: optax.GradientTransformation, **loss: 
 
 
 def lp_ft(
-    model: Model, optimizer: optax.GradientTransformation, *, probe: float = 0.5, **loss: Any
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    probe: float = 0.5,
+    probe_optimizer: optax.GradientTransformation | None = None,
+    **loss: Any,
 ) -> tuple[Stage, ...]:
     """Trains the head on frozen features, then all weights (Kumar et al. 2022, arXiv:2202.10054).
 
     Args:
       model: the model.
-      optimizer: of both stages.
+      optimizer: of the second stage.
       probe: the share of the steps that goes to the head, in (0, 1).
+      probe_optimizer: of the first stage; the same by default.
       **loss: arguments of `classification`.
 
     Returns:
       Two stages; the second starts from the first one's weights.
     """
-    first, second = linear_probe(model, optimizer, **loss)[0], full(model, optimizer, **loss)[0]
+    if not 0 < probe < 1:
+        raise InputError(f"probe is the share of the steps for the head, in (0, 1); got {probe}")
+    (first,) = linear_probe(model, probe_optimizer or optimizer, **loss)
+    (second,) = full(model, optimizer, **loss)
     return (first._replace(share=probe), second._replace(share=1 - probe))
 
 
@@ -61,11 +71,12 @@ def anchored(
     anchor: Any,
     *,
     strength: float,
+    fisher: Any = None,
     head_strength: float = 0.01,
     new_head: bool = True,
     **loss: Any,
 ) -> tuple[Stage, ...]:
-    """Trains all weights under the L2-SP penalty: strength · ½‖w − w₀‖² on what was pretrained, β · ½‖w‖² on a new head.
+    """Trains all weights under strength · ½‖w − w₀‖² on what was pretrained and β · ½‖w‖² on a new head: L2-SP.
 
     (Li et al. 2018, arXiv:1802.01483, equation 2, with α = strength and β = head_strength.)
 
@@ -74,6 +85,7 @@ def anchored(
       optimizer: of the stage.
       anchor: the pretrained weights w₀, a dict by model name.
       strength: α.
+      fisher: weights of the squares, a tree like `anchor` (`fisher_diagonal`); all one by default.
       head_strength: β.
       new_head: whether the head starts afresh; a kept one is anchored like the rest.
       **loss: arguments of `classification`.
@@ -81,13 +93,16 @@ def anchored(
     Returns:
       One stage.
     """
-    objective = classification(model, **loss)
     head = f"{model.name}/{model.head}"
-    if new_head:
-        objective += l2_sp(anchor, strength=strength, exclude=head) + l2(strength=head_strength, only=head)
+    exclude = head if new_head else ()
+    if fisher is None:
+        penalty = l2_sp(anchor, strength=strength, exclude=exclude)
     else:
-        objective += l2_sp(anchor, strength=strength)
-    return (Stage("l2-sp", objective, optimizer),)
+        penalty = fisher_l2_sp(anchor, fisher, strength=strength, exclude=exclude)
+    objective = classification(model, **loss) + penalty
+    if new_head:
+        objective += l2(strength=head_strength, only=head)
+    return (Stage("l2-sp" if fisher is None else "l2-sp-fisher", objective, optimizer),)
 
 
 def discriminative(
@@ -97,9 +112,7 @@ def discriminative(
     return (Stage("layerwise-decay", classification(model, **loss), _layerwise(model, optimizer, decay)),)
 
 
-def gradual(
-    model: Model, optimizer: optax.GradientTransformation, *, every: int, **loss: Any
-) -> tuple[Stage, ...]:
+def gradual(model: Model, optimizer: optax.GradientTransformation, *, every: int, **loss: Any) -> tuple[Stage, ...]:
     """Trains the head first and one more stage of the model after each `every` steps."""
     stages = [f"{model.name}/(?:{stage})" for stage in model.stages]
     return (Stage("gradual", classification(model, **loss), optim.gradual_unfreeze(optimizer, stages, every=every)),)

@@ -47,6 +47,7 @@ class Model:
         """
 
         def apply(variables, inputs, *, train, key, axis=None):
-            return self.apply(variables, inputs, train=False, key=None)
+            outputs, _ = self.apply(variables, inputs, train=False, key=None)
+            return outputs, {name: value for name, value in variables.items() if name != "params"}
 
         return dataclasses.replace(self, apply=apply)

@@ -28,7 +28,9 @@ class Report(NamedTuple):
 
     def __str__(self):
         counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in self._asdict().items())
-        details = [f"  {kind}: {', '.join(paths)}" for kind, paths in self._asdict().items() if paths and kind != "copied"]
+        details = [
+            f"  {kind}: {', '.join(paths)}" for kind, paths in self._asdict().items() if paths and kind != "copied"
+        ]
         return "\n".join([counts, *details])
 
 
@@ -67,9 +69,7 @@ def transfer(source_params: Any, into: Any, *, reinit: tree.Patterns = (), stric
             f"the source does not fit {wrong}. Name the layers to start afresh in reinit=('head',), or pass "
             f"strict=False to keep fresh weights wherever it does not fit"
         )
-    copied = tuple(
-        p for p in ours if p in theirs and p not in fresh and jnp.shape(ours[p]) == jnp.shape(theirs[p])
-    )
+    copied = tuple(p for p in ours if p in theirs and p not in fresh and jnp.shape(ours[p]) == jnp.shape(theirs[p]))
     if not copied:
         raise InputError(f"nothing was transferred: the source shares no leaf with the model {wrong}")
     taken = set(copied)

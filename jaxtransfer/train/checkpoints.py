@@ -44,16 +44,14 @@ class Checkpoints:
       score: from a checkpoint's `meta` to its score, the larger the better, or None where it has none.
     """
 
-    def __init__(
-        self, directory: str | Path, *, keep: int = 2, score: Callable[[dict], float | None] = lambda _: None
-    ):
+    def __init__(self, directory: str | Path, *, keep: int = 2, score: Callable[[dict], float | None] = lambda _: None):
         self.directory, self.keep, self.score = Path(directory).absolute(), keep, score
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
     def steps(self) -> list[int]:
         """Returns the steps there are, ascending."""
-        return _steps(self.directory)
+        return steps(self.directory)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background.
@@ -149,10 +147,11 @@ def read(directory: str | Path, step: int | None = None) -> Restored:
       DamagedCheckpointError: where a file is missing, truncated or changed.
     """
     directory = Path(directory).absolute()
-    steps = _steps(directory)
-    if not steps or (step is not None and step not in steps):
-        raise InputError(f"expected a checkpoint{'' if step is None else f' of step {step}'} in {directory}; found {steps}")
-    step = steps[-1] if step is None else step
+    there = steps(directory)
+    if not there or (step is not None and step not in there):
+        wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise InputError(f"expected {wanted} in {directory}; found {there or 'none'}")
+    step = there[-1] if step is None else step
     path = _path(directory, step)
     try:
         digests = json.loads((path / _DIGESTS).read_text())
@@ -168,7 +167,7 @@ def read(directory: str | Path, step: int | None = None) -> Restored:
 def best(directory: str | Path, score: Callable[[dict], float | None]) -> int | None:
     """Returns the step of the checkpoint with the largest score (the earliest of equals), or None."""
     directory, scores = Path(directory).absolute(), {}
-    for step in _steps(directory):
+    for step in steps(directory):
         value = score(json.loads((_path(directory, step) / "meta.json").read_text()))
         if value is not None:
             scores[step] = value
@@ -222,16 +221,15 @@ def _orbax() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="one"
     )
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _path(directory: Path, step: int) -> Path:
     return directory / f"step_{step:09d}"
 
 
-def _steps(directory: Path) -> list[int]:
+def steps(directory: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a directory, ascending."""
     if not directory.is_dir():
         return []
     return sorted(int(match[1]) for entry in directory.iterdir() if (match := _NAME.match(entry.name)))

@@ -182,7 +182,12 @@ class _Plan(NamedTuple):
 
     @classmethod
     def of(cls, steps, eval_every, save_every, log_every, evaluates) -> "_Plan":
-        for name, value in dict(steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every).items():
+        for name, value in {
+            "steps": steps,
+            "eval_every": eval_every,
+            "save_every": save_every,
+            "log_every": log_every,
+        }.items():
             if value is not None and (value < 1 or int(value) != value):
                 raise InputError(f"{name} must be a positive whole number; got {value}")
         eval_every = eval_every or max(1, steps // 10)

@@ -11,6 +11,7 @@ from jaxtransfer.errors import InputError
 
 AXIS = "batch"
 
+
 class Placement:
     """Places states and batches for a compiled step; the batch is split over all devices of the mesh.
 

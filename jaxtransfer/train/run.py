@@ -66,7 +66,9 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another process is training in {directory}; wait for it or choose another --out") from None
+            raise InputError(
+                f"another process is training in {directory}; wait for it or choose another --out"
+            ) from None
         if (directory / CONFIG).exists():
             _check_same(directory, read_config(directory), config)
         elif foreign := sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")):
@@ -78,7 +80,8 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
 
 def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in sorted(old.keys() | new.keys())
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
     if changes:

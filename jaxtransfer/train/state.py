@@ -101,7 +101,7 @@ def _check_labels(objective: Objective, params, state, batch) -> None:
         if keep is None and (low < 0 or high >= classes):
             bad = low if low < 0 else high
             raise InputError(
-                f"labels must be in [0, {classes}) for the {classes} classes of model {forward.model.name!r}; got {bad}. "
+                f"labels must be in [0, {classes}) for the classes of model {forward.model.name!r}; got {bad}. "
                 f"Build the model with as many classes as the data set has"
             )
 

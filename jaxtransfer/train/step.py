@@ -33,9 +33,7 @@ class TrainStep:
             )
         elif placement.devices is not None:
             rep, split = placement.replicated, placement.split
-            self._compiled = jax.jit(
-                update, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep)
-            )
+            self._compiled = jax.jit(update, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep))
         else:
             self._compiled = jax.jit(update, donate_argnums=0)
 

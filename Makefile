@@ -1,0 +1,37 @@
+# Each target makes its own virtual environment (.venv) when there is none; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help demo test test-all lint format clean
+
+help:            ## lists the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $(READY)
+
+demo: $(READY)   ## compares six ways of transfer on two real domain shifts, offline
+	$(BIN)/python -m experiments.demo
+
+test: lint       ## checks style and types, runs the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint   ## runs every test, the slow ones too
+	$(BIN)/python -m pytest
+
+lint: $(READY)   ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY) ## mends what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:           ## removes the environment and caches, never runs/
+	rm -rf $(VENV) .ruff_cache .pytest_cache build dist *.egg-info

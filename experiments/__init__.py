@@ -1,0 +1,1 @@
+"""Experiments: one file per result, with its command and what it measured."""

@@ -1,0 +1,165 @@
+"""`jaxtransfer finetune`: move what a run has learned to another data set."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+import jaxtransfer as jt
+from jaxtransfer.cli.options import Data, Training, config_of, load_pair
+from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run
+from jaxtransfer.cli.stages import split_steps, train_stages
+from jaxtransfer.errors import InputError, unknown
+
+METHODS: dict[str, Callable] = {  # where a name on the command line becomes code
+    "full": lambda make: jt.methods.full(make.model, make.optimizer, **make.loss),
+    "linear-probe": lambda make: jt.methods.linear_probe(make.model, make.optimizer, **make.loss),
+    "lp-ft": lambda make: make.lp_ft(),
+    "l2-sp": lambda make: make.anchored(),
+    "l2-sp-fisher": lambda make: make.anchored(fisher=make.fisher()),
+    "layerwise-decay": lambda make: jt.methods.discriminative(make.model, make.optimizer, **make.loss),
+    "gradual-unfreeze": lambda make: jt.methods.gradual(
+        make.model, make.optimizer, every=max(1, make.steps // (2 * len(make.model.stages))), **make.loss
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Start from the weights of a run and train on another data set.
+
+    The head starts afresh unless --keep-head says that the classes mean the same. Methods: full (all weights),
+    linear-probe (the head on frozen features), lp-ft (the one, then the other; Kumar et al. 2022), l2-sp (all weights,
+    anchored at the pretrained ones; Li et al. 2018), l2-sp-fisher (anchored by importance), layerwise-decay and
+    gradual-unfreeze (Howard & Ruder 2018).
+
+    Example: jaxtransfer finetune --from runs/source --data digits/noisy --method l2-sp --strength 0.1 --out runs/noisy
+    """
+
+    source: Annotated[Path, tyro.conf.arg(name="from")]
+    """Run directory to start from: its best checkpoint."""
+    data: Data
+    training: Training
+    method: str = "full"
+    """full, linear-probe, lp-ft, l2-sp, l2-sp-fisher, layerwise-decay or gradual-unfreeze."""
+    strength: float = 0.1
+    """Of the penalty of l2-sp and l2-sp-fisher."""
+    head_strength: float = 0.01
+    """Of the decay of a new head under l2-sp and l2-sp-fisher."""
+    keep_head: bool = False
+    """Keep the source's head: the classes are the same."""
+    resize: bool = False
+    """Bring the images to the source's shape: size, and grey or colour."""
+
+    def run(self) -> None:
+        """Trains, or resumes, or says that it is done."""
+        self.training.check()
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        source = load_run(self.source)
+        shape = tuple(source.config["image_shape"]) if self.resize else None
+        train, test = load_pair(self.data, shape, seed=self.training.seed)
+        check_fits(source, train, self.source)
+        check_fits(source, test, self.source)
+        config = config_of(
+            "finetune",
+            self.data,
+            self.training,
+            source=self.source,
+            source_step=source.step,
+            method=self.method,
+            strength=self.strength,
+            head_strength=self.head_strength,
+            keep_head=self.keep_head,
+            resize=self.resize,
+            class_names=list(train.class_names),
+            **{key: source.config[key] for key in ("model", "image_shape", "mean", "std")},
+        )
+        model = build_model(config)
+        params, state = _start(self, source, model, train)
+        make = Ingredients(self, source, model, {model.name: source.params[source.model.name]})
+        train_stages(
+            METHODS[self.method](make),
+            config,
+            self.training,
+            train,
+            test,
+            eval_model=model,
+            title=f"finetune {config['model']} on {self.data.data} by {self.method}",
+            params={model.name: params},
+            state={model.name: state},
+        )
+
+
+def _start(command: Finetune, source: Run, model: jt.Model, train: jt.data.Dataset) -> tuple[Any, Any]:
+    """Returns the weights and statistics to start from: the source's, with a fresh head unless it is kept."""
+    classes = len(source.config["class_names"])
+    if command.keep_head and classes != train.classes:
+        raise InputError(
+            f"--keep-head needs the same classes: {command.source} has {classes}, {train.name} has {train.classes}; "
+            f"leave it out to start with a new head"
+        )
+    key = jax.random.key(command.training.seed)
+    fresh = model.init(key, train.read([0])["image"])
+    reinit = () if command.keep_head else model.head
+    params = jt.transfer(source.params[source.model.name], fresh["params"], reinit=reinit).params
+    return params, source.state[source.model.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """What a method is made of."""
+
+    command: Finetune
+    source: Run
+    model: jt.Model
+    anchor: Any
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return self.command.training.steps
+
+    @property
+    def optimizer(self):
+        """The optimiser, its schedule over all steps."""
+        return self.command.training.optimizer_for(self.steps)
+
+    @property
+    def loss(self) -> dict[str, Any]:
+        """Arguments of `classification`."""
+        return {"label_smoothing": self.command.training.label_smoothing}
+
+    def lp_ft(self):
+        """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""
+        probe, rest = (self.command.training.optimizer_for(n) for n in split_steps(self.steps, [0.5, 0.5]))
+        return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
+
+    def anchored(self, fisher: Any = None):
+        """Returns the stage under L2-SP, weighted by the Fisher diagonal where one is given."""
+        return jt.methods.anchored(
+            self.model,
+            self.optimizer,
+            self.anchor,
+            fisher=fisher,
+            strength=self.command.strength,
+            head_strength=self.command.head_strength,
+            new_head=not self.command.keep_head,
+            **self.loss,
+        )
+
+    def fisher(self) -> Any:
+        """Returns the Fisher diagonal of the source's weights on (up to 2,000 of) the source's own data."""
+        config = self.source.config
+        data = jt.data.load(
+            config["data"],
+            config["split"],
+            data_dir=self.command.data.data_dir,
+            image_shape=tuple(config["image_shape"]),
+        ).take(2000)
+        batches = jt.data.eval_batches(data, min(50, len(data)))
+        objective = jt.classification(self.source.model)
+        return jt.fisher_diagonal(objective, self.source.params, self.source.state, batches)

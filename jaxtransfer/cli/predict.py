@@ -1,0 +1,67 @@
+"""`jaxtransfer predict`: the classes of image files."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from jaxtransfer.cli.runs import load_run
+from jaxtransfer.data import images
+from jaxtransfer.errors import InputError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Classify image files; prints one JSON line per image: its class, the probability and the runners-up.
+
+    Example: jaxtransfer predict runs/pets photo.jpg photos/
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory; its best checkpoint is used."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Image files, or folders of them; brought to the run's shape."""
+    top: int = 3
+    """Classes to list."""
+    batch_size: int = 64
+    """Images at a time."""
+
+    def run(self) -> None:
+        """Classifies and prints."""
+        if self.top < 1 or self.batch_size < 1:
+            raise InputError(f"--top and --batch-size must be at least 1; got {self.top} and {self.batch_size}")
+        run = load_run(self.directory)
+        names, shape = run.config["class_names"], tuple(run.config["image_shape"])
+        files = [file for path in self.images for file in _files(path)]
+
+        @jax.jit
+        def probabilities(params, state, inputs):
+            variables = {"params": params[run.model.name], **state[run.model.name]}
+            return jax.nn.softmax(run.model.apply(variables, inputs, train=False, key=None)[0]["logits"])
+
+        for begin in range(0, len(files), self.batch_size):
+            part = files[begin : begin + self.batch_size]
+            inputs = np.zeros((self.batch_size, *shape), np.uint8)
+            for row, file in enumerate(part):
+                inputs[row] = images.fit(images.read(file), shape)
+            for file, row in zip(part, np.asarray(probabilities(run.params, run.state, inputs)), strict=False):
+                order = np.argsort(-row)[: self.top]
+                listed = [{"class": names[k], "probability": round(float(row[k]), 6)} for k in order]
+                print(json.dumps({"image": str(file), **listed[0], "top": listed}))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise InputError(f"no images in {path}; expected files that end in {', '.join(_SUFFIXES)}")
+        return found
+    if not path.exists():
+        raise InputError(f"there is no image {path}")
+    return [path]

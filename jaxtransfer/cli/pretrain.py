@@ -1,0 +1,45 @@
+"""`jaxtransfer pretrain`: train a model from scratch."""
+
+import dataclasses
+
+import jaxtransfer as jt
+from jaxtransfer import models
+from jaxtransfer.cli.options import Data, Training, config_of, load_pair, statistics
+from jaxtransfer.cli.runs import build_model
+from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Train a model of the zoo from scratch, for `finetune --from` to start from.
+
+    Example: jaxtransfer pretrain --data digits/upright --model small-cnn --steps 500 --out runs/source
+    """
+
+    data: Data
+    training: Training
+    model: str = "small-cnn"
+    """A model of `jaxtransfer models`."""
+
+    def run(self) -> None:
+        """Trains, or resumes, or says that it is done."""
+        self.training.check()
+        if self.model not in models.ZOO:
+            raise unknown("model", self.model, models.ZOO)
+        train, test = load_pair(self.data, seed=self.training.seed)
+        mean, std = statistics(train)
+        config = config_of(
+            "pretrain",
+            self.data,
+            self.training,
+            model=self.model,
+            class_names=list(train.class_names),
+            image_shape=list(train.image_shape),
+            mean=mean,
+            std=std,
+        )
+        model = build_model(config)
+        optimizer = self.training.optimizer_for(self.training.steps)
+        stages = jt.methods.full(model, optimizer, label_smoothing=self.training.label_smoothing)
+        train_stages(stages, config, self.training, train, test, eval_model=model, title=f"pretrain {self.model}")

@@ -1,0 +1,78 @@
+"""Trained runs: the model that a run directory describes, with the weights that it reached."""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import jaxtransfer as jt
+from jaxtransfer import models
+from jaxtransfer.errors import InputError
+from jaxtransfer.train import checkpoints
+from jaxtransfer.train.run import read_config
+
+
+class Run(NamedTuple):
+    """A trained run.
+
+    Attributes:
+      config: its configuration.
+      model: its model, inputs normalised.
+      params: its weights, by model name.
+      state: its batch statistics, by model name.
+      step: the step they are of.
+    """
+
+    config: dict[str, Any]
+    model: jt.Model
+    params: Any
+    state: Any
+    step: int
+
+
+def build_model(config: dict[str, Any]) -> jt.Model:
+    """Returns the model of a run's configuration."""
+    model = models.create(config["model"], len(config["class_names"]))
+    return models.normalize(model, config["mean"], config["std"])
+
+
+def load_run(directory: Path) -> Run:
+    """Reads a run with its best checkpoint, or its newest where none was evaluated.
+
+    Raises:
+      InputError: where the directory is no run, or no checkpoint of it is whole.
+    """
+    config = read_config(directory)
+    if "class_names" not in config:
+        raise InputError(f"{directory} is no run of pretrain or finetune: its configuration names no classes")
+    folder, first = Path(directory) / "checkpoints", None
+    best = checkpoints.best(folder, lambda meta: meta.get("eval/accuracy"))
+    order = dict.fromkeys([*([best] if best is not None else []), *checkpoints.steps(folder)[::-1]])
+    for step in order:
+        try:
+            found = checkpoints.read(folder, step)
+        except checkpoints.DamagedCheckpointError as error:
+            first = first or error
+            warnings.warn(f"{error}; trying another one", stacklevel=2)
+            continue
+        params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
+        model = build_model(config)
+        return Run(config, model, params, {model.name: {}, **state}, found.step)
+    raise first or InputError(f"{directory} has no checkpoint yet; run its command again to train it")
+
+
+def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
+    """Raises where a data set's images are not of the shape that a run was trained on."""
+    expected = tuple(run.config["image_shape"])
+    if dataset.image_shape != expected:
+        raise InputError(
+            f"{directory} was trained on images {expected}, {dataset.name} has {dataset.image_shape}; add --resize to "
+            f"bring them to that shape"
+        )
+
+
+def device_mesh() -> jax.sharding.Mesh | None:
+    """Returns a mesh over all devices, or None where there is one."""
+    count = jax.device_count()
+    return None if count == 1 else jax.make_mesh((count,), ("data",))

@@ -1,0 +1,34 @@
+"""Data: named data sets, deterministic pipelines, exact evaluation batches."""
+
+from jaxtransfer.data import augment
+from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.evaluation import eval_batches
+from jaxtransfer.data.load import load
+from jaxtransfer.data.pipeline import Pipeline, pipeline
+from jaxtransfer.data.prefetch import prefetch_to_device
+
+__all__ = [
+    "Dataset",
+    "Pipeline",
+    "augment",
+    "available",
+    "eval_batches",
+    "load",
+    "pipeline",
+    "prefetch_to_device",
+]
+
+
+def available(data_dir=None):
+    """Lists the embedded digits and the prepared tfds data sets.
+
+    Args:
+      data_dir: the tfds folder; by default `$TFDS_DATA_DIR`, else tfds' own. Our cache is listed too.
+
+    Returns:
+      One entry per data set with name, splits, sizes, classes, image_shape, prepared and note; one that can't
+      be read says so in its note.
+    """
+    from jaxtransfer.data.catalogue import available  # tfds is imported when it is needed
+
+    return available(data_dir)

@@ -1,0 +1,230 @@
+"""A labelled image data set as random access: one example by its number."""
+
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jaxtransfer.data import images
+from jaxtransfer.data.sources import ArraySource, Source
+from jaxtransfer.errors import InputError
+
+_CHUNK = 256  # examples that one thread decodes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A random-access source of labelled images.
+
+    `dataset[i]` is `{"image": uint8 [H, W, C], "label": int}`.
+
+    Attributes:
+      name: the name it was loaded by.
+      split: its split.
+      class_names: one name per class; label k is the class `class_names[k]`.
+      image_shape: (H, W, C) of every image.
+      source: where examples come from.
+      rows: int64 [N], the examples of `source` that belong to it; None for all of them.
+      resize: whether images of other sizes are brought to `image_shape`; otherwise they are an error.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    source: Source
+    rows: np.ndarray | None = None
+    resize: bool = False
+
+    @classmethod
+    def from_arrays(cls, images, labels, *, class_names=None, name="arrays", split="all") -> "Dataset":
+        """Makes a data set of arrays in memory.
+
+        Args:
+          images: uint8 [N, H, W, C].
+          labels: integers [N].
+          class_names: one name per class; by default the numbers up to the largest label.
+          name: the name that messages show.
+          split: the split that messages show.
+
+        Returns:
+          The data set; it holds the images without a copy.
+
+        Raises:
+          InputError: for another dtype or shape, or a label outside of the classes.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise InputError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(
+                f"labels must be integers [{len(images)}], one per image, got {labels.dtype} {list(labels.shape)}"
+            )
+        if class_names is None:
+            class_names = map(str, range(int(labels.max(initial=-1)) + 1))
+        source = ArraySource(images, labels.astype(np.int32))
+        dataset = cls(name, split, tuple(class_names), images.shape[1:], source)
+        _ = dataset.labels  # checks them
+        return dataset
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 [N]; read once.
+
+        Raises:
+          InputError: names the first example whose label is outside of [0, classes).
+        """
+        labels = np.asarray(self.source.read_labels())
+        labels = labels if self.rows is None else labels[self.rows]
+        for index in np.flatnonzero((labels < 0) | (labels >= self.classes))[:1]:
+            self._check_label(int(index), int(labels[index]))
+        return labels.astype(np.int32)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded images are held as arrays."""
+        return isinstance(self.source, ArraySource)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all decoded images in bytes."""
+        return len(self) * int(np.prod(self.image_shape))
+
+    def __len__(self) -> int:
+        return len(self.source) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"example {index} of {size}")
+        index = int(index) % size
+        return self._checked(index, self.source[index if self.rows is None else int(self.rows[index])])
+
+    def read(self, indices) -> dict[str, np.ndarray]:
+        """Reads several examples.
+
+        Args:
+          indices: integers [n] in [0, N), repeats allowed.
+
+        Returns:
+          `image` uint8 [n, H, W, C] and `label` int32 [n], fresh arrays.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = indices if self.rows is None else self.rows[indices]
+        if isinstance(self.source, ArraySource):
+            return {"image": self.source.images[rows], "label": self.source.labels[rows]}
+        image = np.empty((len(indices), *self.image_shape), np.uint8)
+        label = np.empty(len(indices), np.int32)
+        for position, (index, example) in enumerate(zip(indices, self.source.many(rows), strict=True)):
+            example = self._checked(int(index), example)
+            image[position], label[position] = example["image"], example["label"]
+        return {"image": image, "label": label}
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
+        """The data set of the given examples, in the given order.
+
+        Args:
+          indices: integers [n] in [0, N), repeats allowed.
+
+        Raises:
+          InputError: for an index outside of [0, N).
+        """
+        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        for index in indices[(indices < 0) | (indices >= len(self))][:1]:
+            raise InputError(f"{self._title}: example {index} asked, it has {len(self)}, numbered from 0")
+        return replace(self, rows=indices if self.rows is None else self.rows[indices])
+
+    def take(self, n: int) -> "Dataset":
+        """The first `n` examples; all of them when there are fewer."""
+        if n < 0:
+            raise InputError(f"take needs a number of examples of at least 0, got {n}")
+        return self.select(np.arange(min(n, len(self))))
+
+    def subset(self, *, per_class: int, seed: int = 0) -> "Dataset":
+        """Chooses `per_class` examples of each class without replacement.
+
+        The choice is a function of (seed, the labels); for one seed a smaller choice lies within a larger
+        one.
+
+        Args:
+          per_class: examples per class, at least 1.
+          seed: non-negative integer.
+
+        Returns:
+          The chosen examples, in the order of the whole data set.
+
+        Raises:
+          InputError: names a class with too few examples.
+        """
+        if per_class < 1 or seed < 0:
+            raise InputError(f"subset needs per_class >= 1 and seed >= 0, got {per_class} and {seed}")
+        chosen = []
+        for label, class_name in enumerate(self.class_names):
+            members = np.flatnonzero(self.labels == label)
+            if len(members) < per_class:
+                raise InputError(
+                    f"{self._title}: class {class_name!r} has {len(members)} examples, {per_class} per class "
+                    "asked; ask for fewer"
+                )
+            chosen.append(np.random.default_rng([seed, label]).permutation(members)[:per_class])
+        return self.select(np.sort(np.concatenate(chosen)))
+
+    def decoded(self, threads: int | None = None) -> "Dataset":
+        """The same data set with decoded images and labels held in memory.
+
+        Args:
+          threads: threads that decode; by default one per processor, at most 8.
+
+        Raises:
+          InputError: names an example whose image has another shape or whose label is out of range.
+        """
+        if self.in_memory and self.rows is None:
+            return self
+        image = np.empty((len(self), *self.image_shape), np.uint8)
+        label = np.empty(len(self), np.int32)
+
+        def decode(start):
+            part = self.read(np.arange(start, min(start + _CHUNK, len(self))))
+            image[start : start + _CHUNK], label[start : start + _CHUNK] = part["image"], part["label"]
+
+        with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+            futures = [pool.submit(decode, start) for start in range(0, len(self), _CHUNK)]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return replace(self, source=ArraySource(image, label), rows=None, resize=False)
+
+    @property
+    def _title(self):
+        return f"{self.name} ({self.split})"
+
+    def _checked(self, index, example):
+        image, label = example["image"], int(example["label"])
+        self._check_label(index, label)
+        if image.shape != self.image_shape:
+            if not self.resize:
+                raise InputError(
+                    f"{self._title}: example {index} has an image of shape {image.shape}, expected "
+                    f"{self.image_shape}; pass image_shape=(height, width, channels) to resize all"
+                )
+            image = images.fit(image, self.image_shape)
+        return {**example, "image": image, "label": label}
+
+    def _check_label(self, index, label):
+        if not 0 <= label < self.classes:
+            raise InputError(
+                f"{self._title}: example {index} has label {label}, expected 0 to {self.classes - 1} "
+                f"({self.classes} classes); mend the data or take a split with labels"
+            )

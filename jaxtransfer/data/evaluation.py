@@ -1,0 +1,90 @@
+"""Batches for exact evaluation: padded, masked, each example counted once."""
+
+import numpy as np
+
+from jaxtransfer.data.augment import Rows
+from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.pipeline import augmented, held, host_rows
+from jaxtransfer.data.stream import Stream
+from jaxtransfer.errors import InputError
+
+_EVALUATE = 2  # first word of a seed, beside those of the training pipeline
+
+
+def eval_batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shard: tuple[int, int] | None = None,
+    augment=None,
+    threads: int = 2,
+    prefetch: int = 4,
+    cache: str | None = "auto",
+) -> "EvalBatches":
+    """Makes batches in which every example counts exactly once and all shapes are the same.
+
+    The last batch is filled with zero images whose mask is 0. Every host gets the same number of batches.
+
+    Args:
+      dataset: the examples, in their order.
+      batch_size: examples of the global batch, over all hosts.
+      shard: (index, count) of this host; by default JAX's process index and count.
+      augment: a transform such as `normalize`; drawn the same each time.
+      threads: threads that make batches; 0 makes each when it is asked for.
+      prefetch: batches made ahead.
+      cache: as in `pipeline`, without "device".
+
+    Returns:
+      A collection with a length that can be iterated again and again. Batches are `image` uint8 [b, H, W, C],
+      `label` int32 [b] and `mask` float32 [b], 1 for an example and 0 for padding, b = batch_size / count.
+
+    Raises:
+      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts.
+    """
+    rows = host_rows(batch_size, shard)
+    if not len(dataset):
+        raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to evaluate on")
+    if threads < 0 or prefetch < 1:
+        raise InputError(f"needs threads >= 0 and prefetch >= 1, got {threads} and {prefetch}")
+    if cache == "device":
+        raise InputError('eval_batches has no cache="device"; leave it out')
+    return EvalBatches(held(dataset, cache), rows, augment, threads, prefetch)
+
+
+class EvalBatches:
+    """Padded batches; made by `eval_batches`.
+
+    Attributes:
+      dataset: the examples, decoded when they are cached.
+      batch_size: examples of the global batch.
+    """
+
+    def __init__(self, dataset, rows, augment, threads, prefetch):
+        self.dataset, self.batch_size = dataset, rows.total
+        self._rows, self._augment, self._threads, self._prefetch = rows, augment, threads, prefetch
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Stream:
+        return Stream(self.batch, 0, len(self), self._threads, self._prefetch)
+
+    def batch(self, i: int) -> dict[str, np.ndarray]:
+        """This host's part of batch `i`, with its mask."""
+        rng = np.random.default_rng([_EVALUATE, 0, i])
+        return augmented(self._augment, lambda rows: self._read(i, rows), rng, self._rows)
+
+    def _read(self, i: int, rows: Rows):
+        size = rows.stop - rows.start
+        first = i * rows.total + rows.start
+        examples = np.arange(min(first, len(self.dataset)), min(first + size, len(self.dataset)))
+        batch = self.dataset.read(examples)
+        mask = np.zeros(size, np.float32)
+        mask[: len(examples)] = 1
+        missing = size - len(examples)
+        if missing:
+            batch = {
+                key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
+                for key, value in batch.items()
+            }
+        return {**batch, "mask": mask}

@@ -1,0 +1,148 @@
+"""Names become data sets: the embedded digits, folders of image files, and all that tfds can name."""
+
+import importlib.util
+
+import numpy as np
+
+from jaxtransfer.data import cache, folder, images, prepared
+from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.quiet import quiet_tfds
+from jaxtransfer.errors import InputError, unknown
+
+
+def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
+    """Loads a split of a data set.
+
+    Args:
+      name: "digits/upright" (also rotated, inverted, noisy; ours, without a network), "folder:PATH" (image
+        files in class folders), or a name of tfds: "cifar10", "omniglot:3.0.0", or whatever lies prepared in
+        the folder.
+      split: "train", "test", ...; slices as in tfds: "train[:100]", "train[10%:]".
+      data_dir: folder of the prepared tfds data sets; by default `$TFDS_DATA_DIR`, else tfds' own. What we
+        prepare goes to our cache instead.
+      image_shape: (H, W, C) to which all images are resized and converted between grey and RGB, so that a
+        model of one data set takes the images of another.
+
+    Returns:
+      The data set: `image` uint8 [H, W, C] and `label` int per example.
+
+    Raises:
+      InputError: for an unknown name or split, unusable features, or a data set that can't be prepared here.
+
+    Example:
+      >>> source = load("digits/upright", "train")
+      >>> source[0]["image"].shape, source.classes
+      ((8, 8, 1), 10)
+    """
+    if name.startswith("folder:"):
+        return folder.load_folder(name.removeprefix("folder:"), split, image_shape)
+    if name.partition("/")[0].partition(":")[0] == "digits":
+        return _load_digits(name, split, image_shape)
+    for root in cache.data_dirs(data_dir):
+        if found := prepared.find(name, root):
+            return _open(_folder_builder(name, found), name, split, image_shape)
+    with quiet_tfds():
+        builder = _catalogue_builder(name, data_dir)
+        if not builder.is_prepared() or not _random_access(builder):
+            builder = _prepare(name, builder, data_dir)
+        return _open(builder, name, split, image_shape)
+
+
+def known_names(data_dir=None) -> list[str]:
+    """The names that load without preparing anything by TensorFlow."""
+    from jaxtransfer.data import digits
+
+    found = {name for root in cache.data_dirs(data_dir) for name in prepared.prepared_sets(root)}
+    return sorted(found | {f"digits/{config}" for config in digits.CONFIGS})
+
+
+def _load_digits(name, split, image_shape):
+    from jaxtransfer.data import digits
+
+    base, _, version = name.partition(":")
+    config = base.partition("/")[2]
+    if config not in digits.CONFIGS or version not in ("", digits.VERSION):
+        raise unknown("data set", name, [f"digits/{config}" for config in digits.CONFIGS])
+    prepared.check_split(name, split, digits.SPLITS)
+    path = digits.prepare(config)
+    return prepared.open_builder(_folder_builder(name, path), name, split, image_shape)
+
+
+def _folder_builder(name, path):
+    """The tfds builder of prepared files, whether or not a catalogue knows them."""
+    with quiet_tfds() as tfds:
+        try:
+            return tfds.builder_from_directory(path)
+        except Exception as error:  # whatever damaged metadata makes tfds raise
+            raise InputError(f"cannot read {name} in {path}: {_reason(error)}; prepare it anew or remove it") from error
+
+
+def _reason(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _catalogue_builder(name, data_dir):
+    """The tfds builder of a name that is not prepared in the usual place."""
+    with quiet_tfds() as tfds:
+        from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+        try:
+            return tfds.builder(name, data_dir=cache.data_dirs(data_dir)[0])
+        except DatasetNotFoundError:
+            raise unknown("data set", name, known_names(data_dir)) from None
+        except Exception as error:  # a wrong config or version, a builder that needs another package
+            raise InputError(
+                f"tfds cannot make {name!r}: {_reason(error)}; known here: {', '.join(known_names(data_dir))}"
+            ) from error
+
+
+def _random_access(builder):
+    form = builder.info.file_format
+    return form is not None and form.value in ("array_record", "parquet")
+
+
+def _prepare(name, builder, data_dir):
+    """Downloads into our cache, unless the set lies there in a form that only TensorFlow reads."""
+    present = builder.is_prepared()
+    if importlib.util.find_spec("tensorflow") is None:
+        state = f"is not in array_record form in {builder.data_dir}" if present else "is not prepared"
+        raise InputError(
+            f"{name} {state}, which needs TensorFlow: pip install 'jaxtransfer[tensorflow]', or point "
+            f"TFDS_DATA_DIR to a folder that has it in array_record form; known here: "
+            f"{', '.join(known_names(data_dir))}"
+        )
+    if present:
+        return builder
+    with quiet_tfds() as tfds:
+        target = cache.cache_dir() / "tfds"
+        try:
+            builder = tfds.builder(name, data_dir=target, file_format="array_record")
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:  # network, disk, manual downloads
+            raise InputError(f"cannot prepare {name} in {target}: {_reason(error)}") from error
+    return builder
+
+
+def _open(builder, name, split, image_shape):
+    if _random_access(builder):
+        return prepared.open_builder(builder, name, split, image_shape)
+    if importlib.util.find_spec("tensorflow") is None:
+        _prepare(name, builder, None)  # raises with the remedy
+    return _read_sequential(builder, name, split, image_shape)
+
+
+def _read_sequential(builder, name, split, image_shape):
+    """Reads a split without random access, such as TFRecord, into memory; needs TensorFlow."""
+    shape, class_names = prepared.image_and_classes(name, builder.info.features)
+    prepared.check_split(name, split, builder.info.splits)
+    if image_shape is not None:
+        shape = images.check_shape(image_shape)
+    elif None in shape:
+        raise InputError(f"{name} has images of varying size; pass image_shape=(height, width, channels)")
+    with quiet_tfds() as tfds:
+        examples = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
+    if not examples:
+        raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
+    image = np.stack([images.fit(np.asarray(example["image"]), shape) for example in examples])
+    label = np.array([example["label"] for example in examples])
+    return Dataset.from_arrays(image, label, class_names=class_names, name=name, split=split)

@@ -1,0 +1,202 @@
+"""The training pipeline: batch i is a pure function of (seed, i)."""
+
+import functools
+
+import numpy as np
+
+from jaxtransfer.data.augment import Rows
+from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.stream import ENDLESS, Stream
+from jaxtransfer.errors import InputError, unknown
+
+_MEMORY_LIMIT = 2 * 2**30  # bytes; larger data sets are read from their files each time
+_ORDER, _AUGMENT = 0, 1  # first word of a seed: what the numbers are for
+
+
+def pipeline(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    augment=None,
+    shuffle: bool = True,
+    threads: int = 2,
+    prefetch: int = 4,
+    shard: tuple[int, int] | None = None,
+    cache: str | None = "auto",
+) -> "Pipeline":
+    """Makes an endless, deterministic stream of training batches.
+
+    Example j of the stream is row `permutation(seed, j // N)[j % N]` of the data set, and batch i holds the
+    examples i B to (i + 1) B - 1: every epoch has each example once, and a batch may end one epoch and begin
+    the next. Augmentation is seeded by (seed, i). The position is the number of the next batch, which is the
+    training step.
+
+    Args:
+      dataset: the examples.
+      batch_size: examples of the global batch, over all hosts; it may exceed the data set.
+      seed: non-negative integer.
+      augment: a transform from `jaxtransfer.data.augment`, or `(batch, rng) -> batch`.
+      shuffle: whether epochs are permuted; otherwise the order of the data set.
+      threads: threads that make batches; 0 makes each when it is asked for.
+      prefetch: batches made ahead.
+      shard: (index, count) of this host; by default JAX's process index and count. It gets the contiguous
+        rows index B / count to (index + 1) B / count - 1 of each global batch.
+      cache: "memory" decodes all images once and holds them; "device" holds them on the accelerator and
+        gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB.
+
+    Returns:
+      The pipeline. Batches are `image` uint8 [b, H, W, C] and `label` int32 [b] unless `augment` changes
+      them, b = B / count.
+
+    Raises:
+      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, unusable options.
+
+    Example:
+      >>> batches = pipeline(load("digits/upright", "train"), 128, seed=0).iterate(start=0)
+      >>> next(batches)["image"].shape
+      (128, 8, 8, 1)
+    """
+    rows = host_rows(batch_size, shard)
+    if not len(dataset):
+        raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to train on")
+    if seed < 0 or threads < 0 or prefetch < 1:
+        raise InputError(f"needs seed >= 0, threads >= 0, prefetch >= 1, got {seed}, {threads}, {prefetch}")
+    if cache == "device":
+        if augment is not None:
+            raise InputError('cache="device" gathers batches on the device, augment works on the host; drop one')
+        threads = 0
+    return Pipeline(held(dataset, cache), rows, seed, augment, shuffle, threads, prefetch, cache == "device")
+
+
+class Pipeline:
+    """Batches by their number; made by `pipeline`.
+
+    Attributes:
+      dataset: the examples, decoded when they are cached.
+      batch_size: examples of the global batch B.
+      steps_per_epoch: batches until each example was seen once, N / B rounded up.
+    """
+
+    def __init__(self, dataset, rows, seed, augment, shuffle, threads, prefetch, on_device):
+        self.dataset = dataset
+        self.batch_size = rows.total
+        self.steps_per_epoch = -(-len(dataset) // rows.total)
+        self._rows, self._seed, self._augment, self._shuffle = rows, seed, augment, shuffle
+        self._threads, self._prefetch = threads, prefetch
+        self._order = functools.lru_cache(maxsize=4)(self._permutation)
+        self._gather = _device_gather(dataset) if on_device else None
+
+    def batch(self, i: int) -> dict[str, np.ndarray]:
+        """This host's part of batch `i`.
+
+        Args:
+          i: number of the batch, at least 0.
+
+        Returns:
+          `image` [b, H, W, C] and `label`, in NumPy, or on the device with `cache="device"`.
+        """
+        if i < 0:
+            raise InputError(f"batches are numbered from 0, got {i}")
+        i = int(i)
+        if self._gather is not None:
+            return self._gather(self._examples(i, self._rows))
+        rng = np.random.default_rng([_AUGMENT, self._seed, i])
+        return augmented(self._augment, lambda rows: self.dataset.read(self._examples(i, rows)), rng, self._rows)
+
+    def iterate(self, start: int = 0) -> Stream:
+        """An endless iterator over the batches from number `start` on.
+
+        Args:
+          start: the position, which is the step to resume at.
+
+        Returns:
+          The iterator, with `position`, `get_state`, `set_state` and `close`; its threads end when it is
+          dropped.
+        """
+        return Stream(self.batch, start, ENDLESS, self._threads, self._prefetch)
+
+    def _examples(self, i, rows):
+        """Numbers of the examples in rows `start` to `stop` of batch i."""
+        stream = np.arange(i * rows.total + rows.start, i * rows.total + rows.stop)
+        epochs, places = np.divmod(stream, len(self.dataset))
+        if not self._shuffle:
+            return places
+        examples = np.empty(len(stream), np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            examples[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
+        return examples
+
+    def _permutation(self, epoch):
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset))
+
+
+def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
+    """The rows of a global batch that belong to a host.
+
+    Args:
+      batch_size: examples of the global batch.
+      shard: (index, count) of the host; None asks JAX.
+
+    Returns:
+      A contiguous block of batch_size / count rows.
+
+    Raises:
+      InputError: for a batch size below 1 or not divisible by count, or an index outside of [0, count).
+    """
+    if shard is None:
+        import jax
+
+        shard = jax.process_index(), jax.process_count()
+    index, count = shard
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if count < 1 or not 0 <= index < count:
+        raise InputError(f"shard must be (index, count) with 0 <= index < count, got {shard}")
+    if batch_size % count:
+        raise InputError(f"batch_size {batch_size} does not divide by the {count} hosts; take a multiple of {count}")
+    size = batch_size // count
+    return Rows(index * size, (index + 1) * size, batch_size)
+
+
+def held(dataset: Dataset, cache: str | None) -> Dataset:
+    """The data set as the option `cache` wants it: decoded in memory or as it is."""
+    if cache not in ("auto", "memory", "device", None):
+        raise unknown("cache", str(cache), ["auto", "memory", "device", "None"])
+    if cache is None or dataset.in_memory or (cache == "auto" and dataset.nbytes >= _MEMORY_LIMIT):
+        return dataset
+    return dataset.decoded()
+
+
+def augmented(augment, read, rng, rows):
+    """The given rows of a global batch, augmented.
+
+    Args:
+      augment: a transform or None.
+      read: `Rows -> batch`.
+      rng: the batch's random numbers.
+      rows: the wanted rows.
+    """
+    if augment is None:
+        return read(rows)
+    whole = Rows(0, rows.total, rows.total)
+    if rows == whole:
+        return augment(read(rows), rng)
+    if getattr(augment, "per_example", False):
+        return augment(read(rows), rng, rows)
+    batch = augment(read(whole), rng)  # examples meet: each host makes the global batch and keeps its part
+    return {key: value[rows.start : rows.stop] for key, value in batch.items()}
+
+
+def _device_gather(dataset):
+    import jax
+    import jax.numpy as jnp
+
+    arrays = dataset.decoded()
+    held = jax.device_put({"image": arrays.source.images, "label": arrays.source.labels})
+
+    @jax.jit
+    def gather(held, examples):
+        return jax.tree.map(lambda array: jnp.take(array, examples, axis=0), held)
+
+    return lambda examples: gather(held, examples.astype(np.int32))

@@ -1,0 +1,49 @@
+"""Where examples come from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Where examples come from: read by number, all labels at once without decoding images."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The example: `image` uint8 [H, W, C] and `label` int."""
+        ...
+
+    def many(self, indices: np.ndarray) -> Iterable[dict[str, Any]]:
+        """The examples of several numbers, in their order."""
+        ...
+
+    def read_labels(self) -> np.ndarray:
+        """All labels, integers [N]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Examples held in memory: `images` uint8 [N, H, W, C] and `labels` int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def many(self, indices):
+        """The examples of several numbers."""
+        return (self[index] for index in indices)
+
+    def read_labels(self):
+        """All labels, int32 [N]."""
+        return self.labels

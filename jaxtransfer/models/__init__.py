@@ -1,0 +1,32 @@
+"""Networks as models: constructors, the Linen adapter, preprocessing, and the table of names."""
+
+from jaxtransfer.models.cifar_resnet import cifar_resnet as cifar_resnet
+from jaxtransfer.models.cifar_resnet import resnet20 as resnet20
+from jaxtransfer.models.cifar_resnet import resnet32 as resnet32
+from jaxtransfer.models.cifar_resnet import resnet44 as resnet44
+from jaxtransfer.models.cifar_resnet import resnet56 as resnet56
+from jaxtransfer.models.cifar_resnet import resnet110 as resnet110
+from jaxtransfer.models.conv4 import conv4 as conv4
+from jaxtransfer.models.linen import linen as linen
+from jaxtransfer.models.mlp import mlp as mlp
+from jaxtransfer.models.preprocess import normalize as normalize
+from jaxtransfer.models.resnet import resnet as resnet
+from jaxtransfer.models.resnet import resnet18 as resnet18
+from jaxtransfer.models.resnet import resnet34 as resnet34
+from jaxtransfer.models.resnet import resnet50 as resnet50
+from jaxtransfer.models.resnet import resnet101 as resnet101
+from jaxtransfer.models.small_cnn import small_cnn as small_cnn
+from jaxtransfer.models.vgg import vgg as vgg
+from jaxtransfer.models.vgg import vgg11 as vgg11
+from jaxtransfer.models.vgg import vgg13 as vgg13
+from jaxtransfer.models.vgg import vgg16 as vgg16
+from jaxtransfer.models.vgg import vgg19 as vgg19
+from jaxtransfer.models.vit import vit as vit
+from jaxtransfer.models.vit import vit_b as vit_b
+from jaxtransfer.models.vit import vit_s as vit_s
+from jaxtransfer.models.vit import vit_ti as vit_ti
+from jaxtransfer.models.wide_resnet import wide_resnet as wide_resnet
+from jaxtransfer.models.zoo import ZOO as ZOO
+from jaxtransfer.models.zoo import Entry as Entry
+from jaxtransfer.models.zoo import count_parameters as count_parameters
+from jaxtransfer.models.zoo import create as create

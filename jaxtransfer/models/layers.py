@@ -1,0 +1,108 @@
+"""What the networks share: layers of one precision, pooling, and the checks of an image batch."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one forward pass, so that precision and mode are said once.
+
+    Convolutions pad by half their size on each side, as PyTorch does, so that its weights give its outputs.
+
+    Attributes:
+      train: whether batch norm uses (and updates) the statistics of the batch, and dropout drops.
+      dtype: type of the computation; None infers it from inputs and parameters.
+      param_dtype: type of the parameters.
+      axis: name of the device axis over which batch norm averages, or None.
+    """
+
+    train: bool
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    axis: str | None = None
+
+    def conv(self, filters: int, size: int = 3, *, stride: int = 1, bias: bool = False, name: str) -> nn.Conv:
+        """Returns a convolution with He-normal (fan out) weights (He et al. 2015, arXiv 1502.01852)."""
+        pad = (size // 2, size // 2)
+        return nn.Conv(
+            filters,
+            (size, size),
+            strides=(stride, stride),
+            padding=(pad, pad),
+            use_bias=bias,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    def norm(self, name: str) -> nn.BatchNorm:
+        """Returns batch norm with momentum 0.9 and epsilon 1e-5 (Ioffe, Szegedy 2015, arXiv 1502.03167)."""
+        return nn.BatchNorm(
+            use_running_average=not self.train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            axis_name=self.axis,
+            name=name,
+        )
+
+    def dense(self, features: int, name: str) -> nn.Dense:
+        """Returns a linear layer."""
+        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def dropout(self, rate: float) -> nn.Dropout:
+        """Returns dropout, which drops only when training."""
+        return nn.Dropout(rate, deterministic=not self.train)
+
+    def logits(self, features, classes: int):
+        """Returns the output [B, C] of the linear layer `head` on `features` [B, D], in at least float32."""
+        dtype = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
+        logits = nn.Dense(classes, dtype=dtype, param_dtype=self.param_dtype, name="head")(features)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def check_images(x) -> None:
+    """Raises InputError unless `x` is a batch of images [B, H, W, C] with at least one pixel."""
+    if jnp.ndim(x) != 4 or min(jnp.shape(x)[1:]) < 1:
+        raise InputError(f"expected a batch of images of shape [B, H, W, C]; got shape {jnp.shape(x)}")
+
+
+def max_pool(x, window: int):
+    """Returns the maximum of each `window` × `window` tile of `x` [B, H, W, C]; remainders are dropped.
+
+    Equals max pooling with stride = window and padding "VALID". It is a reshape and a maximum, not a
+    reduce_window: its derivatives of any order are fast, and pixels that tie share the gradient.
+    """
+    return _tiles(x, window).max((2, 4))
+
+
+def avg_pool(x, window: int):
+    """Returns the mean of each `window` × `window` tile of `x` [B, H, W, C]; remainders are dropped."""
+    return _tiles(x, window).mean((2, 4))
+
+
+def halve(x):
+    """Returns `x` [B, H, W, C] after 2 × 2 max pooling, or `x` itself where a side of the map is 1."""
+    return max_pool(x, 2) if min(x.shape[1:3]) >= 2 else x
+
+
+def global_avg_pool(x):
+    """Returns the mean [B, C] over the positions of `x` [B, H, W, C]."""
+    return x.mean((1, 2))
+
+
+def _tiles(x, window: int):
+    batch, height, width, channels = x.shape
+    rows, columns = height // window, width // window
+    x = x[:, : rows * window, : columns * window]
+    return x.reshape(batch, rows, window, columns, window, channels)

@@ -1,0 +1,100 @@
+"""The adapter from Flax Linen modules to models."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+
+
+def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = ()) -> Model:
+    """Returns the model of a Flax Linen module.
+
+    The module's `__call__(inputs, *, train)` returns a dict of named arrays; `train` may be left out where
+    it has no meaning, and a bare array stands for the logits. Dropout draws from the stream "dropout". Under
+    `pmap` the module is cloned with its field `axis` set to the name of the device axis, to hand on to
+    `nn.BatchNorm(axis_name=axis)`; a module with batch statistics needs that field there.
+
+    Args:
+      module: the module; it holds no weights.
+      name: key of the model's weights in params and state.
+      stages: path patterns from the input to the head that partition the parameters.
+
+    Returns:
+      The model. Its `init` runs no forward pass and takes arrays or their shapes (`jax.ShapeDtypeStruct`),
+      except for a module that initialises from data. Its `apply` raises InputError for inputs that don't
+      fit the weights, and keeps the structure and the types of the state.
+    """
+    mode = "train" in inspect.signature(type(module).__call__).parameters
+    fields = {field.name for field in dataclasses.fields(module)}
+
+    def arguments(train) -> dict[str, Any]:
+        return {"train": train} if mode else {}
+
+    def over(axis, variables, train):
+        if axis is None or "axis" in fields:
+            return module if axis is None else module.clone(axis=axis)
+        if train and "batch_stats" in variables:
+            raise InputError(
+                f"model {name!r} has batch statistics, and its module {type(module).__name__} has no field "
+                "`axis`: add `axis: str | None = None` and pass it to nn.BatchNorm(axis_name=self.axis)"
+            )
+        return module
+
+    def init(key, inputs):
+        keys = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda x: x, inputs))
+        with _one_line_errors(name, inputs):
+            try:
+                return module.lazy_init(keys, shapes, **arguments(False))
+            except flax.errors.LazyInitError:
+                return module.init(keys, inputs, **arguments(False))
+
+    def apply(variables, inputs, *, train, key, axis=None):
+        state = {k: v for k, v in variables.items() if k != "params"}
+        with _one_line_errors(name, inputs):
+            outputs, new = over(axis, variables, train).apply(
+                variables,
+                inputs,
+                **arguments(train),
+                mutable=list(state) if train else [],
+                rngs={} if key is None else {"dropout": key},
+            )
+        outputs = outputs if isinstance(outputs, Mapping) else {"logits": outputs}
+        return outputs, _like(state, new) if train else state
+
+    return Model(init, apply, name, tuple(stages))
+
+
+def _like(state, new):
+    """Returns the values of `new` with the structure and the types of `state`."""
+    old, structure = jax.tree.flatten(state)
+    leaves = [jnp.asarray(n, o.dtype) for n, o in zip(jax.tree.leaves(new), old, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name, inputs):
+    try:
+        yield
+    except flax.errors.ScopeParamShapeError as error:
+        shapes = jax.tree.map(jnp.shape, inputs)
+        reason = str(error).split(" (http")[0]
+        raise InputError(f"inputs of shape {shapes} don't fit the weights of model {name!r}: {reason}") from None
+    except (
+        flax.errors.ScopeParamNotFoundError,
+        flax.errors.ScopeCollectionNotFound,
+        flax.errors.ScopeVariableNotFoundError,
+    ) as error:
+        reason = str(error).split(" (http")[0]
+        raise InputError(f"the variables are not those of model {name!r}: {reason}") from None
+    except flax.errors.InvalidRngError:
+        raise InputError(f"model {name!r} draws (dropout) when training: pass a key; got key=None") from None

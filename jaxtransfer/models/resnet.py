@@ -1,0 +1,146 @@
+"""Residual nets for ImageNet: ResNet-18, 34, 50 and 101, also with a stem for small images."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.models.layers import Layers, check_images, global_avg_pool
+from jaxtransfer.models.linen import linen
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, or a bottleneck 1×1, 3×3, 1×1 with the stride on the 3×3 ("v1.5").
+
+    The shortcut is a strided 1×1 convolution with batch norm where the shape changes.
+    """
+
+    filters: int
+    stride: int
+    bottleneck: bool
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the block's maps [B, H / stride, W / stride, filters (times 4 in a bottleneck)]."""
+        n, s = self.filters, self.stride
+        plan = [(n, 1, 1), (n, 3, s), (4 * n, 1, 1)] if self.bottleneck else [(n, 3, s), (n, 3, 1)]
+        y = x
+        for i, (filters, size, stride) in enumerate(plan, 1):
+            y = self.layers.conv(filters, size, stride=stride, name=f"conv{i}")(y)
+            y = self.layers.norm(f"norm{i}")(y)
+            y = nn.relu(y) if i < len(plan) else y
+        if s != 1 or x.shape[-1] != y.shape[-1]:
+            x = self.layers.conv(y.shape[-1], 1, stride=s, name="shortcut_conv")(x)
+            x = self.layers.norm("shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Four stages of residual blocks with 64, 128, 256 and 512 filters (times 4 behind bottlenecks)."""
+
+    depth: int
+    classes: int
+    small_images: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        """Returns the outputs for `x` [B, H, W, C]: `stem`, `stage1` ... `stage4`, features and logits."""
+        check_images(x)
+        layers = Layers(train, self.dtype, self.param_dtype, self.axis)
+        size, stride = (3, 1) if self.small_images else (7, 2)
+        x = layers.conv(64, size, stride=stride, name="stem_conv")(x)
+        x = nn.relu(layers.norm("stem_norm")(x))
+        if not self.small_images:
+            padding: Any = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+        outputs = {"stem": x}
+        for stage, blocks in enumerate(BLOCKS[self.depth], 1):
+            for i in range(1, blocks + 1):
+                stride = 2 if stage > 1 and i == 1 else 1
+                name = f"stage{stage}_block{i}"
+                x = ResidualBlock(32 * 2**stage, stride, self.depth >= 50, layers, name=name)(x)
+            outputs[f"stage{stage}"] = x
+        features = global_avg_pool(x)
+        return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
+
+
+def resnet(
+    depth: int,
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns a residual net (He et al. 2016, arXiv 1512.03385), bottlenecks as in torchvision ("v1.5").
+
+    Args:
+      depth: number of layers, 18, 34, 50 or 101.
+      classes: number of outputs.
+      small_images: for images of about 32×32 the stem is a 3×3 convolution of stride 1; otherwise it is a
+        7×7 convolution of stride 2 and a 3×3 max pooling of stride 2.
+      name: key of the model's weights.
+      dtype: type of the computation; None infers it.
+      param_dtype: type of the parameters.
+    """
+    if depth not in BLOCKS:
+        raise InputError(f"expected a depth of {', '.join(map(str, BLOCKS))} layers; got {depth}")
+    module = ResNet(depth, classes, small_images, dtype=dtype, param_dtype=param_dtype)
+    return linen(module, name=name, stages=("stem_.*", *(f"stage{i}_.*" for i in range(1, 5)), "head"))
+
+
+def resnet18(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-18, 11.7 million parameters at 1000 classes; see `resnet`."""
+    return resnet(18, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def resnet34(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-34, 21.8 million parameters at 1000 classes; see `resnet`."""
+    return resnet(34, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def resnet50(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-50, 25.6 million parameters at 1000 classes; see `resnet`."""
+    return resnet(50, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def resnet101(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-101, 44.5 million parameters at 1000 classes; see `resnet`."""
+    return resnet(101, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)

@@ -1,0 +1,95 @@
+"""The table from names to models, for the command line."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import unknown
+from jaxtransfer.model import Model
+from jaxtransfer.models.cifar_resnet import cifar_resnet
+from jaxtransfer.models.conv4 import conv4
+from jaxtransfer.models.mlp import mlp
+from jaxtransfer.models.resnet import resnet
+from jaxtransfer.models.small_cnn import small_cnn
+from jaxtransfer.models.vgg import vgg
+from jaxtransfer.models.vit import vit_b, vit_s, vit_ti
+from jaxtransfer.models.wide_resnet import wide_resnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+      build: `build(classes, *, name="model", dtype=None) -> Model`.
+      summary: what it is, in a line.
+      image: shape (H, W, C) of the images that it was made for; nets that end in a mean take others too.
+    """
+
+    build: Callable[..., Model]
+    summary: str
+    image: tuple[int, int, int]
+
+
+def _table() -> dict[str, Entry]:
+    bind = functools.partial
+    digits, omniglot, small, large = (8, 8, 1), (28, 28, 1), (32, 32, 3), (224, 224, 3)
+    table = {
+        "mlp": Entry(mlp, "perceptron with two hidden layers of 256 units", digits),
+        "linear": Entry(bind(mlp, hidden=()), "linear classifier", digits),
+        "small-cnn": Entry(small_cnn, "three convolutions with batch norm, fast on a CPU", digits),
+        "conv4": Entry(conv4, "few-shot backbone, 64 filters", omniglot),
+        "conv4-strided": Entry(bind(conv4, pooling=False), "few-shot backbone, strides for pooling", omniglot),
+        "conv4-32": Entry(bind(conv4, width=32), "few-shot backbone of miniImageNet, 32 filters", (84, 84, 3)),
+    }
+    for d in (20, 32, 44, 56, 110):
+        table[f"resnet{d}"] = Entry(bind(cifar_resnet, d), f"CIFAR ResNet-{d}", small)
+        build = bind(cifar_resnet, d, preactivation=True)
+        table[f"preact-resnet{d}"] = Entry(build, f"pre-activation CIFAR ResNet-{d}", small)
+    for d in (18, 34, 50, 101):
+        table[f"resnet{d}"] = Entry(bind(resnet, d, small_images=True), f"ResNet-{d}, 32×32 stem", small)
+        table[f"resnet{d}-imagenet"] = Entry(bind(resnet, d), f"ResNet-{d}, ImageNet stem", large)
+    for d in (11, 13, 16, 19):
+        for suffix, norm in (("", False), ("-bn", True)):
+            build = bind(vgg, d, batch_norm=norm)
+            summary = f"VGG-{d}{' with batch norm' if norm else ''}"
+            table[f"vgg{d}{suffix}"] = Entry(bind(build, small_images=True), f"{summary}, 32×32 head", small)
+            table[f"vgg{d}{suffix}-imagenet"] = Entry(build, f"{summary}, 224×224 head", large)
+    for d, k in ((16, 2), (16, 4), (28, 2), (28, 10), (40, 2)):
+        table[f"wrn-{d}-{k}"] = Entry(bind(wide_resnet, d, k), f"wide ResNet of {d} layers, {k} times", small)
+    for size, build in (("ti", vit_ti), ("s", vit_s), ("b", vit_b)):
+        for patch, image in ((4, small), (16, large)):
+            summary = f"vision transformer {size.capitalize()}, {patch}×{patch} patches"
+            table[f"vit-{size}-{patch}"] = Entry(bind(build, patch=patch), summary, image)
+    return table
+
+
+ZOO: dict[str, Entry] = _table()
+
+
+def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None) -> Model:
+    """Returns a new model of the zoo.
+
+    Args:
+      name: a key of `ZOO`, such as "resnet20".
+      classes: number of outputs.
+      name_in_params: key of the model's weights.
+      dtype: type of the computation; None infers it.
+
+    Raises:
+      InputError: for an unknown name; the message lists the known ones and the closest.
+    """
+    if name not in ZOO:
+        raise unknown("model", name, ZOO)
+    return ZOO[name].build(classes, name=name_in_params, dtype=dtype)
+
+
+def count_parameters(model: Model, image_shape: tuple[int, ...]) -> int:
+    """Returns the number of trainable parameters for inputs of shape [1, *image_shape], allocating none."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,102 @@
+"""What a run came to, for people: learning curves as a picture and a page of numbers."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtransfer.train.loggers import read_jsonl
+from jaxtransfer.train.run import write_atomically
+
+
+def write_report(directory: str | Path, title: str, facts: Mapping[str, Any]) -> Path:
+    """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
+
+    Args:
+      directory: the run directory.
+      title: the heading.
+      facts: rows of the first table, such as the configuration.
+
+    Returns:
+      The path of the report.
+    """
+    directory = Path(directory)
+    history = read_jsonl(directory / "metrics.jsonl")
+    curves = _curves(history)
+    lines = [f"# {title}", "", *table(("", ""), [(key, value) for key, value in facts.items()])]
+    if evals := [record for record in history if any(name.startswith("eval/") for name in record)]:
+        last = evals[-1]
+        lines += ["", f"## Evaluation after {last['step']} steps", ""]
+        lines += table(("metric", "value"), [(k.removeprefix("eval/"), v) for k, v in last.items() if k != "step"])
+    if timing := read_jsonl(directory / "timing.jsonl"):
+        names = {"seconds": "seconds", "compile_seconds": "of it compiling", "examples_per_second": "examples/s"}
+        rows = [(label, timing[-1][name]) for name, label in names.items()]
+        rows.append(("waiting for data", f"{100 * timing[-1]['data_wait_fraction']:.2f} %"))
+        lines += ["", "## Time (since the last start)", "", *table(("", ""), rows)]
+    if curves:
+        plot_curves(curves, directory / "curves.png")
+        lines += ["", "## Learning curves", "", "![learning curves](curves.png)"]
+    write_atomically(directory / "report.md", "\n".join(lines) + "\n")
+    return directory / "report.md"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Returns the lines of a Markdown table; floats with four significant digits."""
+
+    def cell(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{' --- |' * len(header)}",
+        *(f"| {' | '.join(map(cell, row))} |" for row in rows),
+    ]
+
+
+def plot_curves(curves: Mapping[str, Mapping[str, tuple[list, list]]], path: Path) -> None:
+    """Draws one panel per metric, with the curves of training and evaluation against the step.
+
+    Args:
+      curves: by metric, by name of the curve: the steps and the values.
+      path: of the PNG; replaced atomically.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (metric, series) in zip(axes, curves.items(), strict=False):
+        for name, (steps, values) in series.items():
+            axis.plot(steps, values, label=name, marker="." if len(steps) < 30 else None, linewidth=1.4)
+        axis.set(title=metric, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Saves a matplotlib figure as PNG, replacing an older one atomically."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _curves(history: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list, list]]]:
+    curves: dict[str, dict[str, tuple[list, list]]] = {}
+    for record in history:
+        for name, value in record.items():
+            if name != "step":
+                side, metric = name.split("/", 1)
+                steps, values = curves.setdefault(metric, {}).setdefault(side, ([], []))
+                steps.append(record["step"])
+                values.append(value)
+    return dict(sorted(curves.items(), key=lambda item: (item[0] not in ("loss", "accuracy"), item[0])))

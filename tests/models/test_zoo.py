@@ -1,0 +1,163 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxtransfer import models
+from jaxtransfer.errors import InputError
+
+PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision, timm), 10 for the others
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "preact-resnet20": 269_722,
+    "resnet18": 11_173_962,
+    "resnet18-imagenet": 11_689_512,
+    "resnet34-imagenet": 21_797_672,
+    "resnet50-imagenet": 25_557_032,
+    "resnet101-imagenet": 44_549_160,
+    "vgg11-imagenet": 132_863_336,
+    "vgg13-imagenet": 133_047_848,
+    "vgg16-imagenet": 138_357_544,
+    "vgg16-bn-imagenet": 138_365_992,
+    "vgg19-imagenet": 143_667_240,
+    "vgg19-bn-imagenet": 143_678_248,
+    "vgg16-bn": 14_728_266,
+    "wrn-16-4": 2_748_890,
+    "wrn-28-10": 36_479_194,
+    "vit-ti-16": 5_717_416,
+    "vit-s-16": 22_050_664,
+    "vit-b-16": 86_567_656,
+}
+
+FAMILIES = ["mlp", "linear", "small-cnn", "conv4", "conv4-strided", "resnet20", "preact-resnet20", "resnet18"]
+FAMILIES += ["resnet18-imagenet", "resnet50", "vgg11-bn", "vgg11", "wrn-16-2"]
+FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16"]
+
+
+def classes_of(name):
+    return 1000 if models.ZOO[name].image == (224, 224, 3) else 10
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16-bn-imagenet", "vit-b-16"])
+def test_count_parameters(name):
+    model = models.create(name, classes_of(name))
+    assert models.count_parameters(model, models.ZOO[name].image) == PAPERS[name]
+
+
+def test_conv4_has_the_parameters_of_the_few_shot_papers():
+    assert models.count_parameters(models.create("conv4-32", 5), (84, 84, 3)) == 32_901  # MAML, 5 ways
+    assert models.count_parameters(models.conv4(5), (28, 28, 1)) == 112_261
+
+
+@pytest.mark.parametrize("name", models.ZOO)
+def test_counts_and_stages(name):
+    """The papers' numbers, and stages that partition the parameters."""
+    classes = classes_of(name)
+    model = models.create(name, classes, name_in_params="student")
+    assert model.name == "student"
+    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert count == PAPERS.get(name, count)
+    paths = ["/".join(p.key for p in path) for path, _ in jax.tree.leaves_with_path(variables["params"])]
+    for path in paths:
+        matched = [s for s in model.stages if re.search(rf"(^|/)(?:{s})(/|$)", f"student/{path}")]
+        assert len(matched) == 1, (path, matched)
+        assert (matched == ["head"]) == path.startswith("head/")
+    for stage in model.stages:
+        assert any(re.search(rf"(^|/)(?:{stage})(/|$)", path) for path in paths), stage
+    assert model.head == "head"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_and_state(name):
+    classes = classes_of(name)
+    model = models.create(name, classes)
+    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+    def forward(variables, images):
+        return model.apply(variables, images, train=True, key=jax.random.key(1))
+
+    outputs, state = jax.eval_shape(forward, variables, images)
+    assert outputs["logits"].shape == (2, classes)
+    assert outputs["features"].shape == (2, variables["params"]["head"]["kernel"].shape[0])
+    assert all(o.shape[0] == 2 and 0 not in o.shape for o in outputs.values())
+    assert {f"stage{i}" for s in model.stages for i in re.findall(r"stage(\d+)", s)} <= set(outputs)
+    assert state == {k: v for k, v in variables.items() if k != "params"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "stages"),
+    [
+        ("resnet20", (32, 32, 16), [(32, 32, 16), (16, 16, 32), (8, 8, 64)]),
+        ("resnet18", (32, 32, 64), [(32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512)]),
+        ("resnet50-imagenet", (56, 56, 64), [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]),
+        ("wrn-16-2", (32, 32, 16), [(32, 32, 32), (16, 16, 64), (8, 8, 128)]),
+        ("vgg11-imagenet", None, [(112, 112, 64), (56, 56, 128), (28, 28, 256), (14, 14, 512), (7, 7, 512)]),
+        ("conv4", None, [(14, 14, 64), (7, 7, 64), (3, 3, 64), (1, 1, 64)]),
+        ("conv4-strided", None, [(14, 14, 64), (7, 7, 64), (4, 4, 64), (2, 2, 64)]),
+        ("vit-ti-4", (65, 192), [(65, 192)] * 12),
+    ],
+)
+def test_maps(name, stem, stages):
+    model = models.create(name, 3)
+    images = jax.ShapeDtypeStruct((1, *models.ZOO[name].image), jnp.float32)
+
+    def forward(x):
+        return model.apply(model.init(jax.random.key(0), x), x, train=False, key=None)[0]
+
+    shapes = {k: v.shape[1:] for k, v in jax.eval_shape(forward, images).items()}
+    assert shapes.get("stem") == stem
+    assert [shapes[f"stage{i}"] for i in range(1, len(stages) + 1)] == stages
+
+
+@pytest.mark.parametrize("name", FAMILIES[:13])
+@pytest.mark.parametrize("size", [(5, 3), (1, 1)])
+def test_small_and_odd_images_fit(name, size):
+    model = models.create(name, 3)
+
+    def forward(x):
+        return model.apply(model.init(jax.random.key(0), x), x, train=True, key=jax.random.key(1))[0]
+
+    outputs = jax.eval_shape(forward, jax.ShapeDtypeStruct((2, *size, 1), jnp.float32))
+    assert outputs["logits"].shape == (2, 3)
+    assert all(0 not in o.shape for o in outputs.values())
+
+
+def test_unknown_name_lists_the_closest():
+    with pytest.raises(InputError, match="did you mean 'resnet20'"):
+        models.create("resnet-20", 10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: models.cifar_resnet(21, 10),
+        lambda: models.resnet(19, 10),
+        lambda: models.vgg(12, 10),
+        lambda: models.wide_resnet(17, 2, 10),
+        lambda: models.vit(100, 2, 3, 10),
+    ],
+)
+def test_impossible_sizes_are_refused(make):
+    with pytest.raises(InputError, match="expected"):
+        make()
+
+
+def test_named_constructors_are_the_general_ones():
+    count = models.count_parameters
+    for depth in (20, 32, 44, 56, 110):
+        assert count(getattr(models, f"resnet{depth}")(10), (8, 8, 3)) == PAPERS[f"resnet{depth}"]
+    for depth in (18, 34, 50, 101):
+        make = getattr(models, f"resnet{depth}")
+        assert count(make(1000), (8, 8, 3)) == PAPERS[f"resnet{depth}-imagenet"]
+    for depth in (11, 13, 16, 19):
+        make = getattr(models, f"vgg{depth}")
+        small = {"batch_norm": False, "small_images": True}
+        assert count(make(9, **small), (8, 8, 3)) == count(models.vgg(depth, 9, **small), (8, 8, 3))
