@@ -24,10 +24,10 @@ test: lint       ## checks style and types, runs the tests
 test-all: lint   ## runs every test, the slow ones too
 	$(BIN)/python -m pytest
 
-lint: $(READY)   ## ruff and pyright
+lint: $(READY)   ## ruff and basedpyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 
 format: $(READY) ## mends what ruff can mend
 	$(BIN)/ruff check --fix .

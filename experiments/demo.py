@@ -76,7 +76,10 @@ def main(demo: Demo) -> dict[str, Any]:
                         progress.advance(bar)
     results = {
         "source": {"data": SOURCE, "accuracy": summary(source_accuracy)},
-        "targets": {t: {s: {m: summary(a) for m, a in by.items()} for s, by in v.items()} for t, v in accuracies.items()},
+        "targets": {
+            target: {shots: {name: summary(values) for name, values in by.items()} for shots, by in found.items()}
+            for target, found in accuracies.items()
+        },
         "seconds": round(time.perf_counter() - begin, 1),
     }
     _show(results, demo, console)
@@ -124,8 +127,8 @@ class Bench:
     def accuracy(self, variables: dict[str, Any], data: jt.data.Dataset) -> float:
         """Returns the accuracy over the whole split, in per cent."""
         objective = jt.classification(jt.frozen(self.model, variables))
-        state = jt.TrainState(np.int32(0), None, {}, {}, ())
-        return 100 * jt.evaluate(objective, state, jt.data.eval_batches(data, 256, threads=0))["accuracy"]
+        batches = jt.data.eval_batches(data, 256, threads=0)
+        return 100 * jt.evaluate(objective, jt.TrainState.of({}), batches)["accuracy"]
 
 
 def _scratch(bench: Bench, source, data):
@@ -143,9 +146,7 @@ def _probe(bench: Bench, source, data):
 
 def _l2_sp(bench: Bench, source, data):
     steps, anchor = bench.demo.steps, {"model": source["params"]}
-    stages = jt.methods.anchored(
-        bench.model, bench.optimizer(steps), anchor, strength=STRENGTH, new_head=False
-    )
+    stages = jt.methods.anchored(bench.model, bench.optimizer(steps), anchor, strength=STRENGTH, new_head=False)
     return bench.fit(stages, data, steps, source)
 
 
@@ -175,15 +176,14 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def verdict(by_method: dict[str, dict[str, Any]]) -> str:
-    """Says in a sentence whether the source helped, from the intervals of L2-SP and scratch."""
+    """Says in a sentence whether the source helped: L2-SP against scratch, paired by seed."""
     ours, scratch = by_method["L2-SP"], by_method["scratch"]
-    gain = ours["mean"] - scratch["mean"]
-    if gain > 0 and ours["mean"] - ours["interval"] > scratch["mean"] + scratch["interval"]:
-        return f"knowledge moves: L2-SP is {gain:.1f} points ahead of scratch, intervals apart"
-    if gain < 0 and ours["mean"] + ours["interval"] < scratch["mean"] - scratch["interval"]:
-        return f"transfer loses: L2-SP is {-gain:.1f} points behind scratch, intervals apart"
-    side = "ahead of" if gain >= 0 else "behind"
-    return f"no clear gain: L2-SP is {abs(gain):.1f} points {side} scratch, within the intervals"
+    gain = summary([a - b for a, b in zip(ours["values"], scratch["values"], strict=True)])
+    side = "ahead of" if gain["mean"] > 0 else "behind"
+    figures = f"L2-SP is {abs(gain['mean']):.1f} ± {gain['interval']:.1f} points {side} scratch"
+    if abs(gain["mean"]) <= gain["interval"]:
+        return f"no clear difference: {figures}"
+    return f"knowledge moves: {figures}" if gain["mean"] > 0 else f"transfer loses: {figures}"
 
 
 def _show(results: dict[str, Any], demo: Demo, console: Console) -> None:

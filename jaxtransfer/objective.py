@@ -25,7 +25,7 @@ class Mean(NamedTuple):
     """A metric as (total, count), so that means over batches and devices are exact: added up, divided once."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def value(self) -> jax.Array:
@@ -136,6 +136,10 @@ def _no_setup(key, batch):
     return {}, {}
 
 
+def _no_check(outputs, batch):
+    pass
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
     """A differentiable loss with everything that it needs, as pure functions.
@@ -148,6 +152,8 @@ class Objective:
       forwards: the runs of models whose outputs the loss reads.
       loss: `loss(outputs, params, state, batch, ctx) -> (loss, state, metrics)`, `outputs` a dict by forward.
       setup: `setup(key, batch) -> (params, state)` of what is not a forward's model (an adapter, a queue).
+      check: `check(outputs, batch)` raises `InputError` for a batch that the loss can't take; called once, at init,
+        with the values of the batch and the shapes of the outputs.
       frozen: handles on the trees it reads through `ctx.read`.
       models: trained models besides those of `forwards`, for an objective that runs them itself.
     """
@@ -156,6 +162,7 @@ class Objective:
     forwards: tuple[Forward, ...]
     loss: Callable[..., tuple[jax.Array, Tree, dict[str, Mean]]]
     setup: Callable[..., tuple[Tree, Tree]] = _no_setup
+    check: Callable[[Mapping[Forward, Any], Batch], None] = _no_check
     frozen: tuple[Frozen, ...] = ()
     models: tuple[Model, ...] = ()
 
@@ -188,11 +195,16 @@ class Objective:
         return params, state
 
     def __call__(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
-        """Runs each forward once, state threading from left to right, then the loss over the outputs."""
+        """Runs each forward once, then the loss over the outputs."""
+        outputs, state = self.run(params, state, batch, ctx)
+        return self.loss(outputs, params, state, batch, ctx)
+
+    def run(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
+        """Runs each forward once, state threading from left to right; returns the outputs by forward and the state."""
         outputs = {}
         for forward in self.forwards:
             outputs[forward], state = _run(forward, params, state, batch, ctx)
-        return self.loss(outputs, params, state, batch, ctx)
+        return outputs, state
 
     def __add__(self, other) -> "Objective":
         if isinstance(other, int | float) and other == 0:  # sum() starts from 0
@@ -211,7 +223,10 @@ class Objective:
     __rmul__ = __mul__
 
     def __truediv__(self, weight: Weight) -> "Objective":
-        return _scale(self, (lambda step: 1 / weight(step)) if callable(weight) else 1 / weight)
+        if callable(weight):
+            divisor: Callable[[Any], Any] = weight
+            return _scale(self, lambda step: 1 / divisor(step))
+        return _scale(self, 1 / weight)
 
     def __neg__(self) -> "Objective":
         return _scale(self, -1.0)
@@ -279,11 +294,16 @@ def _add(left: Objective, right: Objective) -> Objective:
         (params, state), (more_params, more_state) = left.setup(key, batch), right.setup(key, batch)
         return {**params, **more_params}, {**state, **more_state}
 
+    def check(outputs, batch):
+        left.check(outputs, batch)
+        right.check(outputs, batch)
+
     return Objective(
         name="",
         forwards=left.forwards + right.forwards,
         loss=loss,
         setup=setup,
+        check=check,
         frozen=left.frozen + right.frozen,
         models=left.models + right.models,
     )
@@ -292,9 +312,11 @@ def _add(left: Objective, right: Objective) -> Objective:
 def _on(objective: Objective, key: str) -> Objective:
     moved = {f: dataclasses.replace(f, view=(key, *f.view)) for f in objective.forwards}
 
+    def own(outputs):
+        return {inner: outputs[outer] for inner, outer in moved.items()}
+
     def loss(outputs, params, state, batch, ctx):
-        own = {inner: outputs[outer] for inner, outer in moved.items()}
-        value, state, metrics = objective.loss(own, params, state, view_of(batch, (key,)), ctx)
+        value, state, metrics = objective.loss(own(outputs), params, state, view_of(batch, (key,)), ctx)
         return value, state, {f"{key}/{name}": metric for name, metric in metrics.items()}
 
     return dataclasses.replace(
@@ -303,4 +325,5 @@ def _on(objective: Objective, key: str) -> Objective:
         forwards=tuple(moved.values()),
         loss=loss,
         setup=lambda rng, batch: objective.setup(rng, view_of(batch, (key,))),
+        check=lambda outputs, batch: objective.check(own(outputs), view_of(batch, (key,))),
     )

@@ -1,6 +1,6 @@
 """Optimiser recipes of transfer learning: which parameters move, how fast, and when; all through optax."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax.numpy as jnp
 import optax
@@ -20,7 +20,7 @@ def by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
     Returns:
       An optimiser; its `init` raises `InputError` where a parameter is selected by no pattern or a pattern by none.
     """
-    transforms = {str(number): optimizer for number, optimizer in enumerate(rules.values())}
+    transforms: dict[Hashable, Optimizer] = {str(number): optimizer for number, optimizer in enumerate(rules.values())}
     numbers = {pattern: str(number) for number, pattern in enumerate(rules)}
     return optax.multi_transform(transforms, lambda params: tree.label(params, numbers))
 
@@ -74,7 +74,7 @@ def gradual_unfreeze(optimizer: Optimizer, stages: Sequence[str], *, every: int)
     def from_step(begin: int) -> Optimizer:
         if begin == 0:
             return optimizer
-        return optax.conditionally_mask(optimizer, lambda step: jnp.greater_equal(step, begin))
+        return optax.conditionally_mask(optimizer, lambda step, **_: jnp.greater_equal(step, begin))
 
     count = len(stages)
     return by_path({pattern: from_step((count - 1 - depth) * every) for depth, pattern in enumerate(stages)})

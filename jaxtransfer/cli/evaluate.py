@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import tyro
 
 import jaxtransfer as jt
@@ -46,7 +44,7 @@ class Evaluate:
             raise InputError(
                 f"{self.directory} knows {classes} classes, {name} has {dataset.classes}; finetune it on {name} first"
             )
-        state = jt.TrainState(jnp.asarray(run.step), jax.random.key(0), run.params, run.state, ())
+        state = jt.TrainState.of(run.params, run.state, step=run.step)
         metrics = jt.evaluate(jt.classification(run.model), state, jt.data.eval_batches(dataset, self.batch_size))
         facts = {"run": str(self.directory), "step": run.step, "data": name, "split": self.split}
         print(json.dumps({**facts, "examples": len(dataset), **metrics}))

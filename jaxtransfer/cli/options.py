@@ -81,10 +81,11 @@ class TrainOptions:
 
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:
         """Returns the training batches."""
-        names = [AUGMENTATIONS.get(name) for name in self.augment]
-        if None in names:
-            raise unknown("augmentation", self.augment[names.index(None)], AUGMENTATIONS)
-        transform = augment.compose(*(make(dataset.classes) for make in names)) if names else None
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                raise unknown("augmentation", name, AUGMENTATIONS)
+        transforms = [AUGMENTATIONS[name](dataset.classes) for name in self.augment]
+        transform = augment.compose(*transforms) if transforms else None
         return data_room.pipeline(dataset, self.batch_size, seed=self.seed, augment=transform)
 
     def check(self) -> None:

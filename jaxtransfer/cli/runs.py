@@ -48,7 +48,8 @@ def load_run(directory: Path) -> Run:
         raise InputError(f"{directory} is no run of pretrain or finetune: its configuration names no classes")
     folder, first = Path(directory) / "checkpoints", None
     best = checkpoints.best(folder, lambda meta: meta.get("eval/accuracy"))
-    order = dict.fromkeys([*([best] if best is not None else []), *checkpoints.steps(folder)[::-1]])
+    newest_first = checkpoints.steps(folder)[::-1]
+    order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
     for step in order:
         try:
             found = checkpoints.read(folder, step)

@@ -1,6 +1,10 @@
 """Supervised classification."""
 
+import jax
+import numpy as np
+
 from jaxtransfer import losses
+from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Forward, FrozenModel, Objective, view_of
 
@@ -28,4 +32,16 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
             metrics["top5"] = ctx.mean(losses.top_k(logits, labels, k=5), mask)
         return value.value, state, metrics
 
-    return Objective("classification", (forward,), loss)
+    def check(outputs, batch):
+        classes, labels = outputs[forward]["logits"].shape[-1], view_of(batch, ("label",))
+        if not isinstance(labels, np.ndarray | jax.Array) or not np.issubdtype(labels.dtype, np.integer):
+            return
+        counted = np.asarray(batch.get("mask", np.ones(labels.shape))) > 0
+        wrong = np.asarray(labels)[counted & ((labels < 0) | (labels >= classes))]
+        if wrong.size:
+            raise InputError(
+                f"labels must be in [0, {classes}), the classes of model {forward.model.name!r}; got {wrong[0]}. "
+                f"Build the model with as many classes as the data have"
+            )
+
+    return Objective("classification", (forward,), loss, check=check)

@@ -192,7 +192,7 @@ def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
         if path not in leaves:
             return old
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(leaves[path], impl=jax.random.key_impl(old))
+            return jax.random.wrap_key_data(jnp.asarray(leaves[path]), impl=jax.random.key_impl(old))
         return jnp.array(leaves[path], copy=True)
 
     return jax.tree_util.tree_map_with_path(pick, like)

@@ -71,6 +71,6 @@ def progress_bar(total: int, start: int, *, show: bool | None) -> Iterator[Calla
         task = progress.add_task("compiling", total=total, completed=start)
 
         def update(step: int, text: str) -> None:
-            progress.update(task, completed=step, **({"description": text} if text else {}))
+            progress.update(task, completed=step, description=text or None)
 
         yield update

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -145,7 +145,7 @@ def fit(
                 jax.block_until_ready(pending[-_IN_FLIGHT])
             with clock.waiting():
                 batch = next(stream)
-            current, metrics = step(current, batch)
+            current, metrics = step.placed(current, batch)
             pending.append(metrics)
             clock.stepped(metrics)
             bar(number, "")
@@ -254,7 +254,7 @@ def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
     return first, lambda start: islice(chain([first], stream), start, None)
 
 
-def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Iterator[Batch]:
+def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[Batch]:
     """Yields batches that are already on the devices, the transfer of the next one under way."""
     ahead: deque[Batch] = deque()
     for _ in range(count):
@@ -262,7 +262,7 @@ def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Iterator[B
             batch = next(batches, None)
             if batch is None:
                 break
-            ahead.append(step.placement.batch(batch))
+            ahead.append(step.place(batch))
         if not ahead:
             raise InputError(f"the data ended before {count} steps; give an endless pipeline or fewer steps")
         yield ahead.popleft()

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxtransfer import tree
@@ -27,6 +28,11 @@ class TrainState(NamedTuple):
     params: Any
     state: Any
     opt_state: Any
+
+    @classmethod
+    def of(cls, params: Any, state: Any = None, *, step: int = 0) -> "TrainState":
+        """Returns a state to evaluate: weights and statistics by model name, no optimiser."""
+        return cls(jnp.asarray(step, jnp.int32), jax.random.key(0), params, state or {}, ())
 
 
 def init(
@@ -56,22 +62,24 @@ def init(
         penalty does not cover the parameters, or two terms report a metric of one name.
     """
     _check_batch(batch)
-    fresh, fresh_state = jax.jit(objective.init)(key, batch)
+    batch = jax.tree.map(_local, batch)
+    fresh, fresh_state = objective.init(key, batch)  # not in one jit: initialisers compile once per shape
     params = _replaced(fresh, params, "params")
     state = _replaced(fresh_state, state, "state")
     ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
     frozen = [handle.tree for handle in objective.frozen]
 
-    def loss(params, state, batch, frozen):
+    def loss(params, state, traced, frozen):
         context = Context(ctx.step, ctx.key, dict(zip(objective.frozen, frozen, strict=True)))
-        return objective(params, state, batch, context)
+        outputs, state = objective.run(params, state, traced, context)
+        objective.check(outputs, batch)  # outputs have shapes only, the batch has its values
+        return objective.loss(outputs, params, state, traced, context)
 
     value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen)
     if value.shape != ():
         raise InputError(f"an objective's loss is a scalar; got shape {value.shape}")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
-    _check_labels(objective, params, state, batch)
     return TrainState(jnp.zeros((), jnp.int32), key, params, state, jax.jit(optimizer.init)(params))
 
 
@@ -83,37 +91,10 @@ def _check_batch(batch: Batch) -> None:
         raise InputError(f"every entry of a batch has a leading batch dimension; {scalars[0]!r} is a scalar")
 
 
-def _check_labels(objective: Objective, params, state, batch) -> None:
-    """Raises for integer labels beyond the logits of the forward on the same view's images."""
-    for forward in objective.forwards:
-        *domain, _ = forward.view
-        home = batch
-        for key in domain:
-            home = home[key]
-        labels = home.get("label")
-        if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer) or isinstance(labels, jax.core.Tracer):
-            continue
-        outputs = jax.eval_shape(lambda p, s, b, f=forward: _logits(f, p, s, b), params, state, batch)
-        if outputs is None or not jnp.size(labels):
-            continue
-        classes, low, high = outputs.shape[-1], int(labels.min()), int(labels.max())
-        keep = home.get("mask")
-        if keep is None and (low < 0 or high >= classes):
-            bad = low if low < 0 else high
-            raise InputError(
-                f"labels must be in [0, {classes}) for the classes of model {forward.model.name!r}; got {bad}. "
-                f"Build the model with as many classes as the data set has"
-            )
-
-
-def _logits(forward, params, state, batch):
-    inputs = batch
-    for key in forward.view:
-        inputs = inputs[key]
-    name = forward.model.name
-    variables = forward.variables.tree if forward.variables else {"params": params[name], **state.get(name, {})}
-    outputs, _ = forward.model.apply(variables, inputs, train=False, key=None)
-    return outputs.get("logits")
+def _local(leaf: Any) -> Any:
+    """Returns a leaf placed on a mesh as a NumPy array: an explicit axis would become part of every type."""
+    placed = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.sharding.NamedSharding)
+    return np.asarray(leaf) if placed and leaf.is_fully_addressable else leaf
 
 
 def _replaced(fresh: Any, given: Any, what: str) -> Any:
@@ -129,7 +110,7 @@ def _replaced(fresh: Any, given: Any, what: str) -> Any:
             )
     # The structure and dtypes are the model's own; the values are copies, so a donated state never takes the source's.
     return {
-        name: jax.tree.map(lambda old, new: jnp.array(new, old.dtype, copy=True), old, _like(old, given[name]))
+        name: jax.tree.map(lambda old, new: jnp.array(_local(new), old.dtype, copy=True), old, _like(old, given[name]))
         if name in given
         else old
         for name, old in fresh.items()

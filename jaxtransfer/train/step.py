@@ -38,17 +38,25 @@ class TrainStep:
             self._compiled = jax.jit(update, donate_argnums=0)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Makes one update."""
-        return self._compiled(*self._arguments(state, batch))
+        """Makes one update from a global batch, of NumPy or JAX arrays."""
+        return self.placed(state, self.place(batch))
+
+    def place(self, batch: Batch) -> Batch:
+        """Returns the batch as the devices hold it, for `placed`: a transfer that can run ahead of the step."""
+        return self.placement.batch(batch)
+
+    def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes one update from a batch that `place` gave."""
+        return self._compiled(self.placement.state(state), batch, self._frozen_on_devices())
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
-        return self._compiled.lower(*self._arguments(state, batch))
+        return self._compiled.lower(self.placement.state(state), self.place(batch), self._frozen_on_devices())
 
-    def _arguments(self, state, batch):
+    def _frozen_on_devices(self) -> tuple:
         if self._placed is None:  # written to the devices once per run
             self._placed = self.placement.state(jax.device_put(self._frozen))
-        return self.placement.state(state), self.placement.batch(batch), self._placed
+        return self._placed
 
 
 def train_step(

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtransfer.model import Model
-from jaxtransfer.models import inference, normalize
+from jaxtransfer.models import normalize
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -84,7 +84,7 @@ def check(model):
     assert after < before
     assert jax.tree.structure(first) == jax.tree.structure(second) == jax.tree.structure(variables)
     assert step._cache_size() == 1
-    outputs, state = inference(normalize(model, 0.0, 1.0)).apply(first, X, train=True, key=None)
+    outputs, state = normalize(model, 0.0, 1.0).inference().apply(first, X, train=True, key=None)
     assert outputs["logits"].shape == (6, 3)
     assert state == {k: v for k, v in first.items() if k != "params"}
     return variables, first

@@ -66,7 +66,7 @@ def test_wrong_statistics_and_images_are_refused():
 
 def test_inference_ignores_training():
     plain = models.conv4(3, width=2, name="probe")
-    model = models.inference(plain)
+    model = plain.inference()
     assert (model.name, model.stages) == (plain.name, plain.stages)
     images = np.float32(BYTES / 255.0)
     variables = model.init(KEY, images)
@@ -84,7 +84,7 @@ def test_the_axis_is_handed_on_only_when_set():
         return see(inputs), {}
 
     meets = Model(lambda key, inputs: {"params": {}}, apply)
-    for model in (models.normalize(meets, 0.0, 1.0), models.inference(meets)):
+    for model in (models.normalize(meets, 0.0, 1.0), meets.inference()):
         model.apply({"params": {}}, jnp.ones((1, 1, 1, 1)), train=True, key=None, axis="devices")
-    assert seen == ["devices", "devices"]
-    models.inference(identity()).apply({"params": {}}, jnp.ones((1, 1)), train=True, key=None)
+    assert seen == ["devices", None]  # in inference no examples meet
+    identity().inference().apply({"params": {}}, jnp.ones((1, 1)), train=True, key=None)
