@@ -10,6 +10,7 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.errors import InputError
 from jaxtransfer.train import checkpoints
+from jaxtransfer.train.loop import score_of
 from jaxtransfer.train.run import read_config
 
 
@@ -47,7 +48,7 @@ def load_run(directory: Path) -> Run:
     if "class_names" not in config:
         raise InputError(f"{directory} is no run of pretrain or finetune: its configuration names no classes")
     folder, first = Path(directory) / "checkpoints", None
-    best = checkpoints.best(folder, lambda meta: meta.get("eval/accuracy"))
+    best = checkpoints.best(folder, score_of())
     newest_first = checkpoints.steps(folder)[::-1]
     order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
     for step in order:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import loggers
 from jaxtransfer.train.checkpoints import Checkpoints, fill
@@ -55,7 +55,7 @@ def fit(
     eval_data: Iterable[Batch] | None = None,
     eval_objective: Objective | None = None,
     eval_every: int | None = None,
-    monitor: str = "accuracy",
+    monitor: str | None = None,
     maximize: bool = True,
     patience: int | None = None,
     out: str | Path | None = None,
@@ -82,8 +82,9 @@ def fit(
       eval_data: batches that can be iterated again, such as `jt.data.eval_batches`.
       eval_objective: what to evaluate; the training objective by default.
       eval_every: steps between evaluations; always also at the end. Ten evaluations by default.
-      monitor: the evaluation metric by which the best checkpoint is kept and training stops early.
-      maximize: whether more of it is better.
+      monitor: the evaluation metric by which the best checkpoint is kept and training stops early; by default
+        `accuracy` where there is one, else the smallest `loss`.
+      maximize: whether more of `monitor` is better.
       patience: stop after this many evaluations without an improvement; None never stops early.
       out: the run directory: `config.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`, `checkpoints/`.
       config: what is noted as the run's configuration; another one in the same `out` is refused.
@@ -104,7 +105,7 @@ def fit(
     """
     plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None)
     key = jax.random.key(key) if isinstance(key, int) else key
-    better = _better(monitor, maximize)
+    better = score_of(monitor, maximize)
     with ExitStack() as stack:
         checkpoints = None
         if out is not None:
@@ -160,6 +161,8 @@ def fit(
             if evaluate is not None and plan.evaluates(number):
                 assert eval_data is not None
                 metrics = evaluate(current, eval_data)
+                if monitor is not None and monitor not in metrics:
+                    raise unknown("metric to monitor", monitor, metrics)
                 meta = {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
                 for sink in sinks:
                     sink(meta)
@@ -289,10 +292,16 @@ def _flush(pending: deque, number: int, checkpoints: Checkpoints | None) -> dict
     return {"step": number, **{f"train/{n}": float(np.mean([r[n] for r in rows], dtype=np.float64)) for n in names}}
 
 
-def _better(monitor: str, maximize: bool) -> Callable[[dict], float | None]:
-    def score(record: dict) -> float | None:
-        value = record.get(f"eval/{monitor}")
-        return None if value is None else (value if maximize else -value)
+def score_of(monitor: str | None = None, maximize: bool = True) -> Callable[[dict[str, Any]], float | None]:
+    """Returns the score of an evaluation record, the larger the better, or None where it holds no evaluation."""
+
+    def score(record: dict[str, Any]) -> float | None:
+        if monitor is not None:
+            value = record.get(f"eval/{monitor}")
+            return None if value is None else (value if maximize else -value)
+        if "eval/accuracy" in record:
+            return record["eval/accuracy"]
+        return -record["eval/loss"] if "eval/loss" in record else None
 
     return score
 

@@ -1,0 +1,53 @@
+"""The README's own code and commands run as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxtransfer.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_python(capsys):
+    names: dict = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["fitted"].best["eval/accuracy"] > 0.6
+    assert int(names["state"].step) == 1
+    assert float(names["penalty"]) == 0.0
+    assert "reinitialized" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("formula", re.findall(r"^\| .* \| `(.*)` \|$", README.split("## Ten lines")[0], flags=re.M))
+def test_formulas(formula):
+    import jaxtransfer as jt
+
+    model, anchor = jt.models.small_cnn(10), {"model": {}}
+    names = {name: getattr(jt, name) for name in jt.__all__}
+    names |= {"model": model, "w0": anchor, "alpha": 0.1, "beta": 0.01, "lam": 2.0, "schedule": lambda step: step}
+    names |= {"fisher_diagonal": lambda *_: anchor, "objective": None, "state": None, "batches": None}
+    assert isinstance(eval(formula, names), jt.Objective)
+
+
+def test_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("photo.png", np.full((20, 20, 3), 128, np.uint8))
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("jaxtransfer ")]
+    assert len(lines) >= 6
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+
+
+def test_targets():
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
