@@ -7,11 +7,12 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, methods, models, optim, tree
+from jaxtransfer import data, losses, meta, methods, models, optim, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.meta import maml
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Forward, Frozen, FrozenModel, Mean, Objective, frozen
-from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp
+from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp, regression
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.train import Fitted, TrainState, TrainStep, eval_step, evaluate, fit, init, train_step
 
@@ -42,9 +43,12 @@ __all__ = [
     "l2",
     "l2_sp",
     "losses",
+    "maml",
+    "meta",
     "methods",
     "models",
     "optim",
+    "regression",
     "train_step",
     "transfer",
     "tree",

@@ -1,7 +1,5 @@
 """`python -m jaxtransfer`."""
 
-import sys
+from jaxtransfer.cli import run
 
-from jaxtransfer.cli import main
-
-sys.exit(main())
+run()

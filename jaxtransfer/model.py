@@ -1,8 +1,11 @@
 """A model is a pair of pure functions without weights; whoever writes it in which library stays inside it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from jaxtransfer.errors import InputError
 
 Variables = Mapping[str, Any]
 Outputs = Mapping[str, Any]
@@ -31,6 +34,11 @@ class Model:
     name: str = "model"
     stages: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        parameters = inspect.signature(self.apply).parameters
+        if "axis" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            object.__setattr__(self, "apply", _without_axis(self.apply, self.name))
+
     def named(self, name: str) -> "Model":
         """Returns the same pair of functions as another model, with weights of its own, under `name`."""
         return dataclasses.replace(self, name=name)
@@ -51,3 +59,17 @@ class Model:
             return outputs, {name: value for name, value in variables.items() if name != "params"}
 
         return dataclasses.replace(self, apply=apply)
+
+
+def _without_axis(apply, name):
+    """Returns `apply` with an argument `axis` that it has no use for, as no examples meet in it."""
+
+    def wrapped(variables, inputs, *, train, key, axis=None):
+        if axis is not None and train and any(value for kind, value in variables.items() if kind != "params"):
+            raise InputError(
+                f"model {name!r} has running state, but its apply takes no axis: under pmap each device would keep its "
+                f"own. Give apply the argument axis=None and average over it, or train with mode='jit'"
+            )
+        return apply(variables, inputs, train=train, key=key)
+
+    return wrapped

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
@@ -271,8 +272,8 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
-    if not callable(weight) and jnp.shape(weight) != ():
-        raise InputError(f"a weight is a scalar or a schedule of the step; got an array of shape {jnp.shape(weight)}")
+    if not callable(weight) and np.shape(weight) != ():
+        raise InputError(f"a weight is a scalar or a schedule of the step; got one of shape {np.shape(weight)}")
 
     def loss(outputs, params, state, batch, ctx: Context):
         value, state, metrics = objective.loss(outputs, params, state, batch, ctx)

@@ -1,5 +1,6 @@
 """What a run came to, for people: learning curves as a picture and a page of numbers."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from jaxtransfer.train.loggers import read_jsonl
 from jaxtransfer.train.run import write_atomically
 
 
-def write_report(directory: str | Path, title: str, facts: Mapping[str, Any]) -> Path:
+def write_report(directory: str | Path, title: str, facts: Mapping[str, Any], *, earlier: Sequence[str] = ()) -> Path:
     """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
 
     Args:
       directory: the run directory.
       title: the heading.
       facts: rows of the first table, such as the configuration.
+      earlier: folders in it with the reports of the stages before.
 
     Returns:
       The path of the report.
@@ -24,10 +26,13 @@ def write_report(directory: str | Path, title: str, facts: Mapping[str, Any]) ->
     history = read_jsonl(directory / "metrics.jsonl")
     curves = _curves(history)
     lines = [f"# {title}", "", *table(("", ""), [(key, value) for key, value in facts.items()])]
-    if evals := [record for record in history if any(name.startswith("eval/") for name in record)]:
-        last = evals[-1]
-        lines += ["", f"## Evaluation after {last['step']} steps", ""]
-        lines += table(("metric", "value"), [(k.removeprefix("eval/"), v) for k, v in last.items() if k != "step"])
+    for stage in earlier:
+        lines += ["", f"The stage before: [{stage}]({stage}/report.md)"]
+    if evals := [record for record in history if evaluation(record)]:
+        last, best = evals[-1], max(evals, key=lambda record: record.get("eval/accuracy", 0.0))
+        header = ("metric", f"step {last['step']} (last)", f"step {best['step']} (best accuracy)")
+        values, bests = evaluation(last), evaluation(best)
+        lines += ["", "## Evaluation", "", *table(header, [(k, v, bests.get(k)) for k, v in values.items()])]
     if timing := read_jsonl(directory / "timing.jsonl"):
         names = {"seconds": "seconds", "compile_seconds": "of it compiling", "examples_per_second": "examples/s"}
         rows = [(label, timing[-1][name]) for name, label in names.items()]
@@ -40,11 +45,25 @@ def write_report(directory: str | Path, title: str, facts: Mapping[str, Any]) ->
     return directory / "report.md"
 
 
+def evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the evaluation's metrics of a record by name, without a term that is all of the loss."""
+    values = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/")}
+    return {k: v for k, v in values.items() if k == "loss" or not _same([v], [values.get("loss")])}
+
+
+def _same(values: list, others: list) -> bool:
+    """Returns whether two lists of numbers are the same to rounding."""
+    pairs = zip(values, others, strict=False)
+    return len(values) == len(others) and all(b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Returns the lines of a Markdown table; floats with four significant digits."""
 
     def cell(value):
-        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        if value is None or value == "":
+            return "–"
+        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
     return [
         f"| {' | '.join(header)} |",
@@ -64,6 +83,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, tuple[list, list]]], path: Pat
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
@@ -73,6 +93,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, tuple[list, list]]], path: Pat
         for name, (steps, values) in series.items():
             axis.plot(steps, values, label=name, marker="." if len(steps) < 30 else None, linewidth=1.4)
         axis.set(title=metric, xlabel="step")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     for axis in axes[len(curves) :]:
@@ -99,4 +120,8 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list, li
                 steps, values = curves.setdefault(metric, {}).setdefault(side, ([], []))
                 steps.append(record["step"])
                 values.append(value)
+    loss = curves.get("loss", {})
+    for name, sides in list(curves.items()):
+        if name != "loss" and sides.keys() == loss.keys() and all(_same(sides[s][1], loss[s][1]) for s in sides):
+            del curves[name]  # one term is all of the loss
     return dict(sorted(curves.items(), key=lambda item: (item[0] not in ("loss", "accuracy"), item[0])))

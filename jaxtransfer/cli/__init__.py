@@ -1,8 +1,15 @@
 """The command `jaxtransfer`; each subcommand is a file, and a row here."""
 
+import contextlib
+import errno
+import io
+import logging
+import os
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tyro
 
@@ -30,29 +37,137 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after `jaxtransfer`; those of the process by default.
 
     Returns:
-      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted.
+      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 1 when the reader of our
+      output went away.
     """
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="jaxtransfer",
-            description="Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        command.run()
-    except InputError as error:
-        print(f"jaxtransfer: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # tyro ends --help with 0, and what it can't read with 2
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        print("jaxtransfer: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    command = None
+    with warnings.catch_warnings(), _quiet_libraries():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
+        try:
+            command = _parse(arguments)
+            command.run()
+            sys.stdout.flush()
+        except InputError as error:
+            return _refuse(error)
+        except SystemExit as stop:  # --help
+            return stop.code if isinstance(stop.code, int) else 2
+        except KeyboardInterrupt:
+            again = "; the same command resumes from the last checkpoint" if isinstance(command, _TRAINING) else ""
+            print(f"jaxtransfer: interrupted{again}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output, such as `head`, had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:  # a full disk, rights
+            where = f" ({error.filename})" if error.filename else ""
+            return _refuse(f"{error.strerror or error}{where}; what was saved before is unharmed")
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _refuse(
+                f"the device has too little memory; choose a smaller --batch-size ({_one_line(error)[:200]})"
+            )
     return 0
 
 
 def run() -> None:
     """The console script."""
+    _hush_libraries()  # until the process ends
     sys.exit(main())
+
+
+_TRAINING = (Pretrain, Finetune)
+_LOGGERS = ("absl", "asyncio", "tensorboardX")
+_OPTIONS = {  # what the library calls an argument, where the remedy is an option here
+    "pass image_shape=(height, width, channels)": "add --image-shape (pretrain) or --resize (finetune, evaluate)"
+}
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = threading.excepthook, sys.unraisablehook, [logger.level for logger in loggers]
+    _hush_libraries()
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook, levels = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _hush_libraries() -> None:
+    """Keeps libraries from printing what we report ourselves: a loss that is not finite, a disk that is full.
+
+    Where a checkpoint can't be written, Orbax's and TensorBoard's threads, pending futures and exit handlers each
+    fail on their own, while the error reaches us too.
+    """
+    in_thread, unraisable = threading.excepthook, sys.unraisablehook
+
+    def thread_hook(error: Any) -> None:
+        if not type(error.thread).__module__.startswith(("orbax.", "tensorboardX.")):
+            in_thread(error)
+
+    def unraisable_hook(error: Any) -> None:
+        full = isinstance(error.exc_value, OSError) and error.exc_value.errno == errno.ENOSPC
+        if not full and str(error.exc_value) != "Event loop is closed":
+            unraisable(error)
+
+    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _one_line(message: Any) -> str:
+    return " ".join(str(message).split())
+
+
+def _refuse(error: Any) -> int:
+    message = _one_line(error)
+    for argument, options in _OPTIONS.items():
+        message = message.replace(argument, options)
+    print(f"jaxtransfer: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> Any:
+    """Returns the command that the words describe.
+
+    Raises:
+      InputError: where tyro can't read them, in one line.
+      SystemExit: after --help.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="jaxtransfer",
+                description="Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_unboxed(box.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """Returns what tyro frames as one line: without the frame, the title, and the help that it repeats.
+
+    Parts are separated by rules; help is indented by eight columns or more. Text that looks otherwise stays whole.
+    """
+    rows = [row.strip("│|").rstrip() for row in box.splitlines() if not row.startswith(("╭", "╰", "+"))]
+    parts: list[list[str]] = [[]]
+    for row in rows:
+        if row.strip() and not row.strip(" ─-"):
+            parts.append([])
+        elif len(row) - len(row.lstrip()) < 8:
+            parts[-1].append(row)
+    told = []
+    for part in parts:
+        listed = part[0].endswith(":") if part else False  # a heading and its list
+        told.append(_one_line(f"{part[0]} {', '.join(map(str.strip, part[1:]))}" if listed else " ".join(part)))
+    told = [part.replace("[bold]", "").replace("[/bold]", "") for part in told]
+    return "; ".join(part for part in told if part and not part.startswith("Argument helptext")) or _one_line(box)

@@ -9,8 +9,8 @@ import jax
 import tyro
 
 import jaxtransfer as jt
-from jaxtransfer.cli.options import Data, Training, config_of, load_pair
-from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run
+from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair
+from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run, warn_of_other_classes
 from jaxtransfer.cli.stages import split_steps, train_stages
 from jaxtransfer.errors import InputError, unknown
 
@@ -31,26 +31,29 @@ METHODS: dict[str, Callable] = {  # where a name on the command line becomes cod
 class Finetune:
     """Start from the weights of a run and train on another data set.
 
-    The head starts afresh unless --keep-head says that the classes mean the same. Methods: full (all weights),
-    linear-probe (the head on frozen features), lp-ft (the one, then the other; Kumar et al. 2022), l2-sp (all weights,
-    anchored at the pretrained ones; Li et al. 2018), l2-sp-fisher (anchored by importance), layerwise-decay and
-    gradual-unfreeze (Howard & Ruder 2018).
-
-    Example: jaxtransfer finetune --from runs/source --data digits/noisy --method l2-sp --strength 0.1 --out runs/noisy
+    Example: jaxtransfer finetune --from runs/a --data digits/noisy --out runs/b
     """
 
-    source: Annotated[Path, tyro.conf.arg(name="from")]
+    source: Annotated[Path, tyro.conf.arg(name="from", metavar="RUN")]
     """Run directory to start from: its best checkpoint."""
-    data: Data
-    training: Training
-    method: str = "full"
-    """full, linear-probe, lp-ft, l2-sp, l2-sp-fisher, layerwise-decay or gradual-unfreeze."""
+    data: DataOptions
+    training: TrainOptions
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full"
+    """How to move the weights:
+    - full: train all of them.
+    - linear-probe: train the head on frozen features.
+    - lp-ft: linear-probe for half of the steps, then full (Kumar et al. 2022).
+    - l2-sp: full, drawn back to the source's weights (Li et al. 2018).
+    - l2-sp-fisher: l2-sp, each weight by its importance for the source.
+    - layerwise-decay: full, lower layers more slowly (Howard & Ruder 2018).
+    - gradual-unfreeze: the head first, then layer by layer (the same).
+    """
     strength: float = 0.1
-    """Of the penalty of l2-sp and l2-sp-fisher."""
+    """Of the pull of l2-sp and l2-sp-fisher to the pretrained weights."""
     head_strength: float = 0.01
     """Of the decay of a new head under l2-sp and l2-sp-fisher."""
     keep_head: bool = False
-    """Keep the source's head: the classes are the same."""
+    """Keep the source's head, because the classes mean the same; otherwise a new one starts afresh."""
     resize: bool = False
     """Bring the images to the source's shape: size, and grey or colour."""
 
@@ -59,6 +62,7 @@ class Finetune:
         self.training.check()
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
+        at_least(self, 0, "strength", "head_strength")
         source = load_run(self.source)
         shape = tuple(source.config["image_shape"]) if self.resize else None
         train, test = load_pair(self.data, shape, seed=self.training.seed)
@@ -102,6 +106,8 @@ def _start(command: Finetune, source: Run, model: jt.Model, train: jt.data.Datas
             f"--keep-head needs the same classes: {command.source} has {classes}, {train.name} has {train.classes}; "
             f"leave it out to start with a new head"
         )
+    if command.keep_head:
+        warn_of_other_classes(source, train, command.source)
     key = jax.random.key(command.training.seed)
     fresh = model.init(key, train.read([0])["image"])
     reinit = () if command.keep_head else model.head

@@ -1,9 +1,9 @@
 """`jaxtransfer datasets` and `jaxtransfer models`: what there is."""
 
 import dataclasses
-from pathlib import Path
 
 from jaxtransfer import data, models
+from jaxtransfer.cli.options import DataDir, at_least, check_folder
 
 
 def _print_table(columns, rows) -> None:
@@ -20,16 +20,17 @@ def _print_table(columns, rows) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """List the data sets that can be loaded here: the embedded digits, and what tfds has prepared.
+    """List the data sets that can be loaded here.
 
-    Besides these, --data takes folder:PATH (images in class folders) and any name of the tfds catalogue.
+    The embedded digits and what tfds has prepared; --data takes folder:PATH too.
     """
 
-    data_dir: Path | None = None
-    """Folder of prepared tfds data sets; by default $TFDS_DATA_DIR."""
+    data_dir: DataDir = None
+    """Folder of prepared tfds data sets."""
 
     def run(self) -> None:
         """Prints a table."""
+        check_folder(self.data_dir)
         rows = []
         for entry in data.available(self.data_dir):
             splits = ", ".join(f"{name} {size:,}" for name, size in zip(entry.splits, entry.sizes, strict=True))
@@ -47,6 +48,7 @@ class Models:
 
     def run(self) -> None:
         """Prints a table."""
+        at_least(self, 1, "classes")
         rows = []
         for name, entry in models.ZOO.items():
             count = models.count_parameters(models.create(name, self.classes), entry.image)

@@ -1,9 +1,11 @@
 """Options that several commands share, and how they become data, optimisers and augmentations."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import optax
 import tyro
@@ -18,6 +20,7 @@ AUGMENTATIONS = {
     "cutout": lambda classes: augment.cutout(8),
     "mixup": lambda classes: augment.mixup(0.2, classes),
 }
+MODES = ("jit", "pmap")
 OPTIMIZERS = {
     "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate),
     "sgd": lambda rate, decay: optax.chain(
@@ -26,81 +29,94 @@ OPTIMIZERS = {
 }
 
 
+DataDir = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: $TFDS_DATA_DIR)")]
+
+
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Which data."""
+    """What to learn from."""
 
-    data: str
-    """Data set: digits/upright (offline), folder:PATH, or any name of tfds; `jaxtransfer datasets` lists them."""
-    split: str = "train"
+    data: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """digits/upright (offline), folder:PATH (class folders) or a name of tfds; `jaxtransfer datasets` lists some."""
+    split: Annotated[str, tyro.conf.arg(metavar="SPLIT")] = "train"
     """Split to train on; slices such as train[:90%] work."""
-    eval_split: str = "test"
+    eval_split: Annotated[str, tyro.conf.arg(metavar="SPLIT")] = "test"
     """Split to evaluate on."""
-    shots: int | None = None
-    """Labels per class to train on, chosen by --seed; all when left out."""
-    data_dir: Path | None = None
-    """Folder of prepared tfds data sets; by default $TFDS_DATA_DIR."""
+    shots: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Examples per class to train on, chosen by --seed."""
+    data_dir: DataDir = None
+    """Folder of prepared tfds data sets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How to train."""
+    """How to learn, and where to keep what was learned."""
 
-    out: Path
-    """Run directory. The same command again resumes there, or says that it is done."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Run directory for checkpoints, metrics and a report. The same command again resumes, or says that it is done."""
     steps: int = 1000
     """Updates in all."""
     batch_size: int = 128
-    """Examples per update, over all devices."""
-    optimizer: str = "adam"
-    """adam or sgd (momentum 0.9)."""
+    """Examples per update, over all devices; a multiple of their number."""
+    optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adam"
+    """adam, or sgd with Nesterov momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate; it falls to zero along a cosine."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Weight decay: decoupled under adam, added to the gradient under sgd."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
-    augment: tuple[str, ...] = ()
-    """Any of crop, flip, cutout, mixup."""
+    augment: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
+    """Any of crop, flip, cutout, mixup, in the order of use."""
     seed: int = 0
     """Of weights, order, augmentation and choice of shots."""
-    eval_every: int | None = None
-    """Steps between evaluations and checkpoints; ten in all by default."""
+    eval_every: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: a tenth of --steps)")
+    ] = None
+    """Steps between evaluations, each with a checkpoint."""
     keep: int = 2
     """Newest checkpoints to keep, besides the best."""
-    patience: int | None = None
+    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: never)")] = None
     """Stop after this many evaluations without a better accuracy."""
-    mode: str = "jit"
-    """jit over all devices, or pmap."""
+    mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "jit"
+    """jit or pmap, over all devices; the numbers are the same to rounding."""
 
     def optimizer_for(self, steps: int) -> optax.GradientTransformation:
         """Returns the optimiser with a cosine schedule over `steps`."""
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         return OPTIMIZERS[self.optimizer](optax.cosine_decay_schedule(self.lr, max(1, steps)), self.weight_decay)
 
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:
         """Returns the training batches."""
-        for name in self.augment:
-            if name not in AUGMENTATIONS:
-                raise unknown("augmentation", name, AUGMENTATIONS)
         transforms = [AUGMENTATIONS[name](dataset.classes) for name in self.augment]
         transform = augment.compose(*transforms) if transforms else None
         return data_room.pipeline(dataset, self.batch_size, seed=self.seed, augment=transform)
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
-        for name in ("steps", "batch_size", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise InputError(f"--lr must be positive; got {self.lr}")
+        for name, known in (("optimizer", OPTIMIZERS), ("mode", MODES)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                raise unknown("augmentation", name, AUGMENTATIONS)
+        at_least(self, 1, "steps", "batch_size", "keep", "eval_every", "patience")
+        at_least(self, 0, "weight_decay", "seed")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"--lr must be positive and finite; got {self.lr}")
         if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"--label-smoothing must be in [0, 1); got {self.label_smoothing}")
+            raise InputError(f"--label-smoothing must be at least 0 and below 1; got {self.label_smoothing}")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed must be below 2**32; got {self.seed}")
+        if self.batch_size % (count := jax.device_count()):
+            raise InputError(f"--batch-size must be a multiple of the {count} devices; got {self.batch_size}")
 
 
-Data = Annotated[DataOptions, tyro.conf.arg(name="")]
-Training = Annotated[TrainOptions, tyro.conf.arg(name="")]
+def at_least(options: Any, least: float, *names: str) -> None:
+    """Raises for an option that is set and smaller than `least`, or not finite."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
@@ -113,6 +129,8 @@ def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
 
 def load_pair(data: DataOptions, image_shape: tuple | None = None, seed: int = 0):
     """Returns the training and the evaluation data set, which must have the same classes."""
+    at_least(data, 1, "shots")
+    check_folder(data.data_dir)
     sets = [
         data_room.load(data.data, split, data_dir=data.data_dir, image_shape=image_shape)
         for split in (data.split, data.eval_split)
@@ -125,6 +143,12 @@ def load_pair(data: DataOptions, image_shape: tuple | None = None, seed: int = 0
     if data.shots is not None:
         sets[0] = sets[0].subset(per_class=data.shots, seed=seed)
     return sets
+
+
+def check_folder(data_dir: Path | None) -> None:
+    """Raises where --data-dir names no folder."""
+    if data_dir is not None and not data_dir.expanduser().is_dir():
+        raise InputError(f"--data-dir: expected the folder of prepared tfds data sets; there is no folder {data_dir}")
 
 
 def statistics(dataset: data_room.Dataset, most: int = 10_000) -> tuple[list[float], list[float]]:

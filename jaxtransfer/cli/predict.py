@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import tyro
 
+from jaxtransfer.cli.options import at_least
 from jaxtransfer.cli.runs import load_run
 from jaxtransfer.data import images
 from jaxtransfer.errors import InputError
@@ -18,14 +19,16 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classify image files; prints one JSON line per image: its class, the probability and the runners-up.
+    """Classify image files; prints a JSON line for each, with the runners-up.
 
-    Example: jaxtransfer predict runs/pets photo.jpg photos/
+    Example: jaxtransfer predict runs/a photo.jpg photos/
     """
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory; its best checkpoint is used."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+    ]
     """Image files, or folders of them; brought to the run's shape."""
     top: int = 3
     """Classes to list."""
@@ -34,8 +37,9 @@ class Predict:
 
     def run(self) -> None:
         """Classifies and prints."""
-        if self.top < 1 or self.batch_size < 1:
-            raise InputError(f"--top and --batch-size must be at least 1; got {self.top} and {self.batch_size}")
+        at_least(self, 1, "top", "batch_size")
+        if not self.images:
+            raise InputError("expected image files or folders after the run directory; got none")
         run = load_run(self.directory)
         names, shape = run.config["class_names"], tuple(run.config["image_shape"])
         files = [file for path in self.images for file in _files(path)]
@@ -58,7 +62,7 @@ class Predict:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
         if not found:
             raise InputError(f"no images in {path}; expected files that end in {', '.join(_SUFFIXES)}")
         return found

@@ -1,10 +1,13 @@
 """`jaxtransfer pretrain`: train a model from scratch."""
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models
-from jaxtransfer.cli.options import Data, Training, config_of, load_pair, statistics
+from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, load_pair, statistics
 from jaxtransfer.cli.runs import build_model
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import unknown
@@ -12,22 +15,26 @@ from jaxtransfer.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Train a model of the zoo from scratch, for `finetune --from` to start from.
+    """Train a model of the zoo from scratch, for `finetune` to start from.
 
-    Example: jaxtransfer pretrain --data digits/upright --model small-cnn --steps 500 --out runs/source
+    Example: jaxtransfer pretrain --data digits/upright --steps 500 --out runs/a
     """
 
-    data: Data
-    training: Training
-    model: str = "small-cnn"
-    """A model of `jaxtransfer models`."""
+    data: DataOptions
+    training: TrainOptions
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
+    """Network; `jaxtransfer models` lists them."""
+    image_shape: Annotated[
+        tuple[int, int, int] | None, tyro.conf.arg(metavar="H W C", help_behavior_hint="(default: the data's own)")
+    ] = None
+    """Bring images of any size to this height, width and number of channels (1 grey, 3 colour)."""
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
-        train, test = load_pair(self.data, seed=self.training.seed)
+        train, test = load_pair(self.data, self.image_shape, seed=self.training.seed)
         mean, std = statistics(train)
         config = config_of(
             "pretrain",
@@ -36,6 +43,7 @@ class Pretrain:
             model=self.model,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
+            resize=self.image_shape is not None,
             mean=mean,
             std=std,
         )

@@ -13,6 +13,8 @@ from jaxtransfer.train import checkpoints
 from jaxtransfer.train.loop import score_of
 from jaxtransfer.train.run import read_config
 
+_NEEDED = ("class_names", "model", "image_shape", "mean", "std", "data", "split")
+
 
 class Run(NamedTuple):
     """A trained run.
@@ -45,9 +47,9 @@ def load_run(directory: Path) -> Run:
       InputError: where the directory is no run, or no checkpoint of it is whole.
     """
     config = read_config(directory)
-    if "class_names" not in config:
-        raise InputError(f"{directory} is no run of pretrain or finetune: its configuration names no classes")
-    folder, first = Path(directory) / "checkpoints", None
+    if missing := [key for key in _NEEDED if key not in config]:
+        raise InputError(f"{directory} is no run of pretrain or finetune: its configuration lacks {missing[0]!r}")
+    folder, errors = Path(directory) / "checkpoints", []
     best = checkpoints.best(folder, score_of())
     newest_first = checkpoints.steps(folder)[::-1]
     order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
@@ -55,13 +57,16 @@ def load_run(directory: Path) -> Run:
         try:
             found = checkpoints.read(folder, step)
         except checkpoints.DamagedCheckpointError as error:
-            first = first or error
-            warnings.warn(f"{error}; trying another one", stacklevel=2)
+            errors.append(error)
             continue
+        for error in errors:
+            warnings.warn(f"{error}; step {step} is used", stacklevel=2)
         params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
         model = build_model(config)
         return Run(config, model, params, {model.name: {}, **state}, found.step)
-    raise first or InputError(f"{directory} has no checkpoint yet; run its command again to train it")
+    if errors:
+        raise InputError(f"no checkpoint of {directory} is whole ({errors[0]}); run its command again to train it anew")
+    raise InputError(f"{directory} has no checkpoint yet; run its command again to train it")
 
 
 def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
@@ -72,6 +77,14 @@ def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
             f"{directory} was trained on images {expected}, {dataset.name} has {dataset.image_shape}; add --resize to "
             f"bring them to that shape"
         )
+
+
+def warn_of_other_classes(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
+    """Warns where a data set has as many classes as the run, but calls or orders them otherwise."""
+    for label, (ours, theirs) in enumerate(zip(run.config["class_names"], dataset.class_names, strict=False)):
+        if ours != theirs:
+            warnings.warn(f"class {label} is {ours!r} in {directory} and {theirs!r} in {dataset.name}", stacklevel=2)
+            return
 
 
 def device_mesh() -> jax.sharding.Mesh | None:

@@ -1,16 +1,23 @@
 """Training the stages of a method into one run directory."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 import jaxtransfer as jt
 from jaxtransfer.cli.options import TrainOptions
 from jaxtransfer.cli.runs import device_mesh
+from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.methods import Stage
-from jaxtransfer.report import write_report
-from jaxtransfer.train.run import open_run
+from jaxtransfer.report import evaluation, write_report
+from jaxtransfer.train import checkpoints
+from jaxtransfer.train.run import CONFIG, open_run
 
 
 def train_stages(
@@ -29,43 +36,92 @@ def train_stages(
 
     The last stage's records lie in the run directory itself, an earlier one's in a folder of its name.
     """
-    with open_run(training.out, config):
-        pass  # refuses another configuration before anything is trained
-    batches = training.pipeline(train)
-    evals = jt.data.eval_batches(test, min(training.batch_size, max(1, len(test))))
+    with _opened(training.out, config):
+        shares = split_steps(training.steps, [stage.share for stage in stages])
+        _check_model_takes(eval_model, config["model"], train)
+        batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
     mesh = device_mesh() if training.mode == "jit" else None
-    if mesh is not None and len(evals.dataset):
-        evals = jt.data.eval_batches(test, training.batch_size)
-    shares, fitted, first = split_steps(training.steps, [stage.share for stage in stages]), None, 0
+    facts, earlier, first = {k: _shown(v) for k, v in config.items()}, [], 0
     for number, (stage, steps) in enumerate(zip(stages, shares, strict=True)):
         last = number == len(stages) - 1
-        fitted = jt.fit(
-            stage.objective,
-            stage.optimizer,
-            _From(batches, first),
-            steps=steps,
-            key=training.seed,
-            params=params,
-            state=state,
-            eval_data=evals,
-            eval_objective=jt.classification(eval_model),
-            eval_every=training.eval_every,
-            patience=training.patience,
-            out=training.out if last else training.out / f"stage-{number + 1}-{stage.name}",
-            config=config,
-            keep=training.keep,
-            mesh=mesh,
-            mode=training.mode,
-            log=announcer(stage.name if len(stages) > 1 else ""),
-        )
+        out = training.out if last else training.out / f"stage-{number + 1}-{stage.name}"
+        try:
+            fitted = jt.fit(
+                stage.objective,
+                stage.optimizer,
+                _From(batches, first),
+                steps=steps,
+                key=training.seed,
+                params=params,
+                state=state,
+                eval_data=evals,
+                eval_objective=jt.classification(eval_model),
+                eval_every=training.eval_every,
+                patience=training.patience,
+                out=out,
+                config=config,
+                keep=training.keep,
+                mesh=mesh,
+                mode=training.mode,
+                log=announcer(stage.name if len(stages) > 1 else ""),
+            )
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error}{_what_is_left(str(error), out / 'checkpoints')}") from error
         params, state, first = fitted.state.params, fitted.state.state, first + steps
-    assert fitted is not None
-    facts = {k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in config.items()}
-    report = write_report(training.out, title, facts)
+        report = write_report(out, title if last else f"{title}: {stage.name}", facts, earlier=earlier)
+        earlier.append(out.name)
+        if last:
+            _print_results(training.out, fitted, report)
+
+
+@contextmanager
+def _opened(out: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Holds the run directory; a run that turns out to be impossible before it began leaves no configuration there."""
+    began = (out / CONFIG).exists()
+    with open_run(out, config):
+        try:
+            yield
+        except InputError:
+            if not began:
+                (out / CONFIG).unlink(missing_ok=True)
+            raise
+
+
+def _check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> None:
+    """Raises where the images don't fit the network, by tracing it: nothing is compiled or allocated."""
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    except InputError as error:
+        raise InputError(f"{dataset.name} doesn't fit {name}: {error}") from error
+    except Exception as error:  # whatever a network of another library raises
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{dataset.name} has images {dataset.image_shape}, which don't fit {name} ({reason}); choose another "
+            f"--model or bring them to a shape that it takes"
+        ) from error
+
+
+def _what_is_left(message: str, folder: Path) -> str:
+    if "checkpoint" in message:
+        return ""
+    saved = checkpoints.steps(folder)
+    return f"; the last good checkpoint is step {saved[-1]} in {folder}" if saved else "; no checkpoint was saved"
+
+
+def _shown(value: Any) -> Any:
+    """Returns a value as the report shows it: a list by its first entries."""
+    if not isinstance(value, list | tuple):
+        return value
+    more = f", … ({len(value)} in all)" if len(value) > 20 else ""
+    return ", ".join(map(str, value[:20])) + more
+
+
+def _print_results(out: Path, fitted: jt.Fitted, report: Path) -> None:
     if not fitted.timing:
-        print(f"already done: {training.out} has its {int(fitted.state.step)} steps")
+        print(f"already done: {out} has its {int(fitted.state.step)} steps")
     if fitted.best:
-        best = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in fitted.best.items() if k != "step")
+        best = ", ".join(f"{k} {v:.4g}" for k, v in evaluation(fitted.best).items())
         print(f"best evaluation, at step {fitted.best['step']}: {best}")
     if fitted.timing:
         print(
@@ -100,9 +156,8 @@ def announcer(prefix: str) -> Callable[[dict[str, Any]], None]:
     """Returns a logger that prints each evaluation as a line."""
 
     def log(record: dict[str, Any]) -> None:
-        values = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/")}
-        if values:
-            line = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+        if values := evaluation(record):
+            line = "  ".join(f"{k} {v:.4f}" if abs(v) < 1e4 else f"{k} {v:.4g}" for k, v in values.items())
             print(f"{prefix + ' ' if prefix else ''}step {record['step']:>6}  {line}", file=sys.stderr)
 
     return log

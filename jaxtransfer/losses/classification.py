@@ -36,10 +36,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     hard = _check(logits, labels)
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     classes = logits.shape[-1]
-    target = jax.nn.one_hot(labels, classes, dtype=dtype) if hard else labels.astype(dtype)
-    target = (1 - label_smoothing) * target + label_smoothing / classes
-    values = -jnp.sum(target * jax.nn.log_softmax(logits.astype(dtype), axis=-1), axis=-1)
-    return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan) if hard else values
+    given = labels[:, None] == jnp.arange(classes)[None] if hard else labels
+    target = (1 - label_smoothing) * given.astype(dtype) + label_smoothing / classes
+    scores = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+    scores = jnp.where(jnp.isneginf(scores) & (target == 0), 0, scores)  # 0 · log 0 = 0: a class that is ruled out
+    values = -jnp.sum(target * scores, axis=-1)
+    return jnp.where(jnp.any(given, axis=-1), values, jnp.nan) if hard else values
 
 
 def top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:

@@ -1,6 +1,7 @@
 """Supervised classification."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import losses
@@ -26,6 +27,8 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
 
     def loss(outputs, params, state, batch, ctx):
         logits, labels, mask = outputs[forward]["logits"], view_of(batch, ("label",)), batch.get("mask")
+        if mask is not None:  # what a row that does not count holds must not reach the gradient either: 0 · NaN is NaN
+            logits = jnp.where(mask[:, None] > 0, logits, 0)
         value = ctx.mean(losses.cross_entropy(logits, labels, label_smoothing=label_smoothing), mask)
         metrics = {"classification": value, "accuracy": ctx.mean(losses.top_k(logits, labels), mask)}
         if logits.shape[-1] > 5:
@@ -34,10 +37,13 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
 
     def check(outputs, batch):
         classes, labels = outputs[forward]["logits"].shape[-1], view_of(batch, ("label",))
-        if not isinstance(labels, np.ndarray | jax.Array) or not np.issubdtype(labels.dtype, np.integer):
+        if isinstance(labels, jax.Array) and not labels.is_fully_addressable:
+            return  # no process has them all
+        labels = np.asarray(labels)  # one on a device would be compared inside of the trace
+        if not np.issubdtype(labels.dtype, np.integer):
             return
         counted = np.asarray(batch.get("mask", np.ones(labels.shape))) > 0
-        wrong = np.asarray(labels)[counted & ((labels < 0) | (labels >= classes))]
+        wrong = labels[counted & ((labels < 0) | (labels >= classes))]
         if wrong.size:
             raise InputError(
                 f"labels must be in [0, {classes}), the classes of model {forward.model.name!r}; got {wrong[0]}. "

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: written aside, digested, renamed; verified before they are used."""
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
@@ -57,12 +58,14 @@ class Checkpoints:
         """Copies the state to the host and writes it in the background.
 
         Raises:
-          NonFiniteLossError: where a floating leaf of the state is not finite; nothing is written.
+          NonFiniteLossError: where a floating leaf beside the optimiser's is not finite; nothing is written.
           InputError: where the previous save failed (a full disk); what was saved before it is still there.
         """
         leaves = {path: _to_host(leaf) for path, leaf in tree.leaves_by_path(state).items()}
         for path, leaf in leaves.items():
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf.astype(np.float32))):
+            if path.startswith("opt_state/"):  # an optimiser may start from infinity: the best value so far
+                continue
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf)):
                 raise NonFiniteLossError(f"{path} is not finite after step {step}; lower the learning rate")
         self.wait()
         if jax.process_index() == 0:
@@ -110,8 +113,11 @@ class Checkpoints:
             temporary.rename(final)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            reason = str(error).partition(" [")[0]  # Orbax appends its whole plan
+            if os.strerror(errno.ENOSPC) in reason:
+                reason = os.strerror(errno.ENOSPC)
             raise InputError(
-                f"could not save step {step} in {self.directory}: {error}; earlier checkpoints are unharmed. Free "
+                f"could not save step {step} in {self.directory}: {reason}; earlier checkpoints are unharmed. Free "
                 f"some space or mend the folder's rights, and run the same command again"
             ) from error
         self._prune()
@@ -168,7 +174,11 @@ def best(directory: str | Path, score: Callable[[dict], float | None]) -> int | 
     """Returns the step of the checkpoint with the largest score (the earliest of equals), or None."""
     directory, scores = Path(directory).absolute(), {}
     for step in steps(directory):
-        value = score(json.loads((_path(directory, step) / "meta.json").read_text()))
+        try:
+            value = score(json.loads((_path(directory, step) / "meta.json").read_text()))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"checkpoint {_path(directory, step)} is damaged and left out: {error}", stacklevel=2)
+            continue
         if value is not None:
             scores[step] = value
     return max(scores, key=lambda step: (scores[step], -step)) if scores else None

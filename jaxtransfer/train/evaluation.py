@@ -19,7 +19,8 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     placement = Placement(mesh, mode)
     axis = AXIS if mode == "pmap" else None
 
-    def totals(params, state, step, batch, frozen):
+    def totals(state, batch, frozen):
+        params, state, step = state
         ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
         loss, _, metrics = objective(params, state, batch, ctx)
         rows = batch.get("mask")
@@ -29,7 +30,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         return {"loss": Mean(loss * examples, examples), **metrics}
 
     if mode == "pmap":
-        in_axes = (None, None, None, 0, None)
+        in_axes = ((None, None, None), 0, None)  # nested: JAX 0.10 misreads a flat one for as many leaves as arguments
         compiled = jax.pmap(totals, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=placement.devices)
     else:
         compiled = jax.jit(totals)
@@ -39,10 +40,10 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
         nonlocal frozen
         if frozen is None:
-            frozen = placement.state(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
-        state, sums = placement.state(state), None
+            frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
+        state, sums = placement.whole(state), None
         for batch in batches:
-            part = compiled(state.params, state.state, state.step, placement.batch(batch), frozen)
+            part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)
             sums = part if sums is None else add(sums, part)
         if sums is None:
             raise InputError("evaluate: expected at least one batch, got none; is the split empty?")

@@ -103,8 +103,11 @@ def fit(
       NonFiniteLossError: names the step and the term that is not finite; the last good checkpoint stays.
       InputError: for an unusable argument, before anything is compiled.
     """
+    _check_counts(
+        steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
+    )
     plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None)
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     better = score_of(monitor, maximize)
     with ExitStack() as stack:
         checkpoints = None
@@ -175,6 +178,12 @@ def fit(
         return Fitted(current, history, _best(history, better), clock.report())
 
 
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (value < 1 or int(value) != value):
+            raise InputError(f"{name} must be a positive whole number; got {value}")
+
+
 class _Plan(NamedTuple):
     """When to log, evaluate and save; a function of the step alone, so a resumed run does it at the same steps."""
 
@@ -185,14 +194,6 @@ class _Plan(NamedTuple):
 
     @classmethod
     def of(cls, steps, eval_every, save_every, log_every, evaluates) -> "_Plan":
-        for name, value in {
-            "steps": steps,
-            "eval_every": eval_every,
-            "save_every": save_every,
-            "log_every": log_every,
-        }.items():
-            if value is not None and (value < 1 or int(value) != value):
-                raise InputError(f"{name} must be a positive whole number; got {value}")
         eval_every = eval_every or max(1, steps // 10)
         save_every = save_every or eval_every
         return cls(steps, eval_every if evaluates else steps + 1, save_every, log_every or max(1, steps // 50))
@@ -258,7 +259,8 @@ def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
 
 
 def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[Batch]:
-    """Yields batches that are already on the devices, the transfer of the next one under way."""
+    """Yields batches that are already on the devices, the transfer of the next one under way; reads `count` of them."""
+    batches = islice(batches, count)
     ahead: deque[Batch] = deque()
     for _ in range(count):
         while len(ahead) < 2:

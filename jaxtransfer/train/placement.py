@@ -34,14 +34,14 @@ class Placement:
             self.replicated = NamedSharding(line, PartitionSpec())
             self.split = NamedSharding(line, PartitionSpec(AXIS))
 
-    def state(self, state: Any) -> Any:
-        """Returns the tree whole on every device; an already placed one is returned as it is."""
+    def whole(self, values: Any) -> Any:
+        """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is."""
         if self.replicated is None:
-            return state
-        leaves = jax.tree.leaves(state)
+            return values
+        leaves = jax.tree.leaves(values)
         if all(getattr(leaf, "sharding", None) == self.replicated for leaf in leaves):
-            return state
-        return jax.device_put(state, self.replicated)
+            return values
+        return jax.device_put(values, self.replicated)
 
     def batch(self, batch: Any) -> Any:
         """Returns the batch on the devices, its rows split over them.
@@ -52,21 +52,39 @@ class Placement:
         if self.devices is None:
             return batch if all(isinstance(x, jax.Array) for x in jax.tree.leaves(batch)) else jax.device_put(batch)
         self._check_divides(batch)
-        if self.mode == "pmap":
-            count = len(self.devices)
-            return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
-        return jax.tree.map(self._split, batch)
+        return jax.tree.map(self._stack if self.mode == "pmap" else self._split, batch)
+
+    def share(self, batch: Any) -> Any:
+        """Returns this device's share of a batch drawn inside the program; under `jit` the whole, its rows split."""
+        if self.devices is None:
+            return batch
+        self._check_divides(batch, traced=True)
+        if self.mode == "jit":
+            return jax.lax.with_sharding_constraint(batch, self.split)
+        index, count = jax.lax.axis_index(AXIS), len(self.devices)
+
+        def rows(x):
+            size = x.shape[0] // count
+            return jax.lax.dynamic_slice_in_dim(x, index * size, size)
+
+        return jax.tree.map(rows, batch)
+
+    def _stack(self, rows: Any) -> Any:
+        assert self.devices is not None
+        if isinstance(rows, jax.Array):  # off the mesh it may be on, whose explicit axes a reshape would have to name
+            rows = jax.device_put(rows, self.split)
+        return rows.reshape(len(self.devices), rows.shape[0] // len(self.devices), *rows.shape[1:])
 
     def _split(self, rows: Any) -> jax.Array:
         if isinstance(rows, jax.Array):
             return rows if rows.sharding == self.split else jax.device_put(rows, self.split)
         return jax.make_array_from_process_local_data(self.split, np.asarray(rows))
 
-    def _check_divides(self, batch: Any) -> None:
+    def _check_divides(self, batch: Any, *, traced: bool = False) -> None:
         assert self.devices is not None
         hosts = 1 if self.mode == "pmap" else len({device.process_index for device in self.devices})
         for path, leaf in tree.leaves_by_path(batch).items():
-            on_all_hosts = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+            on_all_hosts = traced or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable)
             rows = leaf.shape[0] * (1 if on_all_hosts else hosts)
             if rows % len(self.devices):
                 raise InputError(

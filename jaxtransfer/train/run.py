@@ -61,7 +61,8 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"cannot write to the run directory {directory}: {error}") from None
+        reason = error.strerror or error
+        raise InputError(f"cannot write to the run directory {directory}: {reason}; choose another --out") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

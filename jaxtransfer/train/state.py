@@ -64,8 +64,9 @@ def init(
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
     fresh, fresh_state = objective.init(key, batch)  # not in one jit: initialisers compile once per shape
-    params = _replaced(fresh, params, "params")
-    state = _replaced(fresh_state, state, "state")
+    params = _owned(_replaced(fresh, params, "params"))
+    state = _owned(_replaced(fresh_state, state, "state"))
+    key = jnp.copy(key)
     ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
     frozen = [handle.tree for handle in objective.frozen]
 
@@ -108,13 +109,17 @@ def _replaced(fresh: Any, given: Any, what: str) -> Any:
                 f"{what}[{name!r}] does not fit the model {wrong}. jt.transfer(source, into, reinit=...) merges "
                 f"weights of another head"
             )
-    # The structure and dtypes are the model's own; the values are copies, so a donated state never takes the source's.
-    return {
-        name: jax.tree.map(lambda old, new: jnp.array(_local(new), old.dtype, copy=True), old, _like(old, given[name]))
+    return {  # the structure and dtypes are the model's own
+        name: jax.tree.map(lambda old, new: jnp.asarray(_local(new), old.dtype), old, _like(old, given[name]))
         if name in given
         else old
         for name, old in fresh.items()
     }
+
+
+def _owned(values: Any) -> Any:
+    """Returns copies of strong type: the state is donated, and its first values may be an anchor's or a caller's."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), values)
 
 
 def _like(old: Any, new: Any) -> Any:

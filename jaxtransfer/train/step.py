@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.errors import InputError
+from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 
@@ -18,22 +21,27 @@ class TrainStep:
     The state is donated: use the one that comes back. Metrics stay on the device until they are read.
     """
 
-    def __init__(self, update: Callable, frozen: tuple, placement: Placement):
+    def __init__(self, update: Callable, frozen: tuple, placement: Placement, *, whole_data: bool):
         self.placement = placement
+        self.place = placement.whole if whole_data else placement.batch
         self._frozen = tuple(handle.tree for handle in frozen)
         self._placed = None
+        self._extra = ()
         if placement.mode == "pmap":
+            assert placement.devices is not None
+            self._extra = (np.arange(len(placement.devices)),)  # pmap needs a split argument, also where data are whole
             self._compiled = jax.pmap(
-                update,
+                lambda state, data, frozen, device: update(state, data, frozen),
                 axis_name=AXIS,
-                in_axes=(None, 0, None),
+                in_axes=(None, None if whole_data else 0, None, 0),
                 out_axes=(None, None),
                 devices=placement.devices,
                 donate_argnums=0,
             )
         elif placement.devices is not None:
             rep, split = placement.replicated, placement.split
-            self._compiled = jax.jit(update, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep))
+            data = rep if whole_data else split
+            self._compiled = jax.jit(update, donate_argnums=0, in_shardings=(rep, data, rep), out_shardings=(rep, rep))
         else:
             self._compiled = jax.jit(update, donate_argnums=0)
 
@@ -41,21 +49,17 @@ class TrainStep:
         """Makes one update from a global batch, of NumPy or JAX arrays."""
         return self.placed(state, self.place(batch))
 
-    def place(self, batch: Batch) -> Batch:
-        """Returns the batch as the devices hold it, for `placed`: a transfer that can run ahead of the step."""
-        return self.placement.batch(batch)
-
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Makes one update from a batch that `place` gave."""
-        return self._compiled(self.placement.state(state), batch, self._frozen_on_devices())
+        """Makes one update from what `place(batch)` gave: the batch on the devices, transferred ahead of the step."""
+        return self._compiled(self.placement.whole(state), batch, self._frozen_on_devices(), *self._extra)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
-        return self._compiled.lower(self.placement.state(state), self.place(batch), self._frozen_on_devices())
+        return self._compiled.lower(self.placement.whole(state), self.place(batch), self._frozen_on_devices(), *self._extra)
 
     def _frozen_on_devices(self) -> tuple:
         if self._placed is None:  # written to the devices once per run
-            self._placed = self.placement.state(jax.device_put(self._frozen))
+            self._placed = self.placement.whole(jax.device_put(self._frozen))
         return self._placed
 
 
@@ -65,8 +69,10 @@ def train_step(
     *,
     mesh: Mesh | None = None,
     mode: str = "jit",
+    sample: Callable[[jax.Array, Any], Batch] | None = None,
+    steps_per_call: int = 1,
 ) -> TrainStep:
-    """Compiles one gradient update of any objective.
+    """Compiles one gradient update of any objective, or several in one call.
 
     Args:
       objective: the loss; its frozen trees reach the program as an argument that is not donated.
@@ -102,4 +108,20 @@ def train_step(
         values = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
         return TrainState(state.step + 1, state.key, params, new_state, opt_state), values
 
-    return TrainStep(update, objective.frozen, Placement(mesh, mode))
+    placement = Placement(mesh, mode)
+    if sample is None:
+        if steps_per_call != 1:
+            raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
+        return TrainStep(update, objective.frozen, placement, whole_data=False)
+    if steps_per_call < 1:
+        raise InputError(f"steps_per_call must be at least 1; got {steps_per_call}")
+
+    def draw_and_update(state: TrainState, data: Any, frozen: tuple):
+        def one(state, _):
+            key = named_key(jax.random.fold_in(state.key, state.step), "sample")
+            return update(state, placement.share(sample(key, data)), frozen)
+
+        state, metrics = jax.lax.scan(one, state, None, length=steps_per_call)
+        return state, {name: jnp.mean(values) for name, values in metrics.items()}
+
+    return TrainStep(draw_and_update, objective.frozen, placement, whole_data=True)

@@ -1,0 +1,136 @@
+"""Model-agnostic meta-learning of any objective, by the gradient of a gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtransfer import tree
+from jaxtransfer.errors import InputError
+from jaxtransfer.meta.adapt import inner_loop
+from jaxtransfer.meta.statistics import Statistics, transductive
+from jaxtransfer.meta.tasks import inner_context, mean_over_tasks, task_context
+from jaxtransfer.objective import Objective, view_of
+
+Rates = Callable[[Any, int], Any]
+
+
+def maml(
+    objective: Objective,
+    *,
+    inner: optax.GradientTransformation,
+    steps: int,
+    first_order: bool | Callable[[jax.Array], jax.Array] = False,
+    adapt: tree.Patterns = ".*",
+    rates: Rates | None = None,
+    multi_step: Callable[[jax.Array], jax.Array] | None = None,
+    statistics: Statistics = transductive,
+    remat: bool = False,
+    at_once: int | None = None,
+) -> Objective:
+    """Builds (1/T) Σ_t L(θ_t, query_t) with θ_t = θ adapted to support_t by `steps` inner updates, over any objective.
+
+    MAML (Finn et al. 2017, arXiv:1703.03400); FOMAML (`first_order=True`); ANIL (`adapt="head"`, Raghu et al. 2020,
+    arXiv:1909.09157); BOIL (all but the head, Oh et al. 2021, arXiv:2008.08882); Meta-SGD (`rates=per_parameter(0.1)`,
+    Li et al. 2017, arXiv:1707.09835); MAML++ (`rates=per_layer_and_step(0.1)`, `multi_step`, a schedule as
+    `first_order`; Antoniou et al. 2019, arXiv:1810.09502).
+
+    A batch holds `support` and `query`, each a batch of the objective with a leading axis of tasks: `image`
+    [T, ways · shots, ...]. Metrics are those of the objective on the query sets after adaptation, and `maml`, the loss.
+
+    Args:
+      objective: the loss of one task; its frozen trees, penalties and weights work as anywhere.
+      inner: any optax optimiser, whose state starts afresh in each task; `optax.sgd(1.0)` under learned `rates`.
+      steps: inner updates.
+      first_order: leave out second derivatives; or a function of the step that says when (annealing).
+      adapt: path patterns of the parameters that the inner loop changes.
+      rates: learned factors of the updates: `rates(params, steps)` gives their first values, leaves [steps or 1, ...].
+      multi_step: `multi_step(step) -> [steps]`, weights of the query losses after each inner update, for a loss that
+        looks at all of them; by default only the last one counts.
+      statistics: what batch norm normalises by; see `jaxtransfer.meta.statistics`. The state is never changed.
+      remat: recompute inner steps in the backward pass: memory O(√steps).
+      at_once: tasks that run together, by vmap, the rest following in a scan; all at once by default.
+
+    Returns:
+      An objective over episodes, with the parameters of `objective` and, with `rates`, `params["rates"]`.
+
+    Raises:
+      InputError: at init, where a pattern selects no parameter or the batch is no episode.
+    """
+    if steps < 1 and rates is not None:
+        raise InputError(f"learned rates need at least one inner step; got steps={steps}")
+
+    def setup(key, batch):
+        support = jax.tree.map(lambda x: x[0], view_of(batch, ("support",)))
+        params, state = objective.init(key, support)
+        if rates is not None:
+            params = {**params, "rates": rates(_select(params, adapt), steps)}
+        return params, state
+
+    def loss(outputs, params, state, batch, ctx):
+        episode = {part: view_of(batch, (part,)) for part in ("support", "query")}
+        anneal = first_order(ctx.step) if callable(first_order) else first_order
+        weights = None if multi_step is None else multi_step(ctx.step)
+
+        def task(params, data, index):
+            at_support = task_context(ctx, index, train=statistics.support_train)
+            at_query = task_context(ctx, index, train=statistics.query_train)
+            scale = params.get("rates") if rates is not None else None
+            own = {name: value for name, value in params.items() if rates is None or name != "rates"}
+
+            def support_loss(fast, number):
+                return objective(_merge(own, fast), state, data["support"], inner_context(at_support, number))[0]
+
+            def query_loss(fast):
+                value, _, metrics = objective(_merge(own, fast), state, data["query"], at_query)
+                return value, metrics
+
+            fast, seen = inner_loop(
+                support_loss,
+                _select(own, adapt),
+                optimizer=inner,
+                steps=steps,
+                first_order=anneal,
+                remat=remat,
+                scale=scale,
+                observe=None if weights is None else lambda fast, _: query_loss(fast)[0],
+            )
+            value, metrics = query_loss(fast)
+            if weights is not None:
+                value = jnp.sum(weights.astype(seen.dtype) * seen)
+            return value, metrics
+
+        value, metrics = mean_over_tasks(task, params, episode, ctx, at_once=at_once)
+        return value.value, state, {"maml": value, **metrics}
+
+    return Objective("maml", (), loss, setup=setup, frozen=objective.frozen, models=objective.models)
+
+
+def per_parameter(rate: float) -> Rates:
+    """Gives each adapted parameter a learned rate of its own, the same in each step (Meta-SGD, arXiv:1707.09835)."""
+
+    def first(params, steps):
+        return jax.tree.map(lambda p: jnp.full((1, *p.shape), rate, p.dtype), params)
+
+    return first
+
+
+def per_layer_and_step(rate: float) -> Rates:
+    """Gives each adapted leaf a learned rate per inner step (MAML++, arXiv:1810.09502)."""
+
+    def first(params, steps):
+        return jax.tree.map(lambda p: jnp.full((steps,), rate, p.dtype), params)
+
+    return first
+
+
+def _select(params: Any, patterns: tree.Patterns) -> dict[str, jax.Array]:
+    leaves = tree.leaves_by_path(params)
+    tree.check_used(patterns, leaves, "adapt")
+    return {path: leaf for path, leaf in leaves.items() if tree.matches(path, patterns)}
+
+
+def _merge(params: Any, fast: dict[str, jax.Array]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fast.get(tree.path_of(path), leaf), params)

@@ -1,0 +1,296 @@
+"""What can't be used ends in exit code 2 and one line that says what was expected, what came, and the remedy."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from jaxtransfer.cli import main
+from jaxtransfer.cli.finetune import METHODS
+from jaxtransfer.train import checkpoints
+
+SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")
+DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--model", "smal-cnn"), "unknown model 'smal-cnn' (did you mean 'small-cnn'?); known: conv4,"),
+        (("--data", "digits/uprite"), "unknown data set 'digits/uprite' (did you mean 'digits/upright'?); known: "),
+        (("--data", "nosuchset"), "unknown data set 'nosuchset'; known: digits/inverted,"),
+        (("--split", "trian"), "unknown split of digits/upright 'trian' (did you mean 'train'?); known: test, train"),
+        (("--eval-split", "val"), "unknown split of digits/upright 'val'; known: test, train"),
+        (("--split", "train[:0]"), "cannot open split 'train[:0]' of digits/upright"),
+        (("--optimizer", "adamm"), "unknown optimizer 'adamm' (did you mean 'adam'?); known: adam, sgd"),
+        (("--augment", "flip", "crp"), "unknown augmentation 'crp' (did you mean 'crop'?); known: crop, cutout,"),
+        (("--mode", "jitt"), "unknown mode 'jitt' (did you mean 'jit'?); known: jit, pmap"),
+        (("--steps", "0"), "--steps must be at least 1; got 0"),
+        (("--batch-size", "0"), "--batch-size must be at least 1; got 0"),
+        (("--batch-size", "20"), "--batch-size must be a multiple of the 8 devices; got 20"),
+        (("--lr", "-1"), "--lr must be positive and finite; got -1.0"),
+        (("--lr", "nan"), "--lr must be positive and finite; got nan"),
+        (("--lr", "inf"), "--lr must be positive and finite; got inf"),
+        (("--weight-decay", "-1"), "--weight-decay must be at least 0; got -1.0"),
+        (("--label-smoothing", "1.5"), "--label-smoothing must be at least 0 and below 1; got 1.5"),
+        (("--shots", "0"), "--shots must be at least 1; got 0"),
+        (("--shots", "100000"), "class '0' has 119 examples, 100000 per class asked; ask for fewer"),
+        (("--seed", "-1"), "--seed must be at least 0; got -1"),
+        (("--seed", "4294967296"), "--seed must be below 2**32"),
+        (("--eval-every", "0"), "--eval-every must be at least 1; got 0"),
+        (("--patience", "0"), "--patience must be at least 1; got 0"),
+        (("--keep", "0"), "--keep must be at least 1; got 0"),
+        (("--data-dir", "/no/such"), "there is no folder /no/such"),
+        (("--model", "vit-ti-16"), "digits/upright doesn't fit vit-ti-16: expected images divisible into 16×16"),
+        (("--image-shape", "16", "16", "2"), "with 1 or 3 channels, got (16, 16, 2)"),
+    ],
+)
+def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused, tmp_path, words, expected):
+    assert expected in refused(*DIGITS, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "Expected one of {pretrain, finetune, evaluate, predict, datasets, models}"),
+        (("tarin",), "Unrecognized options: tarin; Available subcommands: pretrain, finetune,"),
+        (("pretrain", "--data", "x"), "Missing from jaxtransfer pretrain: --out DIR; "),
+        (("pretrain", "--data", "x", "--out", "y", "--step", "3"), "Perhaps you meant: --steps INT"),
+        (("pretrain", "--data", "x", "--out", "y", "--steps", "many"), "Error parsing --steps: invalid literal"),
+        (("finetune", "--data", "x", "--out", "y"), "Missing from jaxtransfer finetune: --from RUN; "),
+        (("evaluate",), "Missing from jaxtransfer evaluate: RUN; "),
+    ],
+)
+def test_what_tyro_cannot_read_is_one_line_too(refused, words, expected):
+    message = refused(*words)
+    assert expected in message
+    assert "--help" in message
+    assert not set("│╭╰─") & set(message)
+
+
+def test_listing_refuses(refused, tmp_path):
+    assert "there is no folder" in refused("datasets", "--data-dir", tmp_path / "none")
+    assert "--classes must be at least 1" in refused("models", "--classes", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--method", "lpft"), "unknown method 'lpft' (did you mean 'lp-ft'?); known: full,"),
+        (("--strength", "-1"), "--strength must be at least 0; got -1.0"),
+        (("--head-strength", "nan"), "--head-strength must be at least 0; got nan"),
+        (("--method", "lp-ft", "--steps", "1"), "the method has 2 stages and needs as many steps; got --steps 1"),
+    ],
+)
+def test_finetune_refuses_options(refused, source, tmp_path, words, expected):
+    out = tmp_path / "out"
+    assert expected in refused("finetune", "--from", source, "--data", "digits/noisy", *SMALL, "--out", out, *words)
+    assert not (out / "config.json").exists()
+    assert "lp-ft" in METHODS
+
+
+def test_shapes_and_classes_that_do_not_fit(refused, source, folder, tmp_path):
+    images, out = folder(), tmp_path / "out"
+    words = ("--data", f"folder:{images}", "--steps", "4", "--batch-size", "16", "--out", out)
+    misfit = "was trained on images (8, 8, 1), "
+    assert misfit in refused("finetune", "--from", source, *words)
+    assert "has (8, 8, 3); add --resize" in refused("evaluate", source, "--data", f"folder:{images}")
+    classes = refused("evaluate", source, "--data", f"folder:{images}", "--resize")
+    assert "knows 10 classes" in classes
+    assert "has 3; finetune it" in classes
+    kept = refused("finetune", "--from", source, *words, "--resize", "--keep-head")
+    assert "--keep-head needs the same classes" in kept
+    assert "has 10, " in kept
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_same_number_of_other_classes_is_a_warning(run, source, folder):
+    images = folder(classes=10, each=5)
+    out, err = run("evaluate", source, "--data", f"folder:{images}", "--resize")
+    assert err == [f"warning: class 0 is '0' in {source} and 'class0' in folder:{images}"]
+    assert json.loads(out[0])["examples"] == 10
+
+
+def test_folders_without_images(refused, source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for words in (("evaluate", source, "--data"), ("pretrain", "--out", tmp_path / "out", "--data")):
+        assert "no images in" in refused(*words, f"folder:{tmp_path / 'empty'}")
+        assert "there is no folder" in refused(*words, f"folder:{tmp_path / 'none'}")
+    assert "no images in" in refused("predict", source, tmp_path / "empty")
+    assert "there is no image" in refused("predict", source, tmp_path / "none.png")
+    assert "expected image files" in refused("predict", source)
+
+
+def test_a_corrupt_image_is_named(refused, source, folder, tmp_path):
+    images = folder()
+    (images / "class1" / "bad.png").write_bytes(b"\x89PNG rubbish")
+    words = ("--data", f"folder:{images}", "--split", "all", "--eval-split", "all", "--steps", "2")
+    for command in (
+        ("pretrain", *words, "--batch-size", "8", "--out", tmp_path / "a"),
+        ("finetune", "--from", source, *words, "--batch-size", "8", "--resize", "--out", tmp_path / "b"),
+        ("predict", source, images),
+        ("predict", source, images / "class1" / "bad.png"),
+    ):
+        assert f"cannot decode the image {images / 'class1' / 'bad.png'}" in refused(*command)
+    assert not (tmp_path / "a" / "config.json").exists()
+
+
+def test_images_of_differing_sizes_need_a_shape(refused, run, folder, tmp_path):
+    images = folder()
+    shutil.copy(folder("larger", shape=(9, 8, 3)) / "class0" / "0.png", images / "class0" / "odd.png")
+    words = ("pretrain", "--data", f"folder:{images}", "--split", "all", "--eval-split", "all", "--steps", "2")
+    words = (*words, "--batch-size", "8", "--model", "linear", "--out", tmp_path / "out")
+    message = refused(*words)
+    assert "(9, 8, 3)" in message
+    assert "--image-shape" in message
+    run(*words, "--image-shape", 8, 8, 1)
+    out, _ = run("evaluate", tmp_path / "out")
+    assert json.loads(out[0])["examples"] == 31
+
+
+def test_out_that_is_taken(refused, source, tmp_path):
+    before = (source / "config.json").read_bytes(), (source / "metrics.jsonl").read_bytes()
+    message = refused(*DIGITS, "--out", source)
+    assert "holds a run of another configuration" in message
+    assert "steps: 20 there, 4 now" in message
+    assert before == ((source / "config.json").read_bytes(), (source / "metrics.jsonl").read_bytes())
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("x")
+    assert "holds 'thesis.tex'; choose an empty --out" in refused(*DIGITS, "--out", tmp_path / "foreign")
+    (tmp_path / "file").write_text("x")
+    assert "File exists; choose another --out" in refused(*DIGITS, "--out", tmp_path / "file")
+    assert "Not a directory" in refused(*DIGITS, "--out", tmp_path / "file" / "below")
+    assert "cannot write to the run directory" in refused(*DIGITS, "--out", "/proc/jaxtransfer")
+
+
+def test_from_that_is_no_trained_run(refused, source, tmp_path):
+    words = ("--data", "digits/noisy", *SMALL, "--out", tmp_path / "out")
+    assert "expected a run directory" in refused("finetune", "--from", tmp_path / "none", *words)
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    assert "has no checkpoint yet; run its command again" in refused("finetune", "--from", bare, *words)
+    (bare / "config.json").write_text('{"class_names": ["a"]}')
+    assert "is no run of pretrain or finetune: its configuration lacks 'model'" in refused("evaluate", bare)
+    (bare / "config.json").write_text("{")
+    assert "cannot read the configuration" in refused("evaluate", bare)
+
+
+@pytest.mark.filterwarnings("default")
+def test_damaged_checkpoints(refused, run, source, tmp_path):
+    damaged, whole = tmp_path / "damaged", json.loads(run("evaluate", source)[0][0])
+    shutil.copytree(source, damaged)
+    first, last = sorted((damaged / "checkpoints").iterdir())
+    assert whole["step"] == 20
+    _flip_a_byte(last)
+    out, err = run("evaluate", damaged)
+    assert json.loads(out[0])["step"] == 18
+    assert len(err) == 1
+    assert err[0].startswith(f"warning: checkpoint {last} is damaged")
+    (last / "meta.json").write_text("{")
+    assert json.loads(run("evaluate", damaged)[0][0])["step"] == 18
+    _flip_a_byte(first)
+    (last / "meta.json").unlink()
+    shutil.copy(source / "checkpoints" / last.name / "meta.json", last / "meta.json")
+    words = ("--data", "digits/noisy", *SMALL, "--out", tmp_path / "out")
+    assert f"no checkpoint of {damaged} is whole" in refused("finetune", "--from", damaged, *words)
+    # The run's own command trains it anew, to the same end.
+    words = ("pretrain", "--data", "digits/upright", "--steps", "20", "--batch-size", "32", "--out", damaged)
+    out, err = run(*words)
+    assert sum(line.startswith("warning: ") for line in err) == 2
+    assert (damaged / "metrics.jsonl").read_bytes() == (source / "metrics.jsonl").read_bytes()
+
+
+def _flip_a_byte(folder):
+    file = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("model", ["small-cnn", "mlp"])
+@pytest.mark.parametrize("every", ["1", "4"])
+def test_a_loss_that_is_not_finite(refused, tmp_path, model, every):
+    out = tmp_path / "out"
+    words = (*DIGITS, "--model", model, "--lr", "1e30", "--optimizer", "sgd", "--eval-every", every, "--out", out)
+    message = refused(*words)
+    assert "is not finite at step 2: term 'classification'" in message or "is not finite after step" in message
+    assert "ower the learning rate" in message
+    saved = checkpoints.steps(out / "checkpoints")
+    assert (f"the last good checkpoint is step {saved[-1]} in" if saved else "no checkpoint") in message
+    for step in saved:
+        checkpoints.read(out / "checkpoints", step)
+
+
+def test_a_full_disk(refused, run, tmp_path, monkeypatch):
+    words = ("pretrain", "--data", "digits/upright", *SMALL, "--model", "linear", "--eval-every", "1", "--out")
+    words = (*words, tmp_path / "out")
+    orbax, count = checkpoints._orbax, iter(range(100))
+
+    def full():
+        if next(count) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return orbax()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_orbax", full)
+        message = refused(*words)
+    assert "could not save step 3" in message
+    assert "No space left on device" in message
+    assert "Free some space" in message
+    saved = checkpoints.steps(tmp_path / "out" / "checkpoints")
+    assert saved == [1, 2]
+    for step in saved:
+        checkpoints.read(tmp_path / "out" / "checkpoints", step)
+    run(*words)
+    run(*words[:-1], tmp_path / "unbroken")
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == (tmp_path / "unbroken" / "metrics.jsonl").read_bytes()
+
+
+def test_a_disk_that_is_really_full(run, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs rights")
+    try:
+        words = ("pretrain", "--data", "digits/upright", *SMALL, "--eval-every", "1", "--out", str(small / "out"))
+        done = subprocess.run([sys.executable, "-m", "jaxtransfer", *words], capture_output=True, text=True)
+        said = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+        assert (done.returncode, len(said)) == (2, 1), done.stderr
+        assert "No space left on device" in said[0]
+        assert len(said[0]) < 600
+        saved = checkpoints.steps(small / "out" / "checkpoints")
+        assert saved
+        for step in saved:
+            checkpoints.read(small / "out" / "checkpoints", step)
+        assert subprocess.run(["mount", "-o", "remount,size=64m", str(small)]).returncode == 0
+        run(*words)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_errors_of_the_system_are_one_line(refused, monkeypatch, capsys):
+    from jaxtransfer.cli import Models
+
+    def raising(error):
+        def run(self):
+            raise error
+
+        return run
+
+    monkeypatch.setattr(Models, "run", raising(PermissionError(errno.EACCES, "Permission denied", "/x")))
+    assert refused("models") == "Permission denied (/x); what was saved before is unharmed"
+    monkeypatch.setattr(Models, "run", raising(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")))
+    assert "choose a smaller --batch-size" in refused("models")
+    monkeypatch.setattr(Models, "run", raising(KeyboardInterrupt()))
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "jaxtransfer: interrupted\n"
+    monkeypatch.setattr(Models, "run", raising(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["models"])

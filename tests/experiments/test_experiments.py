@@ -1,0 +1,172 @@
+"""Each experiment runs in its tiny form, writes what it promises, and resumes."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+
+import cv2
+import pytest
+
+import jaxtransfer as jt
+from experiments import finetune_cifar, finetune_folder
+from experiments.benchmarks import l2_sp, step_wait
+from jaxtransfer.cli import stages
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny experiment that has run: its options, its results and what it printed; add to it, change nothing."""
+    out = tmp_path_factory.mktemp("finetune_cifar")
+    data = {"source": "digits/upright", "target": "digits/noisy"}
+    experiment = finetune_cifar.Experiment(out=out, **data, methods=("scratch", "l2-sp"), seeds=1, tiny=True)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        results = finetune_cifar.main(experiment)
+    return experiment, results, printed.getvalue()
+
+
+def accuracies(results):
+    return [value for values in results["target"]["accuracy"].values() for value in values]
+
+
+def test_finetune_cifar(trained):
+    tiny, results, printed = trained
+    assert set(results["runs"].values()) == {"trained"}
+    assert list(results["target"]["accuracy"]) == ["scratch", "l2-sp"]
+    assert all(math.isfinite(value) and 0 <= value <= 100 for value in accuracies(results))
+    assert "digits/upright → digits/noisy" in printed
+    page = (tiny.out / "report.md").read_text()
+    assert all(f"| {method} |" in page for method in tiny.methods)
+    assert "(results.png)" in page
+    assert (tiny.out / "results.png").read_bytes()[:4] == PNG
+    assert json.loads((tiny.out / "results.json").read_text())["target"] == results["target"]
+
+
+def test_finetune_cifar_resumes(trained):
+    tiny, results, _ = trained
+    again = finetune_cifar.main(dataclasses.replace(tiny, methods=(*tiny.methods, "lp-ft")))
+    assert again["runs"] == {
+        "source": "already done",
+        "scratch-seed0": "already done",
+        "l2-sp-seed0": "already done",
+        "lp-ft-seed0": "trained",
+    }
+    assert accuracies(again)[:2] == accuracies(results)
+    assert again["source"] == results["source"]
+
+    with pytest.raises(jt.InputError, match="another configuration"):
+        finetune_cifar.main(dataclasses.replace(tiny, strength=0.5))
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "full", "layerwise-decay"])
+def test_stages_of_each_method(method):
+    recipe = finetune_cifar.PRESETS["resnet20"]
+    kit = finetune_cifar.Kit(jt.models.small_cnn(3), recipe)
+    (stage,) = finetune_cifar.METHODS[method](kit)
+    assert stage.share == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "resnet21"}, "did you mean 'resnet20'"),
+        ({"model": "resnet21"}, "unknown model"),
+        ({"methods": ("full", "l2sp")}, "did you mean 'l2-sp'"),
+        ({"methods": ()}, "at least one"),
+        ({"seeds": 0}, "--seeds must be at least 1; got 0"),
+        ({"tiny": False, "steps": 1}, "--steps must be at least 2; got 1"),
+        ({"tiny": False, "shots": 0}, "--shots must be at least 1; got 0"),
+    ],
+)
+def test_finetune_cifar_refuses(tmp_path, changes, message):
+    experiment = finetune_cifar.Experiment(**{"out": tmp_path / "out", "tiny": True, **changes})
+    with pytest.raises(jt.InputError, match=message):
+        finetune_cifar.main(experiment)
+    assert not experiment.out.exists()
+
+
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs cifar10 and cifar100 in TFDS_DATA_DIR")
+def test_finetune_cifar_on_cifar(tmp_path):
+    experiment = finetune_cifar.Experiment(out=tmp_path, methods=("linear-probe",), seeds=1, tiny=True)
+    (accuracy,) = accuracies(finetune_cifar.main(experiment))
+    assert 0 <= accuracy <= 100
+
+
+def test_finetune_folder_from_a_run(trained, tmp_path, capsys):
+    source = trained[0].out / "source"
+    options = {"domain": "noisy", "steps": 2, "batch_size": 8, "shots": 2}
+    experiment = finetune_folder.Experiment(out=tmp_path / "moved", source=source, **options)
+    result = finetune_folder.main(experiment)
+    assert (result["model"], result["image_shape"], result["step"]) == ("small-cnn", [8, 8, 1], 2)
+    assert result["examples"] == [20, 200]
+    assert math.isfinite(result["eval/loss"])
+    capsys.readouterr()
+    assert finetune_folder.main(experiment) == result
+    assert "already done" in capsys.readouterr().out
+    assert (experiment.out / "curves.png").read_bytes()[:4] == PNG
+    assert "| accuracy |" in (experiment.out / "report.md").read_text()
+
+
+def test_finetune_folder_makes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "device_mesh", lambda: None)  # ResNet-18 takes long to compile for eight devices
+    result = finetune_folder.main(finetune_folder.Experiment(out=tmp_path / "out", tiny=True))
+    assert result["model"] == "resnet18"
+    assert result["examples"] == [20, 40]
+    assert 0 <= result["eval/accuracy"] <= 1
+
+
+def test_digits_as_images(tmp_path):
+    finetune_folder.write_digits(tmp_path, "rotated", side=20, per_class=2)
+    files = sorted(tmp_path.glob("*/*/*.png"))
+    assert len(files) == 2 * 10 * 2
+    assert all(cv2.imread(str(file)).shape == (20, 20, 3) for file in files)
+    with pytest.raises(jt.InputError, match="unknown domain"):
+        finetune_folder.write_digits(tmp_path, "upside-down", side=20, per_class=2)
+
+
+@pytest.mark.parametrize(("size", "model"), [(64, "resnet18"), (65, "resnet18-imagenet")])
+def test_stem_by_image_size(size, model, numbered_images):
+    assert finetune_folder._architecture(None, numbered_images(size))["model"] == model
+
+
+@pytest.fixture
+def numbered_images(rng):
+    def make(side):
+        images = rng.integers(0, 256, (2, side, side, 3)).astype("uint8")
+        return jt.data.Dataset.from_arrays(images, [0, 1])
+
+    return make
+
+
+def test_cost_of_l2_sp(capsys):
+    result = l2_sp.main(l2_sp.Cost(tiny=True))
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["pairs"] == 3
+    assert all(math.isfinite(result[key]) for key in ("cost_percent", "ms_with", "compile_s_with"))
+    with pytest.raises(jt.InputError, match="--pairs"):
+        l2_sp.main(l2_sp.Cost(pairs=0))
+
+
+def test_waiting_for_data(offline, capsys):
+    result = step_wait.main(step_wait.Wait(tiny=True))
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["data"] == "noise"
+    assert 0 <= result["data_wait_fraction"] <= result["running_wait_fraction"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("experiments.finetune_cifar", ("--source", "no-such-data")),
+        ("experiments.finetune_folder", ("--from", "no/such/run")),
+    ],
+)
+def test_unusable_input_is_one_line(module, tmp_path, name, words):
+    code, out, err = module(name, "--out", tmp_path / "out", *words)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"{name.split('.')[1]}: error: ")

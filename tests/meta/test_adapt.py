@@ -1,0 +1,126 @@
+"""The inner loop: values, meta-gradients against finite differences, the guard, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.01),
+    "adamw": optax.adamw(0.01),
+}
+
+
+def loss(params, batch):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["w"] + params["b"][None])
+    return jnp.mean((hidden @ params["v"] - y) ** 2)
+
+
+def problem(rng, dtype):
+    params = {"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4), "v": rng.normal(size=(4, 1))}
+    sets = [(rng.normal(size=(6, 3)), rng.normal(size=(6, 1))) for _ in range(2)]
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, *sets))
+
+
+def directional_error(f, gradient, params, rng):
+    """The relative error of a directional derivative, at the best of four step widths."""
+    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+    exact = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    errors = []
+    for width in (1e-4, 1e-5, 1e-6, 1e-7):
+        ahead, behind = (f(jax.tree.map(lambda p, d: p + s * width * d, params, direction)) for s in (1, -1))  # noqa: B023
+        errors.append(abs((ahead - behind) / (2 * width) - exact) / abs(exact))
+    return float(min(errors))
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
+    params, support, query = problem(rng, jnp.float64)
+
+    @jax.jit
+    def outer(params):
+        return loss(jt.meta.adapt(loss, params, support, optimizer=OPTIMIZERS[name], steps=steps), query)
+
+    assert directional_error(outer, jax.grad(outer)(params), params, rng) < 1e-5
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
+    params, support, _ = problem(rng, jnp.float32)
+    optimizer = OPTIMIZERS[name]
+    expected, state = params, optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(jax.grad(loss)(expected, support), state, expected)
+        expected = optax.apply_updates(expected, updates)
+    got = jt.meta.adapt(loss, params, support, optimizer=optimizer, steps=steps, remat=remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+
+
+def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
+    params, support, query = problem(rng, jnp.float64)
+    kwargs = {"optimizer": optax.sgd(0.1), "steps": 3}
+    got = jax.grad(lambda p: loss(jt.meta.adapt(loss, p, support, first_order=True, **kwargs), query))(params)
+    expected = jax.grad(loss)(jt.meta.adapt(loss, params, support, **kwargs), query)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 9, 50])
+def test_rematerialised_steps_give_the_same_gradient(steps, rng, x64):
+    params, support, query = problem(rng, jnp.float64)
+
+    def gradient(remat):
+        return jax.grad(
+            lambda p: loss(jt.meta.adapt(loss, p, support, optimizer=optax.adam(0.01), steps=steps, remat=remat), query)
+        )(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), gradient(True), gradient(False))
+
+
+def test_rematerialised_steps_need_a_quarter_of_the_memory():
+    params = {"a": jnp.zeros((64, 64)), "b": jnp.zeros((64, 64))}
+    batch = jnp.zeros((200, 64))
+
+    def inner(params, batch):
+        return jnp.mean(jnp.tanh(jnp.tanh(batch @ params["a"]) @ params["b"]) ** 2)
+
+    def memory(remat):
+        def outer(params):
+            return inner(jt.meta.adapt(inner, params, batch, optimizer=optax.sgd(0.1), steps=50, remat=remat), batch)
+
+        return jax.jit(jax.grad(outer)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(True) <= memory(False) / 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", [optax.adam(0.01), optax.adamw(0.01), optax.rmsprop(0.01), optax.adagrad(0.01)])
+def test_dead_units_make_no_nan(dtype, optimizer, rng, x64):
+    params, support, query = problem(rng, dtype)
+    params["w"] = params["w"].at[:, 0].set(0)
+    params["b"] = params["b"].at[0].set(-5)  # this ReLU never opens: its gradients are exactly zero
+
+    def dead_loss(params, batch):
+        x, y = batch
+        return jnp.mean((jax.nn.relu(x @ params["w"] + params["b"][None]) @ params["v"] - y) ** 2)
+
+    gradient = jax.grad(
+        lambda p: dead_loss(jt.meta.adapt(dead_loss, p, support, optimizer=optimizer, steps=3), query)
+    )(params)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+    assert float(jnp.max(jnp.abs(gradient["w"][:, 0]))) == 0
+    assert float(jnp.max(jnp.abs(gradient["w"][:, 1:]))) > 0
+
+
+def test_negative_steps_are_refused(rng):
+    params, support, _ = problem(rng, jnp.float32)
+    with pytest.raises(jt.InputError, match="at least 0; got -1"):
+        jt.meta.adapt(loss, params, support, optimizer=optax.sgd(0.1), steps=-1)

@@ -1,0 +1,253 @@
+"""MAML over any objective: its gradient against a written-out loop, its options, devices and calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+
+TASKS, RATE = 4, 0.2
+
+
+def init(key, x):
+    first, second = jax.random.split(key)
+    body = {"w": jax.random.normal(first, (3, 6)), "b": jnp.zeros(6)}
+    return {"params": {"body": body, "head": {"w": jax.random.normal(second, (6, 2))}}}
+
+
+def apply(variables, x, *, train, key):
+    params = variables["params"]
+    hidden = jnp.tanh(x @ params["body"]["w"] + params["body"]["b"][None])
+    return {"logits": hidden @ params["head"]["w"]}, {}
+
+
+MODEL = jt.Model(init, apply, stages=("body", "head"))
+OBJECTIVE = jt.regression(MODEL)
+
+
+def episodes(rng, dtype=np.float32, tasks=TASKS):
+    def part(count):
+        return {
+            "input": rng.normal(size=(tasks, count, 3)).astype(dtype),
+            "value": rng.normal(size=(tasks, count, 2)).astype(dtype),
+        }
+
+    return {"support": part(5), "query": part(7)}
+
+
+def meta_loss(objective, params, state, batch):
+    return objective(params, state, batch, jt.Context(key=jax.random.key(0)))[0]
+
+
+def written_out(params, batch, steps, adapted=("body", "head"), rates=None):
+    """MAML by hand: a Python loop over tasks and steps."""
+
+    def loss(params, part):
+        hidden = jnp.tanh(part["input"] @ params["body"]["w"] + params["body"]["b"][None])
+        return jnp.mean((hidden @ params["head"]["w"] - part["value"]) ** 2)
+
+    total = 0.0
+    for task in range(TASKS):
+        support, query = (jax.tree.map(lambda x: x[task], batch[part]) for part in ("support", "query"))  # noqa: B023
+        fast = params["model"]
+        for step in range(steps):
+            gradient = jax.grad(loss)(fast, support)
+            if rates is None:
+                change = jax.tree.map(lambda g: RATE * g, gradient)
+            else:
+                change = jax.tree.map(lambda g, r: r(step) * g, gradient, rates)  # noqa: B023
+            fast = {k: jax.tree.map(jnp.subtract, v, change[k]) if k in adapted else v for k, v in fast.items()}
+        total += loss(fast, query)
+    return total / TASKS
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2])
+@pytest.mark.parametrize(("adapt", "names"), [(".*", ("body", "head")), ("head", ("head",)), ("body", ("body",))])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_value_and_gradient_equal_the_loop_written_out(steps, adapt, names, at_once, rng, x64):
+    batch = episodes(rng, np.float64)
+    objective = jt.maml(OBJECTIVE, inner=optax.sgd(RATE), steps=steps, adapt=adapt, at_once=at_once)
+    params, state = objective.init(jax.random.key(0), batch)
+    got = jax.value_and_grad(lambda p: meta_loss(objective, p, state, batch))(params)
+    expected = jax.value_and_grad(lambda p: written_out(p, batch, steps, names))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, expected)
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.01)])
+@pytest.mark.parametrize("rates", [None, jt.meta.per_parameter(0.5), jt.meta.per_layer_and_step(0.5)])
+def test_gradients_equal_finite_differences(inner, rates, rng, x64):
+    from tests.meta.test_adapt import directional_error
+
+    batch = episodes(rng, np.float64)
+    objective = jt.maml(OBJECTIVE, inner=inner, steps=5, rates=rates)
+    params, state = objective.init(jax.random.key(0), batch)
+    outer = jax.jit(lambda p: meta_loss(objective, p, state, batch))
+    assert directional_error(outer, jax.grad(outer)(params), params, rng) < 1e-5
+
+
+def test_learned_rates_scale_each_step(rng, x64):
+    batch = episodes(rng, np.float64)
+    objective = jt.maml(OBJECTIVE, inner=optax.sgd(1.0), steps=2, rates=jt.meta.per_layer_and_step(0.1))
+    params, state = objective.init(jax.random.key(0), batch)
+    steps = {path: jnp.array([0.1, 0.1]) * number for number, path in enumerate(sorted(params["rates"]), start=1)}
+    steps = {path: rate.at[1].multiply(3) for path, rate in steps.items()}
+    by_hand = {
+        "body": {k: (lambda s, k=k: steps[f"model/body/{k}"][s]) for k in ("w", "b")},
+        "head": {"w": lambda s: steps["model/head/w"][s]},
+    }
+    got = meta_loss(objective, {**params, "rates": steps}, state, batch)
+    np.testing.assert_allclose(got, written_out(params, batch, 2, rates=by_hand), rtol=1e-10)
+
+
+def test_multi_step_weights_count_every_query_loss(rng, x64):
+    batch = episodes(rng, np.float64)
+    weights = jnp.array([0.2, 0.3, 0.5])
+    objective = jt.maml(OBJECTIVE, inner=optax.sgd(RATE), steps=3, multi_step=lambda step: weights)
+    params, state = objective.init(jax.random.key(0), batch)
+    expected = sum(w * written_out(params, batch, n + 1) for n, w in enumerate(weights))
+    np.testing.assert_allclose(meta_loss(objective, params, state, batch), expected, rtol=1e-10)
+
+
+def test_annealing_switches_the_second_order_on(rng, x64):
+    batch = episodes(rng, np.float64)
+
+    def gradient(first_order, step):
+        objective = jt.maml(OBJECTIVE, inner=optax.sgd(RATE), steps=2, first_order=first_order)
+        params, state = objective.init(jax.random.key(0), batch)
+        ctx = jt.Context(step=step, key=jax.random.key(0))
+        return jax.tree.leaves(jax.grad(lambda p: objective(p, state, batch, ctx)[0])(params))
+
+    for step, same in ((3, True), (7, False)):
+        annealed = gradient(lambda s: s < 5, step)
+        for a, b in zip(annealed, gradient(same, step), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10)
+    assert any(float(jnp.max(jnp.abs(a - b))) > 1e-3 for a, b in zip(gradient(True, 0), gradient(False, 0), strict=True))
+
+
+def test_it_takes_sums_penalties_and_schedules(rng):
+    batch = episodes(rng)
+    anchor = {"model": jax.tree.map(jnp.zeros_like, init(jax.random.key(5), None)["params"])}
+    task = 0.5 * OBJECTIVE + (lambda step: 1.0 + step) * jt.l2_sp(anchor, strength=0.1)
+    objective = jt.maml(task, inner=optax.sgd(0.1), steps=1) + 0.01 * jt.l2(only="head")
+    state = jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch)
+    step = jt.train_step(objective, optax.sgd(0.1))
+    _, metrics = step(state, batch)
+    assert set(metrics) == {"loss", "maml", "regression", "l2_sp", "l2"}
+    assert np.isfinite(list(map(float, metrics.values()))).all()
+
+
+def normed_model():
+    """A small net with batch norm, written out."""
+
+    def init(key, x):
+        first, second = jax.random.split(key)
+        body, head = jax.random.normal(first, (x[0].size, 8)), jax.random.normal(second, (8, 3))
+        return {"params": {"body": body, "head": head}, "stats": {"mean": jnp.zeros(8)}}
+
+    def apply(variables, x, *, train, key, axis=None):
+        h = x.reshape(x.shape[0], -1) @ variables["params"]["body"]
+        mean = jnp.mean(h, axis=0) if train else variables["stats"]["mean"]
+        h = jnp.tanh(h - mean[None])
+        return {"logits": h @ variables["params"]["head"]}, {"stats": {"mean": mean}}
+
+    return jt.Model(init, apply)
+
+
+def image_episodes(rng, tasks=TASKS):
+    def part(count):
+        labels = np.tile(np.arange(count) % 3, (tasks, 1))
+        return {"image": rng.normal(size=(tasks, count, 4, 4, 1)).astype(np.float32), "label": labels}
+
+    return {"support": part(6), "query": part(9)}
+
+
+@pytest.mark.parametrize("statistics", [jt.meta.transductive, jt.meta.running])
+def test_no_query_statistic_reaches_the_adaptation(statistics, rng):
+    """Other query images change neither the adapted weights nor, under `running`, the loss of the rest of the query."""
+    batch = image_episodes(rng, tasks=1)
+    model = normed_model()
+    objective = jt.maml(jt.classification(model), inner=optax.sgd(0.1), steps=2, statistics=statistics)
+    params, state = objective.init(jax.random.key(0), batch)
+
+    def losses(query):
+        def single(row):
+            mask = np.zeros((1, 9), np.float32)
+            mask[0, row] = 1
+            part = {**batch, "query": {**query, "mask": mask}}
+            return float(meta_loss(objective, params, state, part))
+
+        return single(0)
+
+    other = {**batch["query"], "image": batch["query"]["image"].copy()}
+    other["image"][0, 1:] = 5.0
+    same = losses(batch["query"]) == losses(other)
+    assert same == (statistics is jt.meta.running)
+
+
+@pytest.mark.parametrize("at_once", [None, 4])
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_tasks_split_over_devices_give_the_same_numbers(mode, at_once, rng):
+    if mode == "pmap" and at_once is not None:
+        at_once = 1  # of the two tasks of each device
+    batch = image_episodes(rng, tasks=8)
+    objective = jt.maml(jt.classification(normed_model()), inner=optax.sgd(0.1), steps=2, at_once=at_once)
+    optimizer = optax.sgd(0.1)
+
+    def run(**kwargs):
+        state = jt.init(objective, optimizer, jax.random.key(0), batch)
+        step = jt.train_step(objective, optimizer, **kwargs)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        return jax.device_get((state.params, metrics))
+
+    mesh = jax.make_mesh((4,), ("tasks",), devices=jax.devices()[:4])
+    (one, scores), (four, more) = run(), run(mesh=mesh, mode=mode)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-3)
+    np.testing.assert_allclose(scores["accuracy"], more["accuracy"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_steps_in_one_call_are_the_steps_one_by_one(mode, rng):
+    pool = {"x": jnp.asarray(rng.normal(size=(50, 3)).astype(np.float32))}
+
+    def sample(key, data):
+        rows = jax.random.randint(key, (TASKS, 12), 0, 50)
+        x = data["x"][rows]
+        parts = {"input": x, "value": jnp.sin(x[..., :2])}
+        return {k: jax.tree.map(lambda a, s=s: a[:, s], parts) for k, s in (("support", slice(5)), ("query", slice(5, 12)))}
+
+    objective = jt.maml(OBJECTIVE, inner=optax.sgd(0.1), steps=2)
+    mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2]) if mode == "pmap" else None
+
+    def run(per_call):
+        state = jt.init(objective, optax.adam(1e-2), jax.random.key(0), sample(jax.random.key(1), pool))
+        step = jt.train_step(objective, optax.adam(1e-2), sample=sample, steps_per_call=per_call, mesh=mesh, mode=mode)
+        for _ in range(6 // per_call):
+            state, _ = step(state, pool)
+        return state
+
+    by_one, by_three = run(1), run(3)
+    assert int(by_one.step) == int(by_three.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, by_one.params, by_three.params)
+
+
+def test_misuse_is_one_clear_error(rng):
+    batch = episodes(rng)
+    key, optimizer = jax.random.key(0), optax.sgd(0.1)
+
+    def start(batch=batch, **kwargs):
+        jt.init(jt.maml(OBJECTIVE, **{"inner": optax.sgd(0.1), "steps": 1, **kwargs}), optimizer, key, batch)
+
+    with pytest.raises(jt.InputError, match="'support'"):
+        start(batch={"input": np.zeros((2, 3), np.float32)})
+    with pytest.raises(jt.InputError, match="'tail'"):
+        start(adapt="tail")
+    with pytest.raises(jt.InputError, match="at_once must divide"):
+        start(at_once=3)
+    with pytest.raises(jt.InputError, match="at least one inner step"):
+        start(steps=0, rates=jt.meta.per_parameter(0.1))
+    with pytest.raises(jt.InputError, match="steps_per_call needs sample"):
+        jt.train_step(OBJECTIVE, optimizer, steps_per_call=4)

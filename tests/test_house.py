@@ -1,0 +1,167 @@
+"""Rules of the house: who imports whom, docstrings of what is public, files of one idea."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxtransfer as jt
+
+ROOT = Path(jt.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
+FLOORS = [
+    {"errors"},
+    {"model", "tree"},
+    {"losses"},
+    {"objective"},
+    {"objectives", "optim", "surgery", "meta"},
+    {"methods", "train"},  # two sides of one floor: neither imports the other
+    {"report"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+ASIDE = {"models": {"errors", "model", "tree"}, "data": {"errors", "model"}}  # meet the rest only above
+MEETING_PLACES = {"cli", "__init__", "__main__"}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def module_of(path: Path) -> str:
+    parts = ("jaxtransfer", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts)
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, inside of functions too; `from jaxtransfer import x` is `jaxtransfer.x`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "jaxtransfer":
+                found |= {
+                    f"jaxtransfer.{alias.name}" if (ROOT / alias.name).exists() or (ROOT / f"{alias.name}.py").exists()
+                    else "jaxtransfer"
+                    for alias in node.names
+                }  # fmt: skip
+            else:
+                found.add(node.module)
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """The rooms of the package that a file imports."""
+    return {room_of(name) for name in imports(path) if name.split(".")[0] == "jaxtransfer"}
+
+
+def floor_of(room: str) -> int:
+    for number, rooms in enumerate(FLOORS):
+        if room in rooms:
+            return number
+    raise AssertionError(f"jaxtransfer/{room} stands on no floor: name its place in tests/test_house.py")
+
+
+def test_the_search_sees_imports():
+    assert own_imports(ROOT / "train" / "loop.py") >= {"objective", "train", "errors"}
+    assert own_imports(ROOT / "objectives" / "anchors.py") >= {"losses", "tree", "objective"}
+    assert own_imports(ROOT / "__main__.py") == {"cli"}
+    assert "flax.linen" in imports(ROOT / "models" / "mlp.py")
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_downwards(path):
+    room, used = room_of(module_of(path)), own_imports(path)
+    if room in ASIDE:
+        assert used <= ASIDE[room] | {room}, f"{path} imports {used}"
+        return
+    for other in used - {room}:
+        if other in ASIDE:
+            assert room in MEETING_PLACES, f"{path} imports {other}"
+        elif other == "__init__":
+            assert room in MEETING_PLACES, f"{path} imports the whole package"
+        else:
+            assert floor_of(other) < floor_of(room), f"{path}: {room} imports {other}, which stands above or beside it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_flax_stays_with_the_models(path):
+    if room_of(module_of(path)) != "models":
+        assert not {name for name in imports(path) if name.split(".")[0] == "flax"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_is_short_and_says_what_it_is(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 350
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def public_names():
+    """(name, object) of everything that a user can reach and call, with the public methods of the classes."""
+    found = {}
+    for name in jt.__all__:
+        found[f"jt.{name}"] = getattr(jt, name)
+    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.tree):
+        names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
+        for name in names:
+            found[f"{room.__name__}.{name}"] = getattr(room, name)
+    for path in FILES:
+        if path.stem.startswith("__main__"):
+            continue
+        module = importlib.import_module(module_of(path).removesuffix(".__init__"))
+        for name, thing in vars(module).items():
+            if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__:
+                found[f"{module.__name__}.{name}"] = thing
+    for name, thing in list(found.items()):
+        if inspect.isclass(thing):
+            for attribute, member in vars(thing).items():
+                own = inspect.isfunction(member) or isinstance(member, property | classmethod | staticmethod)
+                field = attribute in getattr(thing, "__dataclass_fields__", ())  # told of in the class's docstring
+                if own and not field and not attribute.startswith("_"):
+                    found[f"{name}.{attribute}"] = member
+    return {
+        name: thing
+        for name, thing in found.items()
+        if inspect.isclass(thing)
+        or inspect.isroutine(thing)
+        or inspect.ismodule(thing)
+        or isinstance(thing, property | classmethod | staticmethod)
+    }
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def test_public_names_have_docstrings_that_say_more_than_the_name():
+    names, poor = public_names(), []
+    assert {"jt.fit", "jaxtransfer.losses.l2_sp", "jaxtransfer.objective.Objective.on"} <= names.keys()
+    for name, thing in names.items():
+        origin = thing.__name__ if inspect.ismodule(thing) else getattr(thing, "__module__", "jaxtransfer")
+        if not origin.startswith("jaxtransfer"):
+            continue
+        inherited = inspect.isclass(thing) and "__doc__" not in vars(thing)
+        text = "" if inherited else (getattr(thing, "__doc__", None) or "")
+        own = set(words(name.split(".")[-1].replace("_", " ")))
+        said = [word for word in words(text) if word not in own and word not in {"the", "a", "an", "of", "returns"}]
+        generated = inspect.isclass(thing) and text.startswith(f"{thing.__name__}(")  # what dataclasses write
+        if not said or generated:
+            poor.append(f"{name}: {text!r}")
+    assert not poor, "\n".join(poor)
+
+
+def test_what_the_faces_promise_is_there():
+    for room in (jt, jt.losses, jt.data):
+        assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
+        for name in room.__all__:
+            assert hasattr(room, name), name

@@ -1,0 +1,121 @@
+"""One contract over all objectives: jits, traces once, finite, the loss falls, the same under jit and pmap.
+
+A new objective is one row of OBJECTIVES: from a model with batch norm, its weights and a generator to an objective.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+
+KEY = jax.random.key(3)
+
+
+def noisy(rng, tree):
+    return jax.tree.map(lambda w: w + 0.3 * rng.normal(size=w.shape).astype(np.float32), tree)
+
+
+def positive(rng, tree):
+    return jax.tree.map(lambda w: 0.1 + rng.random(w.shape).astype(np.float32), tree)
+
+
+def normalised(traces):
+    """A perceptron with batch norm, which compiles fast; notes each trace in `traces`."""
+
+    def init(key, inputs):
+        keys = jax.random.split(key)
+        body = 0.3 * jax.random.normal(keys[0], (inputs[0].size, 8))
+        head = {"kernel": 0.3 * jax.random.normal(keys[1], (8, 4)), "bias": jnp.zeros(4)}
+        stats = {"mean": jnp.zeros(8), "square": jnp.ones(8)}
+        return {"params": {"body": {"kernel": body, "scale": jnp.ones(8)}, "head": head}, "batch_stats": stats}
+
+    def apply(variables, inputs, *, train, key, axis=None):
+        traces.append(1)
+        params, stats = variables["params"], variables["batch_stats"]
+        x = inputs.reshape(inputs.shape[0], -1) @ params["body"]["kernel"]
+        mean, square = stats["mean"], stats["square"]
+        if train:
+            mean, square = x.mean(0), (x**2).mean(0)
+            if axis is not None:
+                mean, square = jax.lax.pmean((mean, square), axis)
+            stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "square": 0.9 * stats["square"] + 0.1 * square}
+        x = (x - mean[None]) * jax.lax.rsqrt(square - mean**2 + 1e-5)[None] * params["body"]["scale"][None]
+        features = jnp.tanh(x)
+        logits = features @ params["head"]["kernel"] + params["head"]["bias"][None]
+        return {"features": features, "logits": logits}, {"batch_stats": stats}
+
+    return jt.Model(init, apply, stages=("body", "head"))
+
+
+OBJECTIVES = {
+    "classification": lambda model, w, rng: jt.classification(model),
+    "label smoothing": lambda model, w, rng: jt.classification(model, label_smoothing=0.1),
+    "l2": lambda model, w, rng: jt.classification(model) + 0.1 * jt.l2(),
+    "l2 only": lambda model, w, rng: jt.classification(model) + jt.l2(strength=0.1, only="head"),
+    "l2_sp": lambda model, w, rng: jt.classification(model) + 0.1 * jt.l2_sp(noisy(rng, w), exclude="head"),
+    "fisher_l2_sp": lambda model, w, rng: (
+        jt.classification(model) + jt.fisher_l2_sp(noisy(rng, w), positive(rng, w), strength=0.1)
+    ),
+    "scheduled": lambda model, w, rng: (
+        jt.classification(model) + optax.cosine_decay_schedule(0.1, 10) * jt.l2_sp(noisy(rng, w))
+    ),
+    "frozen model": lambda model, w, rng: (
+        jt.classification(model)
+        + jt.classification(
+            jt.frozen(model.named("teacher"), model.init(KEY, np.zeros((2, 4, 4, 1), np.float32)))
+        ).named("teacher")
+    ),
+    "inference": lambda model, w, rng: jt.classification(model.inference()),
+}
+
+
+def batches(rng, count):
+    """Learnable batches: the class is the brightest quarter of the image."""
+    out = []
+    for _ in range(count):
+        label = rng.integers(0, 4, 16)
+        image = 0.3 * rng.normal(size=(16, 4, 4, 1))
+        for row, y in enumerate(label):
+            image[row, 2 * (y // 2) : 2 * (y // 2) + 2, 2 * (y % 2) : 2 * (y % 2) + 2] += 1
+        out.append({"image": image.astype(np.float32), "label": label.astype(np.int32)})
+    return out
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_contract(name, mesh_of):
+    rng = np.random.default_rng(1)
+    data, traces = batches(rng, 3), []
+    model = normalised(traces)
+    weights, _ = jt.classification(model).init(KEY, data[0])
+    objective, optimizer = OBJECTIVES[name](model, weights, rng), optax.sgd(0.05, momentum=0.9)
+
+    state = jt.init(objective, optimizer, KEY, data[0])
+    step = jt.train_step(objective, optimizer)
+    traces.clear()
+    state, first = step(state, data[0])
+    once, seen = len(traces), [float(first["loss"])]
+    assert once >= 1
+    for batch in data[1:]:
+        state, metrics = step(state, batch)
+        seen.append(float(metrics["loss"]))
+        assert all(np.isfinite(float(value)) and np.shape(value) == () for value in metrics.values())
+    assert len(traces) == once, "it was traced again for a batch of the same shape"
+    three = jax.tree.map(np.array, state.params)
+    assert set(metrics) >= {"loss"}
+    for number in range(30):
+        state, metrics = step(state, data[number % 3])
+    assert float(metrics["loss"]) < np.mean(seen)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+    state = jt.init(objective, optimizer, KEY, data[0])
+    spread, traced = jt.train_step(objective, optimizer, mesh=mesh_of(4), mode="pmap"), len(traces)
+    for batch, loss in zip(data, seen, strict=True):
+        state, metrics = spread(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert len(traces) == traced + once, "pmap traced again"
+    for path, leaf in jt.tree.leaves_by_path(three).items():
+        got = np.asarray(jt.tree.leaves_by_path(state.params)[path])
+        np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-5 * max(np.abs(leaf).max(), 0.1), err_msg=path)
