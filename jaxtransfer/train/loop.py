@@ -163,10 +163,7 @@ def fit(
             meta: dict[str, Any] = {}
             if evaluate is not None and plan.evaluates(number):
                 assert eval_data is not None
-                metrics = evaluate(current, eval_data)
-                if monitor is not None and monitor not in metrics:
-                    raise unknown("metric to monitor", monitor, metrics)
-                meta = {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
+                meta = _evaluated(evaluate(current, eval_data), number, monitor, checkpoints)
                 for sink in sinks:
                     sink(meta)
             done = _exhausted(history, better, patience)
@@ -279,19 +276,33 @@ def _flush(pending: deque, number: int, checkpoints: Checkpoints | None) -> dict
     pending.clear()
     for offset, row in enumerate(rows):
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            terms = [name for name in bad if name != "loss"] or bad
-            step = number - len(rows) + 1 + offset
-            last = ""
-            if checkpoints is not None:
-                checkpoints.wait()
-                saved = checkpoints.steps()
-                last = f"; the last good checkpoint is step {saved[-1]} in {checkpoints.directory}" if saved else ""
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {step}: term {', '.join(map(repr, terms))} is "
-                f"{float(row[terms[0]])}{last}. Lower the learning rate or check the data"
+            raise _not_finite(
+                f"the loss is not finite at step {number - len(rows) + 1 + offset}", row, bad, checkpoints
             )
     names = rows[0]
     return {"step": number, **{f"train/{n}": float(np.mean([r[n] for r in rows], dtype=np.float64)) for n in names}}
+
+
+def _evaluated(metrics: dict[str, float], number: int, monitor: str | None, checkpoints: Checkpoints | None):
+    """Returns the record of an evaluation, whose loss must be finite."""
+    if monitor is not None and monitor not in metrics:
+        raise unknown("metric to monitor", monitor, metrics)
+    if not math.isfinite(metrics["loss"]):
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        raise _not_finite(f"the loss of the evaluation is not finite after step {number}", metrics, bad, checkpoints)
+    return {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
+
+
+def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: Checkpoints | None):
+    terms, last = [name for name in bad if name != "loss"] or bad, ""
+    if checkpoints is not None:
+        checkpoints.wait()
+        saved = checkpoints.steps()
+        last = f"; the last good checkpoint is step {saved[-1]} in {checkpoints.directory}" if saved else ""
+    return NonFiniteLossError(
+        f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
+        f"check the data"
+    )
 
 
 def score_of(monitor: str | None = None, maximize: bool = True) -> Callable[[dict[str, Any]], float | None]:
@@ -299,8 +310,8 @@ def score_of(monitor: str | None = None, maximize: bool = True) -> Callable[[dic
 
     def score(record: dict[str, Any]) -> float | None:
         if monitor is not None:
-            value = record.get(f"eval/{monitor}")
-            return None if value is None else (value if maximize else -value)
+            value = record.get(f"eval/{monitor}", math.nan)
+            return None if math.isnan(value) else (value if maximize else -value)
         if "eval/accuracy" in record:
             return record["eval/accuracy"]
         return -record["eval/loss"] if "eval/loss" in record else None

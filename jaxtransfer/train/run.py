@@ -59,6 +59,9 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
     config = json.loads(json.dumps(config))
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+        if foreign and not (directory / CONFIG).exists():
+            raise InputError(f"{directory} is no run directory, but holds {foreign[0]!r}; choose an empty --out")
         lock = (directory / ".lock").open("w")
     except OSError as error:
         reason = error.strerror or error
@@ -72,8 +75,6 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
             ) from None
         if (directory / CONFIG).exists():
             _check_same(directory, read_config(directory), config)
-        elif foreign := sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")):
-            raise InputError(f"{directory} is no run directory, but holds {foreign[0]!r}; choose an empty --out")
         else:
             write_atomically(directory / CONFIG, json.dumps(config, indent=2) + "\n")
         yield directory

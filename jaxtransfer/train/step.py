@@ -51,11 +51,14 @@ class TrainStep:
 
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update from what `place(batch)` gave: the batch on the devices, transferred ahead of the step."""
-        return self._compiled(self.placement.whole(state), batch, self._frozen_on_devices(), *self._extra)
+        return self._compiled(*self._arguments(state, batch))
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
-        return self._compiled.lower(self.placement.whole(state), self.place(batch), self._frozen_on_devices(), *self._extra)
+        return self._compiled.lower(*self._arguments(state, self.place(batch)))
+
+    def _arguments(self, state: TrainState, batch: Batch) -> tuple:
+        return self.placement.whole(state), batch, self._frozen_on_devices(), *self._extra
 
     def _frozen_on_devices(self) -> tuple:
         if self._placed is None:  # written to the devices once per run

@@ -112,9 +112,9 @@ def test_dead_units_make_no_nan(dtype, optimizer, rng, x64):
         x, y = batch
         return jnp.mean((jax.nn.relu(x @ params["w"] + params["b"][None]) @ params["v"] - y) ** 2)
 
-    gradient = jax.grad(
-        lambda p: dead_loss(jt.meta.adapt(dead_loss, p, support, optimizer=optimizer, steps=3), query)
-    )(params)
+    gradient = jax.grad(lambda p: dead_loss(jt.meta.adapt(dead_loss, p, support, optimizer=optimizer, steps=3), query))(
+        params
+    )
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
     assert float(jnp.max(jnp.abs(gradient["w"][:, 0]))) == 0
     assert float(jnp.max(jnp.abs(gradient["w"][:, 1:]))) > 0
