@@ -39,8 +39,9 @@ def directional_error(f, gradient, params, rng):
     return float(min(errors))
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "steps"), [("sgd", 1), ("sgd", 5), ("momentum", 5), ("adam", 1), ("adam", 5), ("adamw", 5)]
+)
 def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
     params, support, query = problem(rng, jnp.float64)
 
@@ -51,9 +52,7 @@ def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
     assert directional_error(outer, jax.grad(outer)(params), params, rng) < 1e-5
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("steps", [0, 1, 7])
+@pytest.mark.parametrize(("name", "steps", "remat"), [("sgd", 0, False), ("adamw", 7, False), ("momentum", 7, True)])
 def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
     params, support, _ = problem(rng, jnp.float32)
     optimizer = OPTIMIZERS[name]
@@ -73,7 +72,7 @@ def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
 
 
-@pytest.mark.parametrize("steps", [2, 7, 9, 50])
+@pytest.mark.parametrize("steps", [2, 7])
 def test_rematerialised_steps_give_the_same_gradient(steps, rng, x64):
     params, support, query = problem(rng, jnp.float64)
 
@@ -101,9 +100,11 @@ def test_rematerialised_steps_need_a_quarter_of_the_memory():
     assert memory(True) <= memory(False) / 4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("optimizer", [optax.adam(0.01), optax.adamw(0.01), optax.rmsprop(0.01), optax.adagrad(0.01)])
-def test_dead_units_make_no_nan(dtype, optimizer, rng, x64):
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [(optax.adam(0.01), "float32"), (optax.adam(0.01), "float64"), (optax.rmsprop(0.01), "float32")],
+)
+def test_dead_units_make_no_nan(optimizer, dtype, rng, x64):
     params, support, query = problem(rng, dtype)
     params["w"] = params["w"].at[:, 0].set(0)
     params["b"] = params["b"].at[0].set(-5)  # this ReLU never opens: its gradients are exactly zero

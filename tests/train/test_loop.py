@@ -353,8 +353,11 @@ def test_an_infinite_term_is_named():
         value = jnp.where(ctx.step == 4, jnp.inf, 0.0)
         return value, state, {"odd": jt.Mean(value, jnp.ones(()))}
 
+    objective = OBJECTIVE + jt.Objective("odd", (), loss)
     with pytest.raises(jt.NonFiniteLossError, match="at step 5: term 'odd' is inf"):
-        fit(objective=OBJECTIVE + jt.Objective("odd", (), loss))
+        fit(objective=objective, eval_data=None)
+    with pytest.raises(jt.NonFiniteLossError, match="evaluation is not finite after step 4: term 'odd' is inf"):
+        fit(objective=objective)  # which evaluates with the weight of that step
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
