@@ -1,6 +1,8 @@
-# Each target makes its own virtual environment (.venv) when there is none; PYTHON chooses the interpreter.
+# Each target makes its own virtual environment (.venv) when there is none; PYTHON chooses the interpreter, WORKERS how
+# many processes run the tests.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export JAX_PLATFORMS ?= cpu
@@ -19,10 +21,10 @@ demo: $(READY)   ## compares six ways of transfer on two real domain shifts, off
 	$(BIN)/python -m experiments.demo
 
 test: lint       ## checks style and types, runs the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-all: lint   ## runs every test, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(READY)   ## ruff and basedpyright
 	$(BIN)/ruff check .

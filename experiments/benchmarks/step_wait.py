@@ -5,7 +5,8 @@ whole call; `running_wait_fraction` leaves out the time of compiling, and is the
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.step_wait
 
-RESULT
+Two cores that other jobs used too, CIFAR-10, 37 s: 0.28 % of the whole call and 0.30 % without compiling (2.3 s), at
+188 images/s.
 """
 
 import dataclasses
