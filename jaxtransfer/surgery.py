@@ -10,7 +10,7 @@ from jaxtransfer.errors import InputError
 
 
 class Report(NamedTuple):
-    """What became of each leaf, as paths.
+    """What became of each leaf: paths, and `path (shape)` where something did not fit.
 
     Attributes:
       copied: taken from the source.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import optax
 import pytest
 
 from jaxtransfer.cli import main
@@ -32,7 +33,7 @@ def test_formulas(formula):
     import jaxtransfer as jt
 
     model, anchor = jt.models.small_cnn(10), {"model": {}}
-    names = {name: getattr(jt, name) for name in jt.__all__}
+    names = {name: getattr(jt, name) for name in jt.__all__} | {"optax": optax}
     names |= {"model": model, "w0": anchor, "alpha": 0.1, "beta": 0.01, "lam": 2.0, "schedule": lambda step: step}
     names |= {"fisher_diagonal": lambda *_: anchor, "objective": None, "state": None, "batches": None}
     assert isinstance(eval(formula, names), jt.Objective)

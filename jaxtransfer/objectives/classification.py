@@ -22,7 +22,12 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
 
     Returns:
       An objective over the model's parameters.
+
+    Raises:
+      InputError: for ε out of range; at init, for labels that the model has no class for.
     """
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
     forward = Forward.of(model)
 
     def loss(outputs, params, state, batch, ctx):
