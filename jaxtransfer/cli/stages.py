@@ -13,10 +13,9 @@ import numpy as np
 import jaxtransfer as jt
 from jaxtransfer.cli.options import TrainOptions
 from jaxtransfer.cli.runs import device_mesh
-from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.errors import InputError
 from jaxtransfer.methods import Stage
 from jaxtransfer.report import evaluation, write_report
-from jaxtransfer.train import checkpoints
 from jaxtransfer.train.run import CONFIG, open_run
 
 
@@ -45,28 +44,25 @@ def train_stages(
     for number, (stage, steps) in enumerate(zip(stages, shares, strict=True)):
         last = number == len(stages) - 1
         out = training.out if last else training.out / f"stage-{number + 1}-{stage.name}"
-        try:
-            fitted = jt.fit(
-                stage.objective,
-                stage.optimizer,
-                _From(batches, first),
-                steps=steps,
-                key=training.seed,
-                params=params,
-                state=state,
-                eval_data=evals,
-                eval_objective=jt.classification(eval_model),
-                eval_every=training.eval_every,
-                patience=training.patience,
-                out=out,
-                config=config,
-                keep=training.keep,
-                mesh=mesh,
-                mode=training.mode,
-                log=announcer(stage.name if len(stages) > 1 else ""),
-            )
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error}{_what_is_left(str(error), out / 'checkpoints')}") from error
+        fitted = jt.fit(
+            stage.objective,
+            stage.optimizer,
+            _From(batches, first),
+            steps=steps,
+            key=training.seed,
+            params=params,
+            state=state,
+            eval_data=evals,
+            eval_objective=jt.classification(eval_model),
+            eval_every=training.eval_every,
+            patience=training.patience,
+            out=out,
+            config=config,
+            keep=training.keep,
+            mesh=mesh,
+            mode=training.mode,
+            log=announcer(stage.name if len(stages) > 1 else ""),
+        )
         params, state, first = fitted.state.params, fitted.state.state, first + steps
         report = write_report(out, title if last else f"{title}: {stage.name}", facts, earlier=earlier)
         earlier.append(out.name)
@@ -100,13 +96,6 @@ def _check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> 
             f"{dataset.name} has images {dataset.image_shape}, which don't fit {name} ({reason}); choose another "
             f"--model or bring them to a shape that it takes"
         ) from error
-
-
-def _what_is_left(message: str, folder: Path) -> str:
-    if "checkpoint" in message:
-        return ""
-    saved = checkpoints.steps(folder)
-    return f"; the last good checkpoint is step {saved[-1]} in {folder}" if saved else "; no checkpoint was saved"
 
 
 def _shown(value: Any) -> Any:

@@ -54,6 +54,14 @@ class Checkpoints:
         """Returns the steps there are, ascending."""
         return steps(self.directory)
 
+    def last_good(self) -> str:
+        """Says which checkpoint is left when training can't go on."""
+        self.wait()
+        saved = self.steps()
+        return (
+            f"the last good checkpoint is step {saved[-1]} in {self.directory}" if saved else "no checkpoint was saved"
+        )
+
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background.
 
@@ -66,7 +74,9 @@ class Checkpoints:
             if path.startswith("opt_state/"):  # an optimiser may start from infinity: the best value so far
                 continue
             if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf)):
-                raise NonFiniteLossError(f"{path} is not finite after step {step}; lower the learning rate")
+                raise NonFiniteLossError(
+                    f"{path} is not finite after step {step}; {self.last_good()}. Lower the learning rate"
+                )
         self.wait()
         if jax.process_index() == 0:
             self._pending = self._writer.submit(self._write, step, leaves, meta)

@@ -296,9 +296,7 @@ def _evaluated(metrics: dict[str, float], number: int, monitor: str | None, chec
 def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: Checkpoints | None):
     terms, last = [name for name in bad if name != "loss"] or bad, ""
     if checkpoints is not None:
-        checkpoints.wait()
-        saved = checkpoints.steps()
-        last = f"; the last good checkpoint is step {saved[-1]} in {checkpoints.directory}" if saved else ""
+        last = f"; {checkpoints.last_good()}"
     return NonFiniteLossError(
         f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
         f"check the data"

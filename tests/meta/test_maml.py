@@ -178,8 +178,8 @@ def image_episodes(rng, tasks=TASKS):
 
 
 @pytest.mark.parametrize("statistics", [jt.meta.transductive, jt.meta.running])
-def test_no_query_statistic_reaches_the_adaptation(statistics, rng):
-    """Other query images change neither the adapted weights nor, under `running`, the loss of the rest of the query."""
+def test_query_examples_meet_only_where_asked(statistics, rng):
+    """Other query images change an example's loss under `transductive`, and leave it to the bit under `running`."""
     batch = image_episodes(rng, tasks=1)
     model = normed_model()
     objective = jt.maml(jt.classification(model), inner=optax.sgd(0.1), steps=2, statistics=statistics)

@@ -103,8 +103,13 @@ def test_masks_unevenly_over_the_devices(rng, mesh_of, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["jit 4", "pmap 4"])
+@pytest.mark.parametrize("place", ["jit 2", "jit 4", "pmap 4"])
 def test_parity_of_resnet20_single_precision(rng, mesh_of, place):
+    """On 16×16 images, where no gate of a ReLU lies within rounding of zero.
+
+    At 32×32 some seeds have one that opens on one mesh and not on another; a leaf's gradient then differs by 1e-3 and
+    more. The next test, in which the gates are smooth, and the one in double precision show the step at full size.
+    """
     objective, optimizer = jt.classification(jt.models.resnet20(4)), optax.sgd(0.1)
     shape, mode = PLACES[place]
     batches = [images(rng, side=16)]
@@ -115,12 +120,26 @@ def test_parity_of_resnet20_single_precision(rng, mesh_of, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["jit 4", "pmap 4"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("place", ["jit 2", "jit 4", "pmap 4"])
+def test_parity_of_a_smooth_resnet20_single_precision(mesh_of, place, seed, monkeypatch):
+    monkeypatch.setattr("flax.linen.relu", jax.nn.softplus)
+    objective, optimizer = jt.classification(jt.models.resnet20(4)), optax.sgd(0.1)
+    shape, mode = PLACES[place]
+    batches = [images(np.random.default_rng(seed), side=32)]
+    want, _ = trained(objective, optimizer, batches)
+    got, _ = trained(objective, optimizer, batches, mesh=mesh_of(*shape), mode=mode)
+    worst, path = distance((got.params, got.state), (want.params, want.state))
+    assert worst <= 1e-5, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["jit 2", "jit 4", "pmap 4"])
 def test_parity_of_resnet20_double_precision(rng, mesh_of, place, x64):
     model = jt.models.resnet20(4, param_dtype=jnp.float64, dtype=jnp.float64)
     objective, optimizer = jt.classification(model), optax.sgd(0.1)
     shape, mode = PLACES[place]
-    batches = [images(rng, side=16, dtype=np.float64) for _ in range(5)]
+    batches = [images(rng, side=32, dtype=np.float64) for _ in range(5)]
     want, _ = trained(objective, optimizer, batches)
     got, _ = trained(objective, optimizer, batches, mesh=mesh_of(*shape), mode=mode)
     worst, path = distance((got.params, got.state), (want.params, want.state))
