@@ -14,7 +14,18 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Forward, Frozen, FrozenModel, Mean, Objective, frozen
 from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp, regression
 from jaxtransfer.surgery import Report, Transferred, transfer
-from jaxtransfer.train import Fitted, TrainState, TrainStep, eval_step, evaluate, fit, init, train_step
+from jaxtransfer.train import (
+    Fitted,
+    Interval,
+    TrainState,
+    TrainStep,
+    eval_step,
+    evaluate,
+    evaluate_episodes,
+    fit,
+    init,
+    train_step,
+)
 
 __all__ = [
     "Context",
@@ -23,6 +34,7 @@ __all__ = [
     "Frozen",
     "FrozenModel",
     "InputError",
+    "Interval",
     "Mean",
     "Model",
     "NonFiniteLossError",
@@ -35,6 +47,7 @@ __all__ = [
     "data",
     "eval_step",
     "evaluate",
+    "evaluate_episodes",
     "fisher_diagonal",
     "fisher_l2_sp",
     "fit",

@@ -2,13 +2,17 @@
 
 from jaxtransfer.data import augment
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
 
 __all__ = [
+    "RIGHT_ANGLES",
     "Dataset",
+    "EpisodeBatches",
+    "Episodes",
     "Pipeline",
     "augment",
     "available",
@@ -16,6 +20,7 @@ __all__ = [
     "load",
     "pipeline",
     "prefetch_to_device",
+    "split_classes",
 ]
 
 

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxtransfer.model import Model
-from jaxtransfer.models.layers import Layers, check_images, halve
+from jaxtransfer.models.convolution import Conv
+from jaxtransfer.models.layers import Layers, check_images, halve, he_normal
 from jaxtransfer.models.linen import linen
 
 
@@ -28,7 +29,14 @@ class Conv4(nn.Module):
         layers = Layers(train, self.dtype, self.param_dtype, self.axis)
         outputs = {}
         for i in range(1, 5):
-            x = layers.conv(self.width, stride=1 if self.pooling else 2, bias=True, name=f"stage{i}_conv")(x)
+            x = Conv(
+                self.width,
+                stride=1 if self.pooling else 2,
+                kernel_init=he_normal,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"stage{i}_conv",
+            )(x)
             x = nn.relu(layers.norm(f"stage{i}_norm")(x) if self.norm else x)
             outputs[f"stage{i}"] = x = halve(x) if self.pooling else x
         features = x.reshape(x.shape[0], -1)

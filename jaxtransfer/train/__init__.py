@@ -1,8 +1,20 @@
 """Training: one state, one compiled step, one loop, one evaluation for every objective."""
 
+from jaxtransfer.train.episodes import Interval, evaluate_episodes
 from jaxtransfer.train.evaluation import eval_step, evaluate
 from jaxtransfer.train.loop import Fitted, fit
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import TrainStep, train_step
 
-__all__ = ["Fitted", "TrainState", "TrainStep", "eval_step", "evaluate", "fit", "init", "train_step"]
+__all__ = [
+    "Fitted",
+    "Interval",
+    "TrainState",
+    "TrainStep",
+    "eval_step",
+    "evaluate",
+    "evaluate_episodes",
+    "fit",
+    "init",
+    "train_step",
+]

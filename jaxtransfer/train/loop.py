@@ -1,5 +1,6 @@
 """The loop: one for every objective, resumable at any step."""
 
+import functools
 import math
 import time
 from collections import deque
@@ -23,7 +24,8 @@ from jaxtransfer.train.run import open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import TrainStep, train_step
 
-_IN_FLIGHT = 2  # steps that the host runs ahead of the devices
+_STEPS_PER_CALL = 100
+_IN_FLIGHT = 2  # calls that the host runs ahead of the devices
 
 
 class Fitted(NamedTuple):
@@ -65,6 +67,8 @@ def fit(
     log_every: int | None = None,
     mesh: Mesh | None = None,
     mode: str = "jit",
+    sample: Callable[[jax.Array, Any], Batch] | None = None,
+    steps_per_call: int | None = None,
     progress: bool | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
@@ -93,6 +97,11 @@ def fit(
       log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
       mesh: as for `train_step`.
       mode: as for `train_step`.
+      sample: `sample(key, data) -> batch` draws each batch inside the compiled step from `data`, arrays that live on
+        the devices, such as `jt.data.Episodes.on_device` gives.
+      steps_per_call: with `sample`, steps that run in one call of the program; records, evaluations and checkpoints
+        are then that many steps apart or a multiple. By default 1 on a CPU where the program holds convolutions,
+        which XLA runs slowly there inside loops, else up to 100, the period of the records.
       progress: show a progress bar; None shows it on a terminal.
       log: called with each record, in addition to the files.
 
@@ -106,7 +115,6 @@ def fit(
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
-    plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None)
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     better = score_of(monitor, maximize)
     with ExitStack() as stack:
@@ -116,9 +124,14 @@ def fit(
             out = stack.enter_context(open_run(out, note))
             checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
             stack.callback(checkpoints.close)
-        first, batches = _first(data)
-        step = train_step(objective, optimizer, mesh=mesh, mode=mode)
-        current = init(objective, optimizer, key, first, params=params, state=state)
+        source = (
+            _Batches(objective, optimizer, data, mesh, mode)
+            if sample is None
+            else _Drawn(objective, optimizer, data, mesh, mode, sample, key)
+        )
+        current = init(objective, optimizer, key, source.first, params=params, state=state)
+        together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
+        plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together)
         start, history = 0, []
         if checkpoints is not None and (restored := checkpoints.restore()):
             current, start = TrainState(*fill(current, restored.leaves)), restored.step
@@ -140,21 +153,24 @@ def fit(
         if eval_data is not None:
             evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
 
-        clock = _Clock(rows=len(jax.tree.leaves(first)[0]))
-        stream = _placed(batches(start), step, steps - start)
-        stack.callback(stream.close)
-        pending: deque[dict[str, jax.Array]] = deque()
-        for number in range(start + 1, steps + 1):
+        clock = _Clock(rows=len(jax.tree.leaves(source.first)[0]))
+        stack.callback(source.close)
+        source.open(start, steps)
+        pending: deque[_Call] = deque()
+        number = start
+        while number < steps:
             if len(pending) >= _IN_FLIGHT:
-                jax.block_until_ready(pending[-_IN_FLIGHT])
+                jax.block_until_ready(pending[-_IN_FLIGHT].metrics)
+            size = plan.size(number)
             with clock.waiting():
-                batch = next(stream)
-            current, metrics = step.placed(current, batch)
-            pending.append(metrics)
-            clock.stepped(metrics)
+                advance = source.next(size)
+            current, metrics = advance(current)
+            number += size
+            pending.append(_Call(number - size + 1, number, metrics))
+            clock.stepped(metrics, size)
             bar(number, "")
             if plan.logs(number):
-                record = _flush(pending, number, checkpoints)
+                record = _flush(pending, checkpoints)
                 for sink in sinks:
                     sink(record)
                 if timing_sink:
@@ -188,12 +204,18 @@ class _Plan(NamedTuple):
     eval_every: int
     save_every: int
     log_every: int
+    together: int  # steps in one call; the periods are multiples of it
 
     @classmethod
-    def of(cls, steps, eval_every, save_every, log_every, evaluates) -> "_Plan":
+    def of(cls, steps, eval_every, save_every, log_every, evaluates, together=1) -> "_Plan":
         eval_every = eval_every or max(1, steps // 10)
         save_every = save_every or eval_every
-        return cls(steps, eval_every if evaluates else steps + 1, save_every, log_every or max(1, steps // 50))
+        periods = (eval_every if evaluates else steps + 1, save_every, log_every or max(1, steps // 50))
+        return cls(steps, *(-(-period // together) * together for period in periods), together)
+
+    def size(self, number: int) -> int:
+        """Steps of the call that follows step `number`."""
+        return min(self.together - number % self.together, self.steps - number)
 
     def _every(self, number: int, period: int) -> bool:
         return number % period == 0 or number == self.steps
@@ -212,8 +234,8 @@ class _Clock:
     """Wall time, how much of it was spent waiting for data, and the compilation told apart."""
 
     def __init__(self, rows: int):
-        self.rows, self.begin, self.waited, self.compiled, self.steps = rows, time.perf_counter(), 0.0, 0.0, 0
-        self._last_wait = 0.0
+        self.rows, self.begin, self.waited, self.compiled = rows, time.perf_counter(), 0.0, 0.0
+        self.steps = self.first = 0
 
     def waiting(self):
         clock = self
@@ -227,9 +249,10 @@ class _Clock:
 
         return Waiting()
 
-    def stepped(self, metrics) -> None:
-        self.steps += 1
-        if self.steps == 1:  # the first call compiles
+    def stepped(self, metrics, size: int) -> None:
+        self.steps += size
+        if self.first == 0:  # the first call compiles
+            self.first = size
             jax.block_until_ready(metrics)
             self.compiled = time.perf_counter() - self.begin - self.waited
 
@@ -240,8 +263,61 @@ class _Clock:
             "seconds": seconds,
             "compile_seconds": self.compiled,
             "data_wait_fraction": self.waited / seconds,
-            "examples_per_second": max(self.steps - 1, 0) * self.rows / running,
+            "examples_per_second": (self.steps - self.first) * self.rows / running,
         }
+
+
+class _Batches:
+    """Steps on batches that come from the host, the transfer of the next one under way."""
+
+    def __init__(self, objective, optimizer, data: Any, mesh, mode):
+        self.first, self._iterate = _first(data)
+        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode)
+        self._stream: Generator[Batch] | None = None
+
+    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
+        if asked not in (None, 1):
+            raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
+        return 1
+
+    def open(self, start: int, steps: int) -> None:
+        self._stream = _placed(self._iterate(start), self._step, steps - start)
+
+    def next(self, size: int) -> Callable:
+        assert self._stream is not None
+        batch = next(self._stream)
+        return lambda state: self._step.placed(state, batch)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+class _Drawn:
+    """Steps whose batches are drawn inside the program, several in one call."""
+
+    def __init__(self, objective, optimizer, data: Any, mesh, mode, sample, key):
+        self._step_of = functools.cache(
+            lambda size: train_step(objective, optimizer, mesh=mesh, mode=mode, sample=sample, steps_per_call=size)
+        )
+        self._data = self._step_of(1).place(jax.device_put(data))
+        self.first = jax.jit(sample)(key, self._data)
+
+    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
+        if asked is not None:
+            _check_counts(steps_per_call=asked)
+            return asked
+        slow_in_loops = jax.default_backend() == "cpu" and self._step_of(1).has_convolutions(state, self._data)
+        return 1 if slow_in_loops else min(_STEPS_PER_CALL, at_most)
+
+    def open(self, start: int, steps: int) -> None:
+        pass
+
+    def next(self, size: int) -> Callable:
+        return lambda state: self._step_of(size).placed(state, self._data)
+
+    def close(self) -> None:
+        pass
 
 
 def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
@@ -270,17 +346,28 @@ def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[
         yield ahead.popleft()
 
 
-def _flush(pending: deque, number: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
+class _Call(NamedTuple):
+    """The metrics of the steps `first` to `last`, means over them."""
+
+    first: int
+    last: int
+    metrics: dict[str, jax.Array]
+
+
+def _flush(pending: deque[_Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
     """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
-    rows = jax.device_get(list(pending))
+    calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
     pending.clear()
-    for offset, row in enumerate(rows):
+    for first, last, row in calls:
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            raise _not_finite(
-                f"the loss is not finite at step {number - len(rows) + 1 + offset}", row, bad, checkpoints
-            )
-    names = rows[0]
-    return {"step": number, **{f"train/{n}": float(np.mean([r[n] for r in rows], dtype=np.float64)) for n in names}}
+            where = f"at step {last}" if first == last else f"within steps {first} to {last}"
+            raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
+    sizes = [call.last - call.first + 1 for call in calls]
+    means = {
+        f"train/{name}": float(np.average([call.metrics[name] for call in calls], weights=sizes))
+        for name in calls[0].metrics
+    }
+    return {"step": calls[-1].last, **means}
 
 
 def _evaluated(metrics: dict[str, float], number: int, monitor: str | None, checkpoints: Checkpoints | None):

@@ -1,9 +1,10 @@
 """One compiled update that serves every objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -57,6 +58,11 @@ class TrainStep:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
         return self._compiled.lower(*self._arguments(state, self.place(batch)))
 
+    def has_convolutions(self, state: TrainState, batch: Batch) -> bool:
+        """Returns whether the program holds a convolution; it is traced, not compiled."""
+        jaxpr = self._compiled.trace(*self._arguments(state, self.place(batch))).jaxpr
+        return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr.jaxpr))
+
     def _arguments(self, state: TrainState, batch: Batch) -> tuple:
         return self.placement.whole(state), batch, self._frozen_on_devices(), *self._extra
 
@@ -64,6 +70,19 @@ class TrainStep:
         if self._placed is None:  # written to the devices once per run
             self._placed = self.placement.whole(jax.device_put(self._frozen))
         return self._placed
+
+
+def _equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Any]:
+    """Yields the equations of a program and of those inside it (loops, branches, calls)."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
 
 
 def train_step(
@@ -85,6 +104,9 @@ def train_step(
       mode: `"jit"`: one program over the mesh, in which the batch is global by itself. `"pmap"`: one program per
         device, in which losses and normalisation gather over the axis. Same signature, same state, same global
         batch, and the same numbers to rounding where nothing is drawn.
+      sample: `sample(key, data) -> batch` draws the global batch inside the program; the step then takes `data`, which
+        lives whole on each device, in place of a batch.
+      steps_per_call: with `sample`, steps that run in one call; the metrics are the means over them.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, compiled once per batch shape, the state donated; metrics are scalars
