@@ -27,6 +27,18 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def nested(by_path: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns leaves by path as nested dicts: the inverse of `leaves_by_path` for dicts."""
+    out: dict[str, Any] = {}
+    for path, leaf in by_path.items():
+        *parents, last = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return out
+
+
 def as_patterns(patterns: Patterns) -> tuple[str, ...]:
     """Returns one pattern or several as a tuple."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)

@@ -107,3 +107,9 @@ def test_listed_counts_the_surplus():
 def test_count():
     assert jt.tree.count({"a": jnp.zeros((2, 3)), "b": [np.zeros(4), 1.0]}) == 11
     assert jt.tree.count({}) == 0
+
+
+def test_nested_is_the_inverse_of_paths():
+    values = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert jt.tree.nested(jt.tree.leaves_by_path(values)) == values
+    assert jt.tree.nested({}) == {}

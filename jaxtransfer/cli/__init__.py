@@ -16,6 +16,7 @@ import tyro
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.listing import Datasets, Models
+from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.errors import InputError
@@ -23,6 +24,7 @@ from jaxtransfer.errors import InputError
 COMMANDS = {
     "pretrain": Pretrain,
     "finetune": Finetune,
+    "meta": Meta,
     "evaluate": Evaluate,
     "predict": Predict,
     "datasets": Datasets,
@@ -76,7 +78,7 @@ def run() -> None:
     sys.exit(main())
 
 
-_TRAINING = (Pretrain, Finetune)
+_TRAINING = (Pretrain, Finetune, Meta)
 _LOGGERS = ("absl", "asyncio", "tensorboardX")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": "add --image-shape (pretrain) or --resize (finetune, evaluate)"

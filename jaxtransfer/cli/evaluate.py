@@ -3,19 +3,21 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.learners import check_ways
+from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
-from jaxtransfer.cli.runs import check_fits, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, check_fits, load_run, warn_of_other_classes
 from jaxtransfer.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run on every example of a split; prints one JSON line.
+    """Evaluate a run on every example of a split, a run of `meta` on episodes of its test classes; prints a JSON line.
 
     Example: jaxtransfer evaluate runs/a --data digits/noisy
     """
@@ -35,11 +37,41 @@ class Evaluate:
     resize: bool = False
     """Bring the images to the run's shape: size, and grey or colour."""
 
+    episodes: int = 1000
+    """Episodes, for a run of `meta`."""
+    ways: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's own)")] = None
+    """Classes of an episode, likewise."""
+    shots: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's own)")] = None
+    """Support examples per class, likewise."""
+    queries: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's own)")] = None
+    """Query examples per class, likewise."""
+
     def run(self) -> None:
         """Evaluates and prints."""
-        at_least(self, 1, "batch_size")
+        at_least(self, 1, "batch_size", "episodes", "ways", "shots", "queries")
         check_folder(self.data_dir)
         run = load_run(self.directory)
+        few_shot = run.config.get("command") == "meta"
+        facts = self._on_episodes(run) if few_shot else self._on_examples(run)
+        print(json.dumps({"run": str(self.directory), "step": run.step, **facts}))
+
+    def _on_episodes(self, run: Run) -> dict[str, Any]:
+        own = episode_options(run.config, self.data_dir)
+        asked = {name: getattr(self, name) for name in ("ways", "shots", "queries") if getattr(self, name) is not None}
+        spec = dataclasses.replace(own, **asked)
+        check_ways(run.config, spec.ways)
+        if self.data is None and self.split is None:
+            test = class_splits(own, run.config["seed"])[2]
+        else:
+            name, split = self.data or own.data, self.split or own.eval_split
+            test = jt.data.load(name, split, data_dir=self.data_dir, image_shape=run.config["image_shape"])
+        episodes = test_episodes(spec, test, self.episodes, run.config["seed"])
+        scores = tested(run, episodes, lambda: class_splits(own, run.config["seed"])[0])
+        return {"data": test.name, "split": test.split, **scores}
+
+    def _on_examples(self, run: Run) -> dict[str, Any]:
+        if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
+            raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} is one of {run.config['command']}")
         name = self.data or run.config["data"]
         split = self.split or (run.config.get("eval_split", "test") if self.data is None else "test")
         shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
@@ -53,5 +85,4 @@ class Evaluate:
         warn_of_other_classes(run, dataset, self.directory)
         state = jt.TrainState.of(run.params, run.state, step=run.step)
         metrics = jt.evaluate(jt.classification(run.model), state, jt.data.eval_batches(dataset, self.batch_size))
-        facts = {"run": str(self.directory), "step": run.step, "data": name, "split": split}
-        print(json.dumps({**facts, "examples": len(dataset), **metrics}))
+        return {"data": name, "split": split, "examples": len(dataset), **metrics}

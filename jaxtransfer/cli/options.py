@@ -49,25 +49,19 @@ class DataOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
+class RunOptions:
     """How to learn, and where to keep what was learned."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Run directory for checkpoints, metrics and a report. The same command again resumes, or says that it is done."""
     steps: int = 1000
     """Updates in all."""
-    batch_size: int = 128
-    """Examples per update, over all devices; a multiple of their number."""
     optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adam"
     """adam, or sgd with Nesterov momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate; it falls to zero along a cosine."""
     weight_decay: float = 0.0
     """Weight decay: decoupled under adam, added to the gradient under sgd."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes."""
-    augment: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
-    """Any of crop, flip, cutout, mixup, in the order of use."""
     seed: int = 0
     """Of weights, order, augmentation and choice of shots."""
     eval_every: Annotated[
@@ -85,6 +79,30 @@ class TrainOptions:
         """Returns the optimiser with a cosine schedule over `steps`."""
         return OPTIMIZERS[self.optimizer](optax.cosine_decay_schedule(self.lr, max(1, steps)), self.weight_decay)
 
+    def check(self) -> None:
+        """Raises for values that no run can have, before anything is loaded."""
+        for name, known in (("optimizer", OPTIMIZERS), ("mode", MODES)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        at_least(self, 1, "steps", "keep", "eval_every", "patience")
+        at_least(self, 0, "weight_decay", "seed")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"--lr must be positive and finite; got {self.lr}")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed must be below 2**32; got {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """How to learn, and where to keep what was learned."""
+
+    batch_size: int = 128
+    """Examples per update, over all devices; a multiple of their number."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    augment: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
+    """Any of crop, flip, cutout, mixup, in the order of use."""
+
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:
         """Returns the training batches."""
         transforms = [AUGMENTATIONS[name](dataset.classes) for name in self.augment]
@@ -93,22 +111,20 @@ class TrainOptions:
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
-        for name, known in (("optimizer", OPTIMIZERS), ("mode", MODES)):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        super().check()
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
-        at_least(self, 1, "steps", "batch_size", "keep", "eval_every", "patience")
-        at_least(self, 0, "weight_decay", "seed")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"--lr must be positive and finite; got {self.lr}")
+        at_least(self, 1, "batch_size")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label-smoothing must be at least 0 and below 1; got {self.label_smoothing}")
-        if self.seed >= 2**32:
-            raise InputError(f"--seed must be below 2**32; got {self.seed}")
-        if self.batch_size % (count := jax.device_count()):
-            raise InputError(f"--batch-size must be a multiple of the {count} devices; got {self.batch_size}")
+        divides_by_devices("batch_size", self.batch_size)
+
+
+def divides_by_devices(name: str, value: int) -> None:
+    """Raises for a number of rows that the devices can't share."""
+    if value % (count := jax.device_count()):
+        raise InputError(f"--{name.replace('_', '-')} must be a multiple of the {count} devices; got {value}")
 
 
 def at_least(options: Any, least: float, *names: str) -> None:

@@ -35,12 +35,12 @@ def train_stages(
 
     The last stage's records lie in the run directory itself, an earlier one's in a folder of its name.
     """
-    with _opened(training.out, config):
+    with opened(training.out, config):
         shares = split_steps(training.steps, [stage.share for stage in stages])
-        _check_model_takes(eval_model, config["model"], train)
+        check_model_takes(eval_model, config["model"], train)
         batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
     mesh = device_mesh() if training.mode == "jit" else None
-    facts, earlier, first = {k: _shown(v) for k, v in config.items()}, [], 0
+    facts, earlier, first = {k: shown(v) for k, v in config.items()}, [], 0
     for number, (stage, steps) in enumerate(zip(stages, shares, strict=True)):
         last = number == len(stages) - 1
         out = training.out if last else training.out / f"stage-{number + 1}-{stage.name}"
@@ -67,11 +67,11 @@ def train_stages(
         report = write_report(out, title if last else f"{title}: {stage.name}", facts, earlier=earlier)
         earlier.append(out.name)
         if last:
-            _print_results(training.out, fitted, report)
+            print_results(training.out, fitted, report)
 
 
 @contextmanager
-def _opened(out: Path, config: dict[str, Any]) -> Iterator[None]:
+def opened(out: Path, config: dict[str, Any]) -> Iterator[None]:
     """Holds the run directory; a run that turns out to be impossible before it began leaves no configuration there."""
     began = (out / CONFIG).exists()
     with open_run(out, config):
@@ -83,7 +83,7 @@ def _opened(out: Path, config: dict[str, Any]) -> Iterator[None]:
             raise
 
 
-def _check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> None:
+def check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> None:
     """Raises where the images don't fit the network, by tracing it: nothing is compiled or allocated."""
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8)
     try:
@@ -98,7 +98,7 @@ def _check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> 
         ) from error
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """Returns a value as the report shows it: a list by its first entries."""
     if not isinstance(value, list | tuple):
         return value
@@ -106,7 +106,8 @@ def _shown(value: Any) -> Any:
     return ", ".join(map(str, value[:20])) + more
 
 
-def _print_results(out: Path, fitted: jt.Fitted, report: Path) -> None:
+def print_results(out: Path, fitted: jt.Fitted, report: Path) -> None:
+    """Prints what a training came to."""
     if not fitted.timing:
         print(f"already done: {out} has its {int(fitted.state.step)} steps")
     if fitted.best:

@@ -54,7 +54,7 @@ def adapt(
 
 
 def inner_loop(
-    loss_fn: Callable[[Tree, jax.Array], jax.Array],
+    loss_fn: Callable[[Tree, jax.Array], Any],
     params: Tree,
     *,
     optimizer: optax.GradientTransformation,
@@ -63,6 +63,7 @@ def inner_loop(
     remat: bool = False,
     scale: Tree = None,
     observe: Callable[[Tree, jax.Array], Any] | None = None,
+    has_aux: bool = False,
 ) -> tuple[Tree, Any]:
     """Runs the inner loop with what MAML's relatives add to it.
 
@@ -75,19 +76,23 @@ def inner_loop(
       remat: recompute inner steps in the backward pass.
       scale: factors of the updates, a tree like `params` whose leaves are [steps or 1, ...] (learned rates).
       observe: `observe(params, step)` after each update.
+      has_aux: `loss_fn` gives `(scalar, aux)`.
 
     Returns:
-      The adapted parameters, and what was observed, stacked over the steps.
+      The adapted parameters, and what was observed, stacked over the steps; with `has_aux` the pair of it and the aux.
     """
     if steps < 0:
         raise InputError(f"steps of the inner loop must be at least 0; got {steps}")
     always = isinstance(first_order, bool) and first_order
     never = isinstance(first_order, bool) and not first_order
 
+    def with_aux(params, number):
+        return loss_fn(params, number) if has_aux else (loss_fn(params, number), None)
+
     def update(carry, x):
         params, opt_state = carry
         number, factor = x
-        grads = jax.grad(loss_fn)(params, number)
+        grads, aux = jax.grad(with_aux, has_aux=True)(params, number)
         if always:
             grads = jax.lax.stop_gradient(grads)
         elif not never:
@@ -96,7 +101,8 @@ def inner_loop(
         if factor is not None:
             updates = jax.tree.map(lambda u, f: u * f.reshape(f.shape + (1,) * (u.ndim - f.ndim)), updates, factor)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
-        return (params, opt_state), None if observe is None else observe(params, number)
+        seen = None if observe is None else observe(params, number)
+        return (params, opt_state), (seen, aux) if has_aux else seen
 
     scale = jax.tree.map(lambda f: jnp.broadcast_to(f, (steps, *f.shape[1:])), scale)
     carry = params, optimizer.init(params)

@@ -9,10 +9,19 @@ import optax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.meta import statistics as slots
 from jaxtransfer.meta.adapt import inner_loop
 from jaxtransfer.meta.statistics import Statistics, transductive
-from jaxtransfer.meta.tasks import inner_context, mean_over_tasks, task_context
-from jaxtransfer.objective import Objective, view_of
+from jaxtransfer.meta.tasks import (
+    episodes,
+    init_on_support,
+    inner_context,
+    mean_over_tasks,
+    merge,
+    select,
+    task_context,
+)
+from jaxtransfer.objective import Objective
 
 Rates = Callable[[Any, int], Any]
 
@@ -35,7 +44,7 @@ def maml(
     MAML (Finn et al. 2017, arXiv:1703.03400); FOMAML (`first_order=True`); ANIL (`adapt="head"`, Raghu et al. 2020,
     arXiv:1909.09157); BOIL (all but the head, Oh et al. 2021, arXiv:2008.08882); Meta-SGD (`rates=per_parameter(0.1)`,
     Li et al. 2017, arXiv:1707.09835); MAML++ (`rates=per_layer_and_step(0.1)`, `multi_step`, a schedule as
-    `first_order`; Antoniou et al. 2019, arXiv:1810.09502).
+    `first_order`, `statistics=per_step`; Antoniou et al. 2019, arXiv:1810.09502).
 
     A batch holds `support` and `query`, each a batch of the objective with a leading axis of tasks: `image`
     [T, ways · shots, ...]. Metrics are those of the objective on the query sets after adaptation, and `maml`, the loss.
@@ -49,60 +58,76 @@ def maml(
       rates: learned factors of the updates: `rates(params, steps)` gives their first values, leaves [steps or 1, ...].
       multi_step: `multi_step(step) -> [steps]`, weights of the query losses after each inner update, for a loss that
         looks at all of them; by default only the last one counts.
-      statistics: what batch norm normalises by; see `jaxtransfer.meta.statistics`. The state is never changed.
+      statistics: what batch norm normalises by; see `jaxtransfer.meta.statistics`. Only `per_step` changes the state.
       remat: recompute inner steps in the backward pass: memory O(√steps).
       at_once: tasks that run together, by vmap, the rest following in a scan; all at once by default.
 
     Returns:
-      An objective over episodes, with the parameters of `objective` and, with `rates`, `params["rates"]`.
+      An objective over episodes, with the parameters of `objective` and, with `rates`, `params["rates"]`; with
+      `statistics=per_step` also `state["per_step"]`.
 
     Raises:
-      InputError: at init, where a pattern selects no parameter or the batch is no episode.
+      InputError: at init, where a pattern selects no parameter, the batch is no episode, or `state["per_step"]` is of
+        another number of steps.
     """
     if steps < 1 and rates is not None:
         raise InputError(f"learned rates need at least one inner step; got steps={steps}")
 
     def setup(key, batch):
-        support = jax.tree.map(lambda x: x[0], view_of(batch, ("support",)))
-        params, state = objective.init(key, support)
+        params, state = init_on_support(objective, key, batch)
         if rates is not None:
-            params = {**params, "rates": rates(_select(params, adapt), steps)}
+            params = {**params, "rates": tree.nested(rates(select(params, adapt), steps))}
+        if statistics.per_step:
+            state = {**state, slots.STATE: slots.first_slots(state, objective.models, steps)}
         return params, state
 
     def loss(outputs, params, state, batch, ctx):
-        episode = {part: view_of(batch, (part,)) for part in ("support", "query")}
         anneal = first_order(ctx.step) if callable(first_order) else first_order
         weights = None if multi_step is None else multi_step(ctx.step)
+        support_train, query_train = statistics.modes(ctx.train)
+        moves = statistics.per_step and ctx.train
+        if statistics.per_step:
+            slots.check_slots(state, steps)
+
+        def state_after(number):
+            return slots.at_slot(state, number) if statistics.per_step else state
+
+        def moved(new):
+            return jax.lax.stop_gradient({name: new[name] for name in state[slots.STATE]}) if moves else None
 
         def task(params, data, index):
-            at_support = task_context(ctx, index, train=statistics.support_train)
-            at_query = task_context(ctx, index, train=statistics.query_train)
-            scale = params.get("rates") if rates is not None else None
+            at_support = task_context(ctx, index, train=support_train)
+            at_query = task_context(ctx, index, train=query_train)
+            scale = tree.leaves_by_path(params["rates"]) if rates is not None else None
             own = {name: value for name, value in params.items() if rates is None or name != "rates"}
 
             def support_loss(fast, number):
-                return objective(_merge(own, fast), state, data["support"], inner_context(at_support, number))[0]
+                at_update = inner_context(at_support, number)
+                value, new, _ = objective(merge(own, fast), state_after(number), data["support"], at_update)
+                return value, moved(new)
 
-            def query_loss(fast):
-                value, _, metrics = objective(_merge(own, fast), state, data["query"], at_query)
-                return value, metrics
+            def query_loss(fast, number):
+                value, new, metrics = objective(merge(own, fast), state_after(number), data["query"], at_query)
+                return value, (metrics, moved(new))
 
-            fast, seen = inner_loop(
+            fast, (seen, at_steps) = inner_loop(
                 support_loss,
-                _select(own, adapt),
+                select(own, adapt),
                 optimizer=inner,
                 steps=steps,
                 first_order=anneal,
                 remat=remat,
                 scale=scale,
-                observe=None if weights is None else lambda fast, _: query_loss(fast)[0],
+                observe=None if weights is None else lambda fast, number: query_loss(fast, number + 1)[0],
+                has_aux=True,
             )
-            value, metrics = query_loss(fast)
+            value, (metrics, at_last) = query_loss(fast, steps)
             if weights is not None:
                 value = jnp.sum(weights.astype(seen.dtype) * seen)
-            return value, metrics
+            return value, (metrics, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), at_steps, at_last))
 
-        value, metrics = mean_over_tasks(task, params, episode, ctx, at_once=at_once)
+        value, metrics, new = mean_over_tasks(task, params, episodes(batch), ctx, at_once=at_once, has_aux=True)
+        state = {**state, slots.STATE: new} if moves else state
         return value.value, state, {"maml": value, **metrics}
 
     return Objective("maml", (), loss, setup=setup, frozen=objective.frozen, models=objective.models)
@@ -124,13 +149,3 @@ def per_layer_and_step(rate: float) -> Rates:
         return jax.tree.map(lambda p: jnp.full((steps,), rate, p.dtype), params)
 
     return first
-
-
-def _select(params: Any, patterns: tree.Patterns) -> dict[str, jax.Array]:
-    leaves = tree.leaves_by_path(params)
-    tree.check_used(patterns, leaves, "adapt")
-    return {path: leaf for path, leaf in leaves.items() if tree.matches(path, patterns)}
-
-
-def _merge(params: Any, fast: dict[str, jax.Array]) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: fast.get(tree.path_of(path), leaf), params)

@@ -1,4 +1,4 @@
-"""Losses over many tasks: one by one or at once, with memory for as many as run at once."""
+"""Losses over many tasks: their data, contexts and parameters; one by one or at once, in memory for those at once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +7,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.objective import Context, Mean, Tree
+from jaxtransfer.objective import Batch, Context, Mean, Objective, Tree, view_of
 
-TaskFn = Callable[[Tree, Any, jax.Array], tuple[jax.Array, dict[str, Mean]]]
+TaskFn = Callable[[Tree, Any, jax.Array], tuple[jax.Array, Any]]
 
 
-def mean_over_tasks(task: TaskFn, params: Tree, tasks: Any, ctx: Context, *, at_once: int | None = None):
+def episodes(batch: Batch) -> dict[str, Any]:
+    """Returns the support and the query sets of a batch of tasks, whose leaves are [T, ...], as JAX arrays."""
+    return {part: jax.tree.map(jnp.asarray, view_of(batch, (part,))) for part in ("support", "query")}
+
+
+def init_on_support(objective: Objective, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+    """Returns fresh `(params, state)` of a task's objective, from the first task's support set."""
+    return objective.init(key, jax.tree.map(lambda x: x[0], view_of(batch, ("support",))))
+
+
+def select(params: Tree, patterns: tree.Patterns) -> dict[str, jax.Array]:
+    """Returns the leaves that the inner loop changes, by path; each pattern must select something."""
+    leaves = tree.leaves_by_path(params)
+    tree.check_used(patterns, leaves, "adapt")
+    return {path: leaf for path, leaf in leaves.items() if tree.matches(path, patterns)}
+
+
+def merge(params: Tree, fast: dict[str, jax.Array]) -> Tree:
+    """Returns `params` with the leaves in `fast`, by path, in the place of its own."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fast.get(tree.path_of(path), leaf), params)
+
+
+def mean_over_tasks(
+    task: TaskFn, params: Tree, tasks: Any, ctx: Context, *, at_once: int | None = None, has_aux: bool = False
+) -> tuple[Any, ...]:
     """Averages a task's loss over the global batch of tasks.
 
     Args:
@@ -24,9 +49,11 @@ def mean_over_tasks(task: TaskFn, params: Tree, tasks: Any, ctx: Context, *, at_
       at_once: how many tasks run together, by `vmap`; the others follow in a `scan`, in which each chunk's gradient is
         taken as soon as its loss is known, so that memory is that of one chunk. All at once by default. On a mesh a
         multiple of the devices splits each chunk over them.
+      has_aux: `task` gives `(loss, (metrics, aux))`, `aux` a tree of arrays (new running statistics).
 
     Returns:
-      The loss as a `Mean` over the tasks of all devices, and the metrics, summed over them.
+      The loss as a `Mean` over the tasks of all devices, and the metrics, summed over them; with `has_aux` also the
+      mean of each leaf of `aux` over the tasks of all devices.
 
     Raises:
       InputError: where the tasks don't divide by `at_once`.
@@ -35,18 +62,27 @@ def mean_over_tasks(task: TaskFn, params: Tree, tasks: Any, ctx: Context, *, at_
     first = 0 if ctx.axis is None else jax.lax.axis_index(ctx.axis) * count
     numbered = (tasks, first + jnp.arange(count))
     if at_once is None or at_once >= count:
-        total, metrics = _together(task, params, numbered)
+        total, extra = _together(task, params, numbered)
     elif at_once < 1 or count % at_once:
         raise InputError(f"at_once must divide the tasks of a batch: got {at_once} for {count} tasks")
     else:
-        total, metrics = _in_chunks(task, params, numbered, at_once)
+        total, extra = _in_chunks(task, params, numbered, at_once)
+    metrics, aux = extra if has_aux else (extra, None)
     metrics = {name: Mean(ctx.sum(m.total), ctx.sum(m.count)) for name, m in metrics.items()}
-    return Mean(ctx.sum(total), ctx.sum(jnp.full((), count, total.dtype))), metrics
+    loss = Mean(ctx.sum(total), ctx.sum(jnp.full((), count, total.dtype)))
+    if not has_aux:
+        return loss, metrics
+    return loss, metrics, jax.tree.map(lambda leaf: _mean_of_sums(leaf, count, ctx), aux)
+
+
+def _mean_of_sums(total: jax.Array, count: int, ctx: Context) -> jax.Array:
+    """Returns the mean over all tasks from each device's sum over its own `count`, in the same type."""
+    return jnp.mean(ctx.gather(total[None]) / count, axis=0).astype(total.dtype)
 
 
 def _together(task: TaskFn, params, numbered):
-    losses, metrics = jax.vmap(lambda data: task(params, *data))(numbered)
-    return jnp.sum(losses), jax.tree.map(lambda values: jnp.sum(values, axis=0), metrics)
+    losses, extra = jax.vmap(lambda data: task(params, *data))(numbered)
+    return jnp.sum(losses), jax.tree.map(lambda values: jnp.sum(values, axis=0), extra)
 
 
 def _in_chunks(task: TaskFn, params, numbered, at_once: int):

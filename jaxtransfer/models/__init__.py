@@ -10,6 +10,7 @@ from jaxtransfer.models.conv4 import conv4 as conv4
 from jaxtransfer.models.linen import linen as linen
 from jaxtransfer.models.mlp import mlp as mlp
 from jaxtransfer.models.preprocess import normalize as normalize
+from jaxtransfer.models.relation_net import relation_net as relation_net
 from jaxtransfer.models.resnet import resnet as resnet
 from jaxtransfer.models.resnet import resnet18 as resnet18
 from jaxtransfer.models.resnet import resnet34 as resnet34

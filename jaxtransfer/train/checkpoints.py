@@ -220,15 +220,8 @@ def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
 
 def nested(leaves: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """Returns the leaves below `prefix` as nested dicts: the `params` of a run without its optimiser."""
-    out: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        if path.startswith(prefix + "/"):
-            *parents, last = path[len(prefix) + 1 :].split("/")
-            node = out
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = leaf
-    return out
+    start = prefix + "/"
+    return tree.nested({path.removeprefix(start): leaf for path, leaf in leaves.items() if path.startswith(start)})
 
 
 def _to_host(leaf: Any) -> np.ndarray:

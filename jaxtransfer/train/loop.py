@@ -1,12 +1,10 @@
 """The loop: one for every objective, resumable at any step."""
 
-import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +16,12 @@ from jax.sharding import Mesh
 from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import loggers
+from jaxtransfer.train.batches import DrawnInside, FromHost
 from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.run import open_run
 from jaxtransfer.train.state import TrainState, init
-from jaxtransfer.train.step import TrainStep, train_step
 
-_STEPS_PER_CALL = 100
 _IN_FLIGHT = 2  # calls that the host runs ahead of the devices
 
 
@@ -125,9 +122,9 @@ def fit(
             checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
             stack.callback(checkpoints.close)
         source = (
-            _Batches(objective, optimizer, data, mesh, mode)
+            FromHost(objective, optimizer, data, mesh, mode)
             if sample is None
-            else _Drawn(objective, optimizer, data, mesh, mode, sample, key)
+            else DrawnInside(objective, optimizer, data, mesh, mode, sample, key)
         )
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
@@ -210,8 +207,17 @@ class _Plan(NamedTuple):
     def of(cls, steps, eval_every, save_every, log_every, evaluates, together=1) -> "_Plan":
         eval_every = eval_every or max(1, steps // 10)
         save_every = save_every or eval_every
-        periods = (eval_every if evaluates else steps + 1, save_every, log_every or max(1, steps // 50))
-        return cls(steps, *(-(-period // together) * together for period in periods), together)
+
+        def whole_calls(period: int) -> int:
+            return -(-period // together) * together
+
+        return cls(
+            steps,
+            whole_calls(eval_every if evaluates else steps + 1),
+            whole_calls(save_every),
+            whole_calls(log_every or max(1, steps // 50)),
+            together,
+        )
 
     def size(self, number: int) -> int:
         """Steps of the call that follows step `number`."""
@@ -265,85 +271,6 @@ class _Clock:
             "data_wait_fraction": self.waited / seconds,
             "examples_per_second": (self.steps - self.first) * self.rows / running,
         }
-
-
-class _Batches:
-    """Steps on batches that come from the host, the transfer of the next one under way."""
-
-    def __init__(self, objective, optimizer, data: Any, mesh, mode):
-        self.first, self._iterate = _first(data)
-        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode)
-        self._stream: Generator[Batch] | None = None
-
-    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
-        if asked not in (None, 1):
-            raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
-        return 1
-
-    def open(self, start: int, steps: int) -> None:
-        self._stream = _placed(self._iterate(start), self._step, steps - start)
-
-    def next(self, size: int) -> Callable:
-        assert self._stream is not None
-        batch = next(self._stream)
-        return lambda state: self._step.placed(state, batch)
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-class _Drawn:
-    """Steps whose batches are drawn inside the program, several in one call."""
-
-    def __init__(self, objective, optimizer, data: Any, mesh, mode, sample, key):
-        self._step_of = functools.cache(
-            lambda size: train_step(objective, optimizer, mesh=mesh, mode=mode, sample=sample, steps_per_call=size)
-        )
-        self._data = self._step_of(1).place(jax.device_put(data))
-        self.first = jax.jit(sample)(key, self._data)
-
-    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
-        if asked is not None:
-            _check_counts(steps_per_call=asked)
-            return asked
-        slow_in_loops = jax.default_backend() == "cpu" and self._step_of(1).has_convolutions(state, self._data)
-        return 1 if slow_in_loops else min(_STEPS_PER_CALL, at_most)
-
-    def open(self, start: int, steps: int) -> None:
-        pass
-
-    def next(self, size: int) -> Callable:
-        return lambda state: self._step_of(size).placed(state, self._data)
-
-    def close(self) -> None:
-        pass
-
-
-def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
-    """Returns the first batch and how to iterate from a position; an iterator is read only once."""
-    stream = iter(data.iterate(0) if hasattr(data, "iterate") else data)
-    first = next(stream, None)
-    if first is None:
-        raise InputError("expected batches to train on; the data is empty")
-    if hasattr(data, "iterate"):
-        return first, data.iterate
-    return first, lambda start: islice(chain([first], stream), start, None)
-
-
-def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[Batch]:
-    """Yields batches that are already on the devices, the transfer of the next one under way; reads `count` of them."""
-    batches = islice(batches, count)
-    ahead: deque[Batch] = deque()
-    for _ in range(count):
-        while len(ahead) < 2:
-            batch = next(batches, None)
-            if batch is None:
-                break
-            ahead.append(step.place(batch))
-        if not ahead:
-            raise InputError(f"the data ended before {count} steps; give an endless pipeline or fewer steps")
-        yield ahead.popleft()
 
 
 class _Call(NamedTuple):

@@ -8,11 +8,12 @@ import math
 import os
 
 import cv2
+import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from experiments import finetune_cifar, finetune_folder
-from experiments.benchmarks import l2_sp, step_wait
+from experiments import finetune_cifar, finetune_folder, omniglot_fewshot
+from experiments.benchmarks import l2_sp, maml, step_wait
 from jaxtransfer.cli import stages
 
 PNG = b"\x89PNG"
@@ -170,3 +171,26 @@ def test_unusable_input_is_one_line(module, tmp_path, name, words):
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert err.startswith(f"{name.split('.')[1]}: error: ")
+
+
+@pytest.mark.parametrize("method", ["prototypical", pytest.param("maml", marks=pytest.mark.slow)])
+def test_omniglot_fewshot(tmp_path, monkeypatch, capsys, method):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (300, 28, 28, 1), dtype=np.uint8), np.repeat(np.arange(15), 20)
+    characters = jt.data.split_classes(jt.data.Dataset.from_arrays(images, labels), (5, 5, 5))
+    monkeypatch.setattr(omniglot_fewshot, "characters", lambda command: characters)
+    tiny = omniglot_fewshot.OmniglotFewShot(methods=(method,), out=tmp_path, tiny=True)
+    results = omniglot_fewshot.main(tiny)
+    assert method in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert 0 < results[method]["accuracy"]["mean"] < 0.6  # noise has no classes
+    if method == "maml":
+        assert len(results["maml"]["by_steps"]) == 6
+        assert (tmp_path / "adaptation.png").read_bytes()[:4] == PNG
+
+
+@pytest.mark.slow
+def test_maml_benchmark(capsys):
+    rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, rows=(0, 4)))
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert all(row["seconds"] > 0 for row in rows)

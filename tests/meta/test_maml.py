@@ -100,17 +100,22 @@ def test_gradients_equal_finite_differences(inner, rates, rng, x64):
     assert directional_error(outer, jax.grad(outer)(params), params, rng) < 1e-5
 
 
+RATES_OF = ("model/body/b", "model/body/w", "model/head/w")
+
+
 def test_learned_rates_scale_each_step(rng, x64):
     batch = episodes(rng, np.float64)
     objective = jt.maml(OBJECTIVE, inner=optax.sgd(1.0), steps=2, rates=jt.meta.per_layer_and_step(0.1))
     params, state = objective.init(jax.random.key(0), batch)
-    steps = {path: jnp.array([0.1, 0.1]) * number for number, path in enumerate(sorted(params["rates"]), start=1)}
+    steps = {path: jnp.array([0.1, 0.1]) * number for number, path in enumerate(RATES_OF, start=1)}
     steps = {path: rate.at[1].multiply(3) for path, rate in steps.items()}
     by_hand = {
         "body": {k: (lambda s, k=k: steps[f"model/body/{k}"][s]) for k in ("w", "b")},
         "head": {"w": lambda s: steps["model/head/w"][s]},
     }
-    got = meta_loss(objective, {**params, "rates": steps}, state, batch)
+    assert sorted(jt.tree.leaves_by_path(params["rates"])) == list(RATES_OF)
+    learned = {"model": {"body": {k: steps[f"model/body/{k}"] for k in "bw"}, "head": {"w": steps["model/head/w"]}}}
+    got = meta_loss(objective, {**params, "rates": learned}, state, batch)
     np.testing.assert_allclose(got, written_out(params, batch, 2, rates=by_hand), rtol=1e-10)
 
 

@@ -1,0 +1,125 @@
+"""How fast is a meta-step of MAML on Conv4? Against the PyTorch loop that learn2learn amounts to.
+
+Conv4-64 with batch norm on 28×28 images, 5 ways, 1 shot, 15 queries, 32 tasks, float32: the strided form by second and
+first order, with one and five inner steps, and the form with pooling by second order with one. Ours and PyTorch's
+meta-steps alternate in one run; a row is the medians, their ratio, and the peak memory of the process up to then.
+
+Command: `python -m experiments.benchmarks.maml` (about 5 minutes on two cores; `--torch-python PATH` names an
+interpreter with PyTorch where this one has none; without PyTorch ours alone is timed). Prints one JSON line per row.
+"""
+
+import contextlib
+import dataclasses
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+import jaxtransfer as jt
+from experiments.benchmarks.torch_loop import TorchLoop, torch_python
+
+WAYS, QUERIES = 5, 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A workload."""
+
+    pooled: bool
+    steps: int
+    first_order: bool = False
+
+
+ROWS = (Row(False, 1), Row(False, 5), Row(False, 1, True), Row(False, 5, True), Row(True, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class MamlBenchmark:
+    """Time meta-steps of MAML on Conv4, interleaved with PyTorch's."""
+
+    repeats: int = 9
+    """Timed meta-steps of each row."""
+    tasks: int = 32
+    """Tasks per meta-step."""
+    rows: tuple[int, ...] = tuple(range(len(ROWS)))
+    """Rows to run: 0 second order, 1 step; 1 with 5; 2 and 3 by first order; 4 with pooling."""
+    torch_python: Path | None = None
+    """Interpreter with PyTorch; this one by default, if it has it."""
+
+
+def main(benchmark: MamlBenchmark) -> list[dict[str, Any]]:
+    """Runs the rows, prints each and returns them."""
+    python = benchmark.torch_python or torch_python()
+    found = []
+    for number in benchmark.rows:
+        row = run(ROWS[number], benchmark, python)
+        print(json.dumps(row), flush=True)
+        found.append(row)
+    return found
+
+
+def run(row: Row, benchmark: MamlBenchmark, python: str | Path | None) -> dict[str, Any]:
+    """Times one workload."""
+    step, state, batch = ours(row, benchmark.tasks)
+    begin = time.perf_counter()
+    state = jax.block_until_ready(step.placed(state, batch)[0])
+    compiled, times = time.perf_counter() - begin, []
+    with contextlib.ExitStack() as stack:
+        torch = None
+        if python is not None:
+            sizes = {"tasks": benchmark.tasks, "support": WAYS, "query": WAYS * QUERIES}
+            options = {"steps": row.steps, "pooled": row.pooled, "first_order": row.first_order, "lr": 0.4}
+            torch = stack.enter_context(TorchLoop(python, model="conv4", **sizes, **options))
+            torch.seconds(1)
+        for _ in range(benchmark.repeats):
+            begin = time.perf_counter()
+            state = jax.block_until_ready(step.placed(state, batch)[0])
+            times.append((time.perf_counter() - begin, torch.seconds(1) if torch else float("nan")))
+        theirs = torch.close() if torch else None
+    mine, other = np.median(times, axis=0)
+    result = {
+        "benchmark": "maml",
+        **dataclasses.asdict(row),
+        "seconds": round(float(mine), 4),
+        "compile_seconds": round(compiled - float(mine), 2),
+        "peak_mb": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        ),
+        "pytorch": None,
+    }
+    if theirs is not None:
+        ratios = [b / a for a, b in times]
+        result["pytorch"] = {"seconds": round(float(other), 4), **theirs}
+        result["ratio"] = {"of_medians": round(float(other / mine), 2), "median": round(float(np.median(ratios)), 2)}
+    return result
+
+
+def ours(row: Row, tasks: int) -> tuple[jt.TrainStep, jt.TrainState, Any]:
+    """Returns the compiled meta-step, its state and a batch of noise on the device."""
+    rng = np.random.default_rng(0)
+
+    def part(count):
+        image = rng.random((tasks, count, 28, 28, 1), np.float32)
+        return {"image": image, "label": np.tile(np.arange(count, dtype=np.int32) % WAYS, (tasks, 1))}
+
+    batch = {"support": part(WAYS), "query": part(WAYS * QUERIES)}
+    model = jt.models.conv4(WAYS, pooling=row.pooled)
+    at_once = 1 if jax.default_backend() == "cpu" else None
+    inner = optax.sgd(0.4)
+    objective = jt.maml(
+        jt.classification(model), inner=inner, steps=row.steps, first_order=row.first_order, at_once=at_once
+    )
+    optimizer = optax.adam(1e-3)
+    step = jt.train_step(objective, optimizer)
+    return step, jt.init(objective, optimizer, jax.random.key(0), batch), step.place(batch)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(MamlBenchmark, description=__doc__))

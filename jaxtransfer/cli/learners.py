@@ -1,0 +1,203 @@
+"""Few-shot learners by name: what trains, and what is tested on episodes of new classes."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import jaxtransfer as jt
+from jaxtransfer.errors import InputError
+
+
+class Learner(NamedTuple):
+    """A few-shot learner of a configuration.
+
+    Attributes:
+      train: the objective that trains, over episodes or over labelled batches.
+      validate: the objective over episodes that chooses the checkpoint.
+      test: `test(state, base)` gives the objective over episodes of new classes; `base()` gives batches of the
+        training classes.
+    """
+
+    train: jt.Objective
+    validate: jt.Objective
+    test: Callable[[jt.TrainState, Callable[[], Iterable[Any]]], jt.Objective]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A row of the table.
+
+    Attributes:
+      build: from the ingredients to the learner.
+      steps: of the inner loop or of the head's training, where the option is left out.
+      rate: its learning rate, likewise.
+      fixed_ways: whether the network's outputs are the ways, so that training and test have the same number.
+      episodic: whether it trains on episodes; otherwise on labelled batches of the training classes.
+    """
+
+    build: Callable[["Ingredients"], Learner]
+    steps: int = 1
+    rate: float = 0.4
+    fixed_ways: bool = False
+    episodic: bool = True
+
+
+class Ingredients(NamedTuple):
+    """What a learner is made of: a model and the run's configuration."""
+
+    model: jt.Model
+    config: dict[str, Any]
+
+    @property
+    def classify(self) -> jt.Objective:
+        """The loss of one task or of one labelled batch."""
+        return jt.classification(self.model)
+
+    def adapting(self, **options: Any) -> Learner:
+        """Returns MAML, in one of its forms."""
+        inner = options.pop("inner", optax.sgd(self.config["inner_lr"]))
+        statistics = options.pop("statistics", STATISTICS[self.config["statistics"]])
+
+        def objective(steps: int) -> jt.Objective:
+            return jt.maml(
+                self.classify, inner=inner, steps=steps, statistics=statistics, at_once=_at_once(), **options
+            )
+
+        return _episodic(objective(self.config["inner_steps"]), objective(self.config["test_steps"]))
+
+    def metric(self, build: Callable[..., jt.Objective], *more: Any) -> Learner:
+        """Returns a learner that trains on as many ways as asked and tests on `ways`."""
+        return _episodic(
+            build(self.model, *more, ways=self.config["train_ways"]), build(self.model, *more, ways=self.config["ways"])
+        )
+
+    def baseline(self, train: jt.Objective, test: jt.Objective) -> Learner:
+        """Returns a learner whose encoder trains by ordinary classification of the training classes."""
+        return Learner(train, test, lambda state, base: test)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """How a fresh head trains on the support."""
+        return {
+            "ways": self.config["ways"],
+            "optimizer": optax.adam(self.config["inner_lr"]),
+            "steps": self.config["inner_steps"],
+        }
+
+
+def _relation(make: Ingredients) -> Learner:
+    return make.metric(jt.meta.relation, jt.models.relation_net())
+
+
+def _simpleshot(make: Ingredients) -> Learner:
+    def test(center: Any = None) -> jt.Objective:
+        return jt.meta.simpleshot(make.model, ways=make.config["ways"], center=center)
+
+    def centred(state: jt.TrainState, base: Callable[[], Iterable[Any]]) -> jt.Objective:
+        return test(jt.meta.mean_features(make.model, state.params, state.state, base()))
+
+    return Learner(make.classify, test(), centred)
+
+
+def _reptile(make: Ingredients) -> Learner:
+    def objective(steps: int) -> jt.Objective:
+        inner = optax.adam(make.config["inner_lr"], b1=0.0)
+        statistics = STATISTICS[make.config["statistics"]]
+        return jt.meta.reptile(make.classify, inner=inner, steps=steps, statistics=statistics, at_once=_at_once())
+
+    return _episodic(objective(make.config["inner_steps"]), objective(make.config["test_steps"]))
+
+
+def _implicit(make: Ingredients) -> Learner:
+    def objective(steps: int) -> jt.Objective:
+        return jt.meta.implicit_maml(
+            make.classify,
+            inner=optax.sgd(make.config["inner_lr"]),
+            steps=steps,
+            strength=2.0,
+            statistics=STATISTICS[make.config["statistics"]],
+            at_once=_at_once(),
+        )
+
+    return _episodic(objective(make.config["inner_steps"]), objective(make.config["test_steps"]))
+
+
+def _maml_plus_plus(make: Ingredients) -> Learner:
+    steps, total = make.config["inner_steps"], make.config["steps"]
+    ramp = optax.linear_schedule(0.0, 1.0, max(1, total // 4))
+
+    def multi_step(step):
+        """Weights from even ones to the last step's alone, over a quarter of the training."""
+        done = ramp(step)
+        last = jax.numpy.arange(steps) == steps - 1
+        return (1 - done) / steps + done * last
+
+    return make.adapting(
+        inner=optax.sgd(1.0),
+        rates=jt.meta.per_layer_and_step(make.config["inner_lr"]),
+        multi_step=multi_step,
+        first_order=lambda step: step < total // 4,
+        statistics=jt.meta.per_step,
+    )
+
+
+STATISTICS = {"transductive": jt.meta.transductive, "running": jt.meta.running, "per-step": jt.meta.per_step}
+LEARNERS: dict[str, Kind] = {  # where a name on the command line becomes code
+    "prototypical": Kind(lambda make: make.metric(jt.meta.prototypical)),
+    "matching": Kind(lambda make: make.metric(jt.meta.matching)),
+    "relation": Kind(_relation),
+    "r2d2": Kind(lambda make: make.metric(jt.meta.r2d2)),
+    "maml": Kind(lambda make: make.adapting(), fixed_ways=True),
+    "fomaml": Kind(lambda make: make.adapting(first_order=True), fixed_ways=True),
+    "anil": Kind(lambda make: make.adapting(adapt=make.model.head), fixed_ways=True),
+    "boil": Kind(lambda make: make.adapting(adapt=make.model.stages[:-1]), fixed_ways=True),
+    "meta-sgd": Kind(
+        lambda make: make.adapting(inner=optax.sgd(1.0), rates=jt.meta.per_parameter(make.config["inner_lr"])),
+        fixed_ways=True,
+    ),
+    "maml++": Kind(_maml_plus_plus, steps=5, rate=0.1, fixed_ways=True),
+    "reptile": Kind(_reptile, steps=8, rate=1e-3, fixed_ways=True),
+    "imaml": Kind(_implicit, steps=16, rate=0.1, fixed_ways=True),
+    "linear-head": Kind(
+        lambda make: make.baseline(make.classify, jt.meta.linear_head(make.model, **make.head)),
+        steps=100,
+        rate=1e-2,
+        episodic=False,
+    ),
+    "simpleshot": Kind(_simpleshot, episodic=False),
+    "baseline++": Kind(
+        lambda make: make.baseline(
+            jt.meta.cosine_classification(make.model, classes=len(make.config["class_names"])),
+            jt.meta.baseline_plus_plus(make.model, **make.head),
+        ),
+        steps=100,
+        rate=1e-2,
+        episodic=False,
+    ),
+}
+
+
+def learner(model: jt.Model, config: dict[str, Any]) -> Learner:
+    """Returns the learner of a run's configuration."""
+    return LEARNERS[config["method"]].build(Ingredients(model, config))
+
+
+def check_ways(config: dict[str, Any], ways: int) -> None:
+    """Raises where a method can't be tested on another number of ways than it was trained on."""
+    if LEARNERS[config["method"]].fixed_ways and ways != config["ways"]:
+        raise InputError(
+            f"{config['method']} has one output per way: it was trained on {config['ways']} ways and can't be tested "
+            f"on {ways}"
+        )
+
+
+def _episodic(train: jt.Objective, test: jt.Objective) -> Learner:
+    return Learner(train, test, lambda state, base: test)
+
+
+def _at_once() -> int | None:
+    """One task after the other on a CPU, where weights of its own for each make batched products slow."""
+    return 1 if jax.default_backend() == "cpu" and jax.device_count() == 1 else None

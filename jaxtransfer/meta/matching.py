@@ -1,0 +1,53 @@
+"""Matching networks: a query has the labels of the support examples that it attends to."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.meta.embed import few_shot, per_task
+from jaxtransfer.meta.prototypical import Distance, check_temperature, cosine_distance
+from jaxtransfer.model import Model
+from jaxtransfer.objective import FrozenModel, Objective
+
+
+def matching(
+    model: Model | FrozenModel,
+    *,
+    ways: int,
+    distance: Distance = cosine_distance,
+    temperature: float = 1.0,
+    output: str = "features",
+    view: str = "image",
+) -> Objective:
+    """Builds the mean of -log Σ_{i: y_i = y} a_i over queries, a = softmax_i(-d(f(x), f(x_i)) / τ) over the support.
+
+    Matching networks (Vinyals et al. 2016, arXiv:1606.04080), without the full-context embeddings (the LSTMs that let
+    the support change the features). With the cosine distance and τ = 1 the attention is the softmax of the cosines,
+    as in the paper. The logarithm is taken by log-sum-exp over the support of a class. A class with more support has
+    more attention, as the formula says. Batches, batch norm and absent classes are as for `prototypical`. Metrics:
+    `matching`, `accuracy`.
+
+    Args:
+      model: what gives `output` [B, ...], flattened to [B, D].
+      ways: number of classes, N.
+      distance: d, `distance(query [Q, D], support [S, D]) -> [Q, S]`.
+      temperature: τ, above 0.
+      output: name of the model's output.
+      view: key of the inputs in the support and the query.
+
+    Returns:
+      An objective over the model's parameters.
+
+    Raises:
+      InputError: for `ways` below 1 or τ not above 0; at init, for a label outside [0, ways), an unknown output, and
+        a batch that is no episode.
+    """
+    check_temperature(temperature)
+
+    def classify(support, targets, query):
+        attention = -distance(query, support) / temperature  # [Q, S], before the softmax
+        members = targets.T > 0
+        members = members | ~jnp.any(members, axis=-1, keepdims=True)  # log Σ ∅ has no gradient; ruled out later
+        scores = jnp.where(members[None], attention[:, None], -jnp.inf)
+        return jax.nn.logsumexp(scores, axis=-1)  # the cross-entropy normalises by the sum over all classes
+
+    return few_shot("matching", model, per_task(classify), ways=ways, output=output, view=view)

@@ -1,0 +1,102 @@
+"""Where the steps of the loop get their batches: from the host, or drawn inside the program."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain, islice
+from typing import Any
+
+import jax
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.objective import Batch
+from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.step import TrainStep, train_step
+
+_STEPS_PER_CALL = 100
+
+
+class FromHost:
+    """Steps on batches that come from the host, the transfer of the next one under way."""
+
+    def __init__(self, objective, optimizer, data: Any, mesh, mode):
+        self.first, self._iterate = _first(data)
+        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode)
+        self._stream: Generator[Batch] | None = None
+
+    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
+        """Returns how many steps run in one call: one."""
+        if asked not in (None, 1):
+            raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
+        return 1
+
+    def open(self, start: int, steps: int) -> None:
+        """Begins to read at step `start` of `steps`."""
+        self._stream = _placed(self._iterate(start), self._step, steps - start)
+
+    def next(self, size: int) -> Callable:
+        """Returns the next update of a state; waits for the batch."""
+        assert self._stream is not None
+        batch = next(self._stream)
+        return lambda state: self._step.placed(state, batch)
+
+    def close(self) -> None:
+        """Ends the reading."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+class DrawnInside:
+    """Steps whose batches are drawn inside the program, several in one call."""
+
+    def __init__(self, objective, optimizer, data: Any, mesh, mode, sample, key):
+        self._step_of = functools.cache(
+            lambda size: train_step(objective, optimizer, mesh=mesh, mode=mode, sample=sample, steps_per_call=size)
+        )
+        self._data = self._step_of(1).place(jax.device_put(data))
+        self.first = jax.jit(sample)(key, self._data)
+
+    def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
+        """Returns how many steps run in one call, by default one where a loop would be slow."""
+        if asked is not None:
+            if asked < 1 or int(asked) != asked:
+                raise InputError(f"steps_per_call must be a positive whole number; got {asked}")
+            return asked
+        slow_in_loops = jax.default_backend() == "cpu" and self._step_of(1).has_convolutions(state, self._data)
+        return 1 if slow_in_loops else min(_STEPS_PER_CALL, at_most)
+
+    def open(self, start: int, steps: int) -> None:
+        """Does nothing: the state knows its step."""
+
+    def next(self, size: int) -> Callable:
+        """Returns the next `size` updates of a state."""
+        return lambda state: self._step_of(size).placed(state, self._data)
+
+    def close(self) -> None:
+        """Does nothing: nothing is open."""
+
+
+def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
+    """Returns the first batch and how to iterate from a position; an iterator is read only once."""
+    stream = iter(data.iterate(0) if hasattr(data, "iterate") else data)
+    first = next(stream, None)
+    if first is None:
+        raise InputError("expected batches to train on; the data is empty")
+    if hasattr(data, "iterate"):
+        return first, data.iterate
+    return first, lambda start: islice(chain([first], stream), start, None)
+
+
+def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[Batch]:
+    """Yields batches that are already on the devices, the transfer of the next one under way; reads `count` of them."""
+    batches = islice(batches, count)
+    ahead: deque[Batch] = deque()
+    for _ in range(count):
+        while len(ahead) < 2:
+            batch = next(batches, None)
+            if batch is None:
+                break
+            ahead.append(step.place(batch))
+        if not ahead:
+            raise InputError(f"the data ended before {count} steps; give an endless pipeline or fewer steps")
+        yield ahead.popleft()
