@@ -112,6 +112,9 @@ def inner_loop(
 
 def _scan(body, carry, xs, length: int, remat: bool):
     """Scans `body`; with `remat` in blocks of about √length steps, each recomputed from its start."""
+    if length == 1:  # no loop: under vmap the tasks' one update starts at weights that they still share
+        carry, seen = body(carry, jax.tree.map(lambda x: x[0], xs))
+        return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], seen)
     if not remat or length < 2:
         return jax.lax.scan(body, carry, xs, length=length)
     size = math.isqrt(length)
