@@ -13,7 +13,7 @@ arXiv:1703.03400, 60,000 meta-steps of 32 tasks).
 
 Reached on two cores beside other jobs, `vinyals`, `cpu`, seed 0: prototypical networks 98.54 ± 0.18 in 19 minutes
 (6,000 episodes of 20 ways), MAML 97.76 ± 0.21 in 23 minutes (12,000 meta-steps of 8 tasks, one inner step). MAML's
-accuracy by adaptation steps, 0 to 5, on 200 of such episodes: 19.9, 97.8, 97.8, 97.8, 97.8, 97.8. The `paper` length and
+accuracy after 0 to 5 adaptation steps, on 200 such episodes: 19.9, 97.8, 97.8, 97.8, 97.8, 97.8. The `paper` length and
 `tfds` have not been run to the end.
 
 Command: `TFDS_DATA_DIR=... python -m experiments.omniglot_fewshot` (omniglot in array_record form; a run that was

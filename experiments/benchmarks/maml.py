@@ -11,8 +11,6 @@ interpreter with PyTorch where this one has none; without PyTorch ours alone is 
 import contextlib
 import dataclasses
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import optax
 import tyro
 
 import jaxtransfer as jt
-from experiments.benchmarks.torch_loop import TorchLoop, torch_python
+from experiments.benchmarks.torch_loop import TorchLoop, peak_mb, torch_python
 
 WAYS, QUERIES = 5, 15
 
@@ -89,9 +87,7 @@ def run(row: Row, benchmark: MamlBenchmark, python: str | Path | None) -> dict[s
         **dataclasses.asdict(row),
         "seconds": round(float(mine), 4),
         "compile_seconds": round(compiled - float(mine), 2),
-        "peak_mb": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-        ),
+        "peak_mb": round(peak_mb()),
         "pytorch": None,
     }
     if theirs is not None:
