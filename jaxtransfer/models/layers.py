@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.models.batch_norm import BatchNorm
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -44,17 +45,9 @@ class Layers:
             name=name,
         )
 
-    def norm(self, name: str) -> nn.BatchNorm:
+    def norm(self, name: str) -> BatchNorm:
         """Returns batch norm with momentum 0.9 and epsilon 1e-5 (Ioffe, Szegedy 2015, arXiv 1502.03167)."""
-        return nn.BatchNorm(
-            use_running_average=not self.train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            axis_name=self.axis,
-            name=name,
-        )
+        return BatchNorm(self.train, dtype=self.dtype, param_dtype=self.param_dtype, axis=self.axis, name=name)
 
     def dense(self, features: int, name: str) -> nn.Dense:
         """Returns a linear layer."""
