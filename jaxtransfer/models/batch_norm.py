@@ -78,23 +78,22 @@ def sum_rows(x: jax.Array, axis: str | None = None) -> jax.Array:
     """Returns the sum of `x` [B, ...] over the rows of all devices, with the same bits however they are split.
 
     Neighbours are added in pairs, then neighbours among these sums, and so on: additions of whole arrays, which no
-    partitioner reorders, as it would split a reduction. The first pairs lie on one device each; once few rows are left
-    they are copied to every device, which takes one message, of at most 16 rows where there are up to 16 devices.
+    partitioner reorders, as it would split a reduction. The first pairs lie on one device each; once at most 16 rows
+    are left they are copied to every device, which takes one message. Where halving doesn't come to 16 rows or fewer
+    (B is 17, say, or 100) it is a plain sum, whose bits depend on the devices.
 
     Args:
       x: this device's rows; in a program over a mesh, all of them.
       axis: name of the device axis that holds the other rows, or None.
     """
-    if axis is None:
-        while x.shape[0] > _COPIED:
-            x = _add_neighbours(x)
-        x = _copy_to_all(x)
-    else:
-        while x.shape[0] * jax.lax.axis_size(axis) > _COPIED and x.shape[0] % 2 == 0:
-            x = _add_neighbours(x)
-        x = jax.lax.all_gather(x, axis, tiled=True)
-    while x.shape[0] > 2:
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    while x.shape[0] * devices > _COPIED and x.shape[0] % 2 == 0:
         x = _add_neighbours(x)
+    x = _copy_to_all(x) if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+    while x.shape[0] > 2 and x.shape[0] % 2 == 0:
+        x = _add_neighbours(x)
+    if 2 < x.shape[0] <= _COPIED:
+        return functools.reduce(jnp.add, x)
     return x.sum(0)  # two terms have one order; as a reduction, so that it isn't computed anew for every pixel
 
 
@@ -109,13 +108,13 @@ _COPIED = 16  # rows
 
 
 def _add_neighbours(x):
-    if x.shape[0] % 2:
-        x = jnp.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1))
     pairs = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
     return pairs[:, 0] + pairs[:, 1]
 
 
 def _copy_to_all(x):
-    """Returns `x`, as sums of one row and zeros: where rows are split, XLA then sums over the devices."""
+    """Returns few rows `x` as sums of one row and zeros: where rows are split, XLA then sums over the devices."""
+    if x.shape[0] > _COPIED:
+        return x
     own = jnp.eye(x.shape[0], dtype=bool).reshape(x.shape[0], *x.shape[:1], *(1,) * (x.ndim - 1))
     return jnp.where(own, x[None], 0).sum(1)

@@ -37,7 +37,7 @@ class Conv4(nn.Module):
                 param_dtype=self.param_dtype,
                 name=f"stage{i}_conv",
             )(x)
-            x = nn.relu(layers.norm(f"stage{i}_norm")(x) if self.norm else x)
+            x = nn.relu(layers.local_norm(f"stage{i}_norm")(x) if self.norm else x)
             outputs[f"stage{i}"] = x = halve(x) if self.pooling else x
         features = x.reshape(x.shape[0], -1)
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}

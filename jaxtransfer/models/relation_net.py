@@ -29,7 +29,7 @@ class RelationNet(nn.Module):
         outputs = {}
         for i in range(1, 3):
             x = Conv(self.width, kernel_init=he_normal, **types, name=f"stage{i}_conv")(x)
-            outputs[f"stage{i}"] = x = halve(nn.relu(layers.norm(f"stage{i}_norm")(x)))
+            outputs[f"stage{i}"] = x = halve(nn.relu(layers.local_norm(f"stage{i}_norm")(x)))
         features = nn.relu(layers.dense(self.hidden, "hidden")(x.reshape(x.shape[0], -1)))
         return outputs | {"features": features, "logits": layers.logits(features, 1)}
 

@@ -143,3 +143,29 @@ def test_rows_are_sent_in_one_message(rng):
     program = jax.jit(sum_rows, in_shardings=split).lower(np.ones((256, 4), np.float32)).compile().as_text()
     assert program.count(" all-reduce(") == 1
     assert not any(f" {name}(" in program for name in ("all-gather", "collective-permute", "all-to-all"))
+
+
+@pytest.mark.parametrize("rows", [5, 20, 25, 48])
+def test_a_network_has_the_derivatives_of_plain_sums(rng, x64, rows):
+    """Compiled as a whole, where sums meet convolutions."""
+    x, label = rng.normal(size=(rows, 8, 8, 2)), rng.integers(0, 3, rows)
+
+    class Net(nn.Module):
+        norm: type
+
+        @nn.compact
+        def __call__(self, x):
+            for stride in (1, 2, 2):
+                x = nn.Conv(6, (3, 3), strides=stride, param_dtype=jnp.float64)(x)
+                norm = BatchNorm(True) if self.norm is BatchNorm else flax_norm(True)
+                x = nn.relu(norm.copy(name=f"norm{stride}_{x.shape[1]}")(x))
+            return x.mean((1, 2))[:, :3]
+
+    def loss(net, params):
+        logits, _ = net.apply({**start, "params": params}, x, mutable=["batch_stats"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(rows), label])
+
+    start = Net(nn.BatchNorm).init(jax.random.key(0), x)
+    both = jax.jit(jax.value_and_grad(loss, 1), static_argnums=0)
+    got, want = (both(Net(norm), start["params"]) for norm in (BatchNorm, nn.BatchNorm))
+    close(got, want, 1e-9, 1e-11)
