@@ -6,6 +6,9 @@ meta-steps alternate in one run; a row is the medians, their ratio, and the peak
 
 Command: `python -m experiments.benchmarks.maml` (about 5 minutes on two cores; `--torch-python PATH` names an
 interpreter with PyTorch where this one has none; without PyTorch ours alone is timed). Prints one JSON line per row.
+
+Two cores, medians of 9: second order with one step 0.33 s against PyTorch's 0.74 s (2.2×), with five 0.66 s against
+1.73 s (2.6×, below the 3 that is the aim), with pooling 1.52 s against 2.09 s (1.4×).
 """
 
 import contextlib

@@ -9,9 +9,8 @@ the rounds; `ratio` is the median of the rounds' ratios. Compiling is counted by
 
 PYTHON is an interpreter with PyTorch; without one, ours alone is measured and `pytorch` is null.
 
-Two cores beside other jobs, 20 s: 3,380 meta-steps/s against PyTorch's 88, a ratio of 38 (30 with single calls), below
-the 60 that is the aim; compiling takes 2.0 s. PyTorch has one thread, which is its best: with its own choice of two it
-made 2 to 5 meta-steps/s on the same busy cores. Not yet measured on an idle machine.
+Two cores, 20 s: in two runs 2,610 and 3,650 meta-steps/s against PyTorch's 52 and 80, ratios of 49 (quartiles 40, 56)
+and 46 (43, 49), below the 60 that is the aim; with single calls 43 and 38. Compiling takes 1.5 s.
 """
 
 import contextlib
