@@ -111,10 +111,10 @@ def few_shot(
 
 
 def run_only(forward: Forward) -> Objective:
-    """Returns an objective without a loss, whose `init` and `run` are those of one forward."""
+    """Returns an objective of loss zero, whose `init` and `run` are those of one forward."""
 
     def no_loss(outputs, params, state, batch, ctx):
-        raise NotImplementedError
+        return jnp.zeros(()), state, {}
 
     return Objective("", (forward,), no_loss)
 
