@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -140,8 +141,9 @@ def _parse(arguments: Sequence[str] | None) -> Any:
       SystemExit: after --help.
     """
     box = io.StringIO()
+    shown: Any = _ShortUsage(sys.stdout)
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), contextlib.redirect_stdout(shown):
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="jaxtransfer",
@@ -153,6 +155,23 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         if not stop.code:
             raise
         raise InputError(_unboxed(box.getvalue())) from None
+
+
+class _ShortUsage:
+    """A stream that breaks the list of commands in the usage line, which tyro writes in one."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text, its usage in lines of up to 80 columns."""
+        usage, newline, rest = text.partition("\n")
+        if usage.startswith("usage: ") and len(usage) > 80:
+            usage = "\n".join(textwrap.wrap(usage.replace(",", ", "), 80, subsequent_indent=" " * 7))
+        return self._stream.write(usage + newline + rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _unboxed(box: str) -> str:

@@ -17,7 +17,9 @@ from jaxtransfer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run on every example of a split, a run of `meta` on episodes of its test classes; prints a JSON line.
+    """Evaluate a run on every example of a split; prints one JSON line.
+
+    A run of `meta` is evaluated on episodes of its test classes.
 
     Example: jaxtransfer evaluate runs/a --data digits/noisy
     """

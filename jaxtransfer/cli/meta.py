@@ -81,9 +81,10 @@ class EpisodeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """Train a few-shot learner on episodes, test it on 1,000 episodes of new classes.
+    """Train a few-shot learner on episodes, test it on episodes of new classes.
 
-    Example: jaxtransfer meta --method prototypical --data omniglot --image-shape 28 28 1 --rotations --out runs/few
+    Example: jaxtransfer meta --data omniglot --image-shape 28 28 1 --rotations
+    --method prototypical --out runs/few-shot
     """
 
     episodes: EpisodeOptions

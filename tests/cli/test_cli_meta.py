@@ -34,7 +34,12 @@ def config(method, **more):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", LEARNERS)
+FAST = ("r2d2", "meta-sgd", "imaml", "linear-head", "baseline++")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in LEARNERS]
+)
 def test_every_method_fits_its_data(method, rng):
     def part(rows):
         return {
@@ -55,7 +60,9 @@ def test_every_method_fits_its_data(method, rng):
         assert "accuracy" in evaluated[2]
 
 
-@pytest.mark.parametrize("method", ["prototypical", "maml++", "simpleshot"])
+@pytest.mark.parametrize(
+    "method", ["prototypical", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maml++", "simpleshot"))]
+)
 def test_a_run_is_trained_tested_and_evaluated(run, refused, tmp_path, method):
     out = tmp_path / "run"
     command = ("meta", "--method", method, *EPISODES, *SHORT, "--inner-steps", "2", "--out", out)

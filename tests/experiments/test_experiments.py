@@ -173,7 +173,8 @@ def test_unusable_input_is_one_line(module, tmp_path, name, words):
     assert err.startswith(f"{name.split('.')[1]}: error: ")
 
 
-@pytest.mark.parametrize("method", ["prototypical", pytest.param("maml", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["prototypical", "maml"])
 def test_omniglot_fewshot(tmp_path, monkeypatch, capsys, method):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (300, 28, 28, 1), dtype=np.uint8), np.repeat(np.arange(15), 20)

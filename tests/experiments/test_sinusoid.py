@@ -17,6 +17,7 @@ from experiments.benchmarks.torch_loop import TorchLoop, torch_python
 PNG = b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_tiny_run(tmp_path, capsys):
     results = sinusoid.main(sinusoid.Sinusoid(out=tmp_path / "out", tiny=True))
     printed = capsys.readouterr().out

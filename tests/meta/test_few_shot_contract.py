@@ -43,7 +43,9 @@ def everything(model, **kwargs):
     return tasks.total({name: learner(model, WAYS, **kwargs) for name, learner in LEARNERS.items()})
 
 
-@pytest.mark.parametrize("shots", [(1, 1, 1), (1, 2, 3)])  # fewer and more examples than features
+@pytest.mark.parametrize(
+    "shots", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 2, 3)]
+)  # fewer and more examples than features
 def test_gradients_equal_finite_differences(shots, rng, x64):
     model = tasks.linear_encoder()
     learners = {name: learner(model, WAYS, view="input") for name, learner in LEARNERS.items() if name not in HEADS}

@@ -88,9 +88,9 @@ def as_vectors(gradient, adapted):
 @pytest.mark.parametrize(
     ("adapt", "adapted", "inner", "at_once"),
     [
-        (".*", ("body", "head"), optax.sgd(0.1), None),
+        pytest.param(".*", ("body", "head"), optax.sgd(0.1), None, marks=pytest.mark.slow),
         ("head", ("head",), optax.sgd(0.05, momentum=0.8), 2),
-        ("body", ("body",), optax.sgd(0.1), 1),
+        pytest.param("body", ("body",), optax.sgd(0.1), 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_gradient_of_a_solved_inner_problem_is_exact(adapt, adapted, inner, at_once, rng, x64):

@@ -78,7 +78,12 @@ def objective_of(**keywords):
 
 
 @pytest.mark.parametrize(
-    ("at_once", "remat", "weights"), [(None, False, None), (2, True, None), (1, False, (0.3, 0.7))]
+    ("at_once", "remat", "weights"),
+    [
+        pytest.param(None, False, None, marks=pytest.mark.slow),
+        (2, True, None),
+        pytest.param(1, False, (0.3, 0.7), marks=pytest.mark.slow),
+    ],
 )
 def test_value_gradient_and_slots_equal_the_loop_written_out(at_once, remat, weights, rng, x64):
     batch = episodes(rng, dtype=np.float64)

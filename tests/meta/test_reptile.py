@@ -45,10 +45,10 @@ def direction(params, batch, steps, momentum, adapted, size):
 @pytest.mark.parametrize(
     ("steps", "momentum", "adapt", "adapted", "at_once", "size"),
     [
-        (1, 0.0, ".*", "wbv", None, None),
+        pytest.param(1, 0.0, ".*", "wbv", None, None, marks=pytest.mark.slow),
         (4, 0.9, ".*", "wbv", 2, None),
-        (3, 0.0, "head", "v", 1, None),
-        (4, 0.5, "body", "wb", None, 2),
+        pytest.param(3, 0.0, "head", "v", 1, None, marks=pytest.mark.slow),
+        pytest.param(4, 0.5, "body", "wb", None, 2, marks=pytest.mark.slow),
         (7, 0.0, ".*", "wbv", 2, 3),
     ],
 )

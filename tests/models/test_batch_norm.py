@@ -145,7 +145,9 @@ def test_rows_are_sent_in_one_message(rng):
     assert not any(f" {name}(" in program for name in ("all-gather", "collective-permute", "all-to-all"))
 
 
-@pytest.mark.parametrize("rows", [5, 20, 25, 48])
+@pytest.mark.parametrize(
+    "rows", [pytest.param(5, marks=pytest.mark.slow), 20, pytest.param(25, marks=pytest.mark.slow), 48]
+)
 def test_a_network_has_the_derivatives_of_plain_sums(rng, x64, rows):
     """Compiled as a whole, where sums meet convolutions."""
     x, label = rng.normal(size=(rows, 8, 8, 2)), rng.integers(0, 3, rows)

@@ -32,7 +32,7 @@ def test_it_is_a_convolution(rng, form, stride, height, width, size):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_formulations_agree_in_second_derivatives(rng, stride):
     x, kernel, direction = (rng.normal(size=shape) for shape in ((2, 5, 6, 2), (3, 3, 2, 3), (3, 3, 2, 3)))
 
@@ -65,6 +65,7 @@ def test_the_layer_has_the_parameters_of_a_convolution(rng, dtype):
     )
 
 
+@pytest.mark.slow
 def test_steps_that_run_together_are_those_that_run_alone():
     """Bit for bit among the lengths of a call, and to rounding against steps on given batches."""
     image = np.random.default_rng(0).normal(size=(30, 8, 8, 1)).astype(np.float32)
