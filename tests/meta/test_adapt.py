@@ -72,7 +72,7 @@ def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
 
 
-@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_rematerialised_steps_give_the_same_gradient(steps, rng, x64):
     params, support, query = problem(rng, jnp.float64)
 

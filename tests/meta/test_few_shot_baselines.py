@@ -64,6 +64,7 @@ def test_the_linear_head_is_the_loop_written_out(rate, momentum, steps, rng, x64
     assert got == pytest.approx({"loss": loss, "linear_head": loss, "accuracy": accuracy}, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_linear_head_converges_to_logistic_regression(rng, x64):
     batch = tasks.vectors(rng)
     decay = optax.add_decayed_weights(0.1, mask={"kernel": True, "bias": False})

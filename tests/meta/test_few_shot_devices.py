@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import pytest
 
 import jaxtransfer as jt
 from tests.meta import few_shot_tasks as tasks
@@ -24,6 +25,7 @@ class PairNet(nn.Module):
         return {"logits": nn.Dense(1)(x)}
 
 
+@pytest.mark.slow
 def test_tasks_split_over_devices_give_the_same_numbers(rng):
     batch, optimizer = tasks.images(rng), optax.sgd(0.1)
     model, pairs = jt.models.linen(tasks.Net()), jt.models.linen(PairNet(), name="relation")

@@ -188,6 +188,7 @@ def test_dead_units_and_zero_gradients_stay_finite(masked, rng):
     assert (float(jnp.max(jnp.abs(gradient["model"]["head"]["w"]))) == 0) == masked
 
 
+@pytest.mark.slow
 def test_tasks_split_over_devices_give_the_same_numbers(rng):
     batch, optimizer, task = image_episodes(rng, tasks=8), optax.sgd(0.1), jt.classification(normed_model())
 

@@ -118,6 +118,7 @@ def test_value_gradient_and_slots_equal_the_loop_written_out(at_once, remat, wei
     jax.tree.map(np.testing.assert_array_equal, kept, state)
 
 
+@pytest.mark.slow
 def test_tasks_split_over_devices_move_the_same_slots(rng):
     batch, optimizer = episodes(rng, tasks=8), optax.sgd(0.1)
 

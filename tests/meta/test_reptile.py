@@ -140,6 +140,7 @@ def test_it_is_evaluated_as_maml_is(rng):
         assert ours["accuracy"] == theirs["accuracy"]
 
 
+@pytest.mark.slow
 def test_tasks_split_over_devices_give_the_same_numbers(rng):
     batch, optimizer, task = image_episodes(rng, tasks=8), optax.sgd(0.5), jt.classification(normed_model())
 
