@@ -60,9 +60,8 @@ def test_every_method_fits_its_data(method, rng):
         assert "accuracy" in evaluated[2]
 
 
-@pytest.mark.parametrize(
-    "method", ["prototypical", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maml++", "simpleshot"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["prototypical", "maml++", "simpleshot"])
 def test_a_run_is_trained_tested_and_evaluated(run, refused, tmp_path, method):
     out = tmp_path / "run"
     command = ("meta", "--method", method, *EPISODES, *SHORT, "--inner-steps", "2", "--out", out)

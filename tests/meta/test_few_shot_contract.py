@@ -99,6 +99,7 @@ def test_degenerate_rows_are_finite():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_absent_classes_are_ruled_out(x64):
     """With a third class that has no support the losses are those of two ways, and so is the gradient."""
     batch, model = tasks.vectors(np.random.default_rng(0), shots=(2, 3)), tasks.linear_encoder()
