@@ -129,7 +129,7 @@ def main(command: OmniglotFewShot) -> dict[str, Any]:
         method, begin = METHODS[name](length), time.perf_counter()
         fitted = _train(command, name, method, length, train, valid)
         scores = jt.evaluate_episodes(method.test(), fitted.state, tests)
-        found = {"accuracy": scores["accuracy"]._asdict(), "steps": length.steps, **length._asdict()}
+        found = {"accuracy": scores["accuracy"]._asdict(), **length._asdict()}
         found["seconds"] = round(time.perf_counter() - begin, 1)
         if name == "maml":
             few = _episodes(test, WAYS, QUERIES, 1, seed=command.seed + 2).test_set(min(count, 200))

@@ -103,12 +103,17 @@ class Episodes:
         """
         return EpisodeBatches(self, ENDLESS, held(self.dataset, cache), threads, prefetch, shard)
 
-    def test_set(self, count: int = 1000, **options: Any):
+    def test_set(
+        self, count: int = 1000, *, cache: str | None = "auto", threads: int = 2, prefetch: int = 4, shard=None
+    ):
         """Returns a fixed, finite set of `count` episodes in batches of T; it can be iterated again and again.
 
         Args:
           count: number of episodes, a multiple of `tasks`.
-          **options: as for `batches`.
+          cache: as for `batches`.
+          threads: likewise.
+          prefetch: likewise.
+          shard: likewise.
 
         Raises:
           InputError: where `count` does not divide by `tasks`.
@@ -117,10 +122,6 @@ class Episodes:
             raise InputError(
                 f"{count} episodes don't divide into batches of {self.tasks}; choose a divisor as the tasks"
             )
-        cache, threads, prefetch = options.pop("cache", "auto"), options.pop("threads", 2), options.pop("prefetch", 4)
-        shard = options.pop("shard", None)
-        if options:
-            raise InputError(f"test_set: unknown option {next(iter(options))!r}")
         return EpisodeBatches(self, count // self.tasks, held(self.dataset, cache), threads, prefetch, shard)
 
     def on_device(self) -> tuple[Any, Callable[[Any, Any], Any]]:

@@ -63,7 +63,7 @@ def evaluate_episodes(
     """
     placement = Placement(mesh, "jit")
     frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
-    weights = placement.whole((state.params, state.state, state.step))
+    weights = placement.whole(jax.device_put((state.params, state.state, state.step)))
 
     def metrics_of(weights, episode, frozen):
         params, state, step = weights
@@ -76,7 +76,8 @@ def evaluate_episodes(
     parts: list[dict[str, jax.Array]] = []
     for batch in batches:
         count = jax.tree.leaves(batch)[0].shape[0]
-        size = at_once or (1 if jax.default_backend() == "cpu" and mesh is None else count)
+        one_by_one = jax.default_backend() == "cpu" and mesh is None
+        size = at_once if at_once is not None else (1 if one_by_one else count)
         if size < 1 or count % size:
             raise InputError(f"at_once must divide the episodes of a batch: got {size} for {count} episodes")
         for first in range(0, count, size):

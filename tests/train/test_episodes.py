@@ -68,6 +68,8 @@ def test_one_episode_has_no_spread_and_none_is_an_error(rng):
         jt.evaluate_episodes(objective, state, [])
     with pytest.raises(jt.InputError, match="got 3 for 4 episodes"):
         jt.evaluate_episodes(objective, state, [episodes(rng, 4)], at_once=3)
+    with pytest.raises(jt.InputError, match="got 0 for 4 episodes"):
+        jt.evaluate_episodes(objective, state, [episodes(rng, 4)], at_once=0)
 
 
 def drawing(rows=8):
