@@ -39,12 +39,15 @@ def test_formulas(formula):
     assert isinstance(eval(formula, names), jt.Objective)
 
 
-def test_commands(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("steps", ["4", pytest.param(None, marks=pytest.mark.slow)])
+def test_commands(tmp_path, monkeypatch, capsys, steps):
+    """As they stand; the quick test trains for a few steps only."""
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("photo.png", np.full((20, 20, 3), 128, np.uint8))
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("jaxtransfer ")]
     assert len(lines) >= 6
     for line in lines:
+        line = line if steps is None else re.sub(r"(--steps) \d+", rf"\1 {steps}", line)
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
 
 

@@ -182,6 +182,7 @@ def _assert_same_runs(one, other):
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path):
     words = ["pretrain", "--data", "digits/upright", "--steps", "48", "--batch-size", "16", "--eval-every", "6"]
     words += ["--eval-split", "test[:64]", "--out"]

@@ -112,6 +112,7 @@ def test_finetune_folder_from_a_run(trained, tmp_path, capsys):
     assert "| accuracy |" in (experiment.out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_finetune_folder_makes_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "device_mesh", lambda: None)  # ResNet-18 takes long to compile for eight devices
     result = finetune_folder.main(finetune_folder.Experiment(out=tmp_path / "out", tiny=True))
