@@ -9,9 +9,10 @@ step = jt.train_step(objective, optimizer)
 
 from jaxtransfer import data, losses, meta, methods, models, optim, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Context, Forward, Frozen, FrozenModel, Mean, Objective, frozen
+from jaxtransfer.objective import Context, Mean, Objective
 from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp, regression
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.train import (
@@ -28,6 +29,7 @@ from jaxtransfer.train import (
 )
 
 __all__ = [
+    "Average",
     "Context",
     "Fitted",
     "Forward",
@@ -45,6 +47,7 @@ __all__ = [
     "Transferred",
     "classification",
     "data",
+    "ema",
     "eval_step",
     "evaluate",
     "evaluate_episodes",

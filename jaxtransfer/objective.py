@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Average, Forward, Frozen
 from jaxtransfer.model import Model
 
 Tree = Any
@@ -32,52 +33,6 @@ class Mean(NamedTuple):
     def value(self) -> jax.Array:
         """The mean; zero where nothing was counted (every example masked)."""
         return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
-
-
-class Frozen:
-    """A handle on a tree that is never trained: an anchor, a teacher's weights, a Fisher diagonal.
-
-    The compiled step takes the tree as an argument of its own, so it is neither differentiated, nor donated, nor
-    baked into the program. Handles on the same tree are equal: it travels once.
-    """
-
-    def __init__(self, tree: Tree):
-        self.tree = tree
-
-    def __eq__(self, other):
-        return isinstance(other, Frozen) and self.tree is other.tree
-
-    def __hash__(self):
-        return id(self.tree)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenModel:
-    """A model with weights that do not train; made by `frozen`."""
-
-    model: Model
-    variables: Frozen
-
-
-def frozen(model: Model, variables: Tree) -> FrozenModel:
-    """Returns `model` with fixed `variables` (`{"params": ..., **state}`): a teacher, run in inference mode."""
-    return FrozenModel(model, Frozen(variables))
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """One run of a model on one view of the batch; `view` is the path of the inputs in the batch."""
-
-    model: Model
-    view: tuple[str, ...] = ("image",)
-    variables: Frozen | None = None
-
-    @classmethod
-    def of(cls, model: Model | FrozenModel, view: str = "image") -> "Forward":
-        """Returns the forward of a trained or a frozen model on `batch[view]`."""
-        if isinstance(model, FrozenModel):
-            return cls(model.model, (view,), model.variables)
-        return cls(model, (view,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +125,12 @@ class Objective:
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
     def __post_init__(self):
-        handles = (*self.frozen, *(f.variables for f in self.forwards if f.variables is not None))
-        models = (*(f.model for f in self.forwards if f.variables is None), *self.models)
-        by_name: dict[str, Model] = {}
-        for model in models:
+        own = [forward.variables for forward in self.forwards]
+        handles = (*self.frozen, *(variables for variables in own if isinstance(variables, Frozen)))
+        averages = [variables for variables in own if isinstance(variables, Average)]
+        models = (*(f.model for f in self.forwards if f.trained), *self.models)
+        by_name: dict[str, Any] = {}
+        for model in (*models, *averages):
             if by_name.setdefault(model.name, model) is not model:
                 raise InputError(
                     f"two different models are named {model.name!r}; expected one object per name. To share weights "
@@ -181,18 +138,25 @@ class Objective:
                 )
         object.__setattr__(self, "forwards", tuple(dict.fromkeys(self.forwards)))
         object.__setattr__(self, "frozen", tuple(dict.fromkeys(handles)))
-        object.__setattr__(self, "models", tuple(by_name.values()))
+        object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Returns fresh `(params, state)`; every model's key depends on its name alone."""
         params, state = self.setup(key, batch)
         params, state = dict(params), dict(state)
         for forward in self.forwards:
-            name = forward.model.name
-            if forward.variables is None and name not in params:
-                variables = dict(forward.model.init(named_key(key, name), view_of(batch, forward.view)))
-                params[name] = variables.pop("params")
-                state[name] = variables
+            if forward.trained and forward.model.name not in params:
+                variables = _fresh(forward, key, batch)
+                params[forward.model.name] = variables.pop("params")
+                state[forward.model.name] = variables
+        for forward in self.forwards:
+            average = forward.variables
+            if isinstance(average, Average) and average.name not in state:
+                if (name := average.model.name) not in params:
+                    raise InputError(
+                        f"{average.name!r} is a moving average of model {name!r}, which nothing here trains"
+                    )
+                state[average.name] = average.init({"params": params[name], **state[name]})
         return params, state
 
     def __call__(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
@@ -202,10 +166,21 @@ class Objective:
 
     def run(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
         """Runs each forward once, state threading from left to right; returns the outputs by forward and the state."""
-        outputs = {}
+        outputs, state = {}, self._averaged(params, state, ctx)
         for forward in self.forwards:
             outputs[forward], state = _run(forward, params, state, batch, ctx)
         return outputs, state
+
+    def _averaged(self, params: Tree, state: Tree, ctx: Context) -> Tree:
+        """Returns the state with its moving averages brought up to this step."""
+        averages = dict.fromkeys(f.variables for f in self.forwards if isinstance(f.variables, Average))
+        if not ctx.train:
+            return state
+        moved = {
+            one.name: one.advance(state[one.name], params[one.model.name], state[one.model.name], ctx.step)
+            for one in averages
+        }
+        return {**state, **jax.lax.stop_gradient(moved)}
 
     def __add__(self, other) -> "Objective":
         if isinstance(other, int | float) and other == 0:  # sum() starts from 0
@@ -259,16 +234,23 @@ def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
     return batch
 
 
+def _fresh(forward: Forward, key: jax.Array, batch: Batch) -> dict[str, Any]:
+    return dict(forward.model.init(named_key(key, forward.model.name), view_of(batch, forward.view)))
+
+
 def _run(forward: Forward, params, state, batch, ctx: Context):
-    inputs, model = view_of(batch, forward.view), forward.model
-    if forward.variables is not None:
-        outputs, _ = model.apply(ctx.read(forward.variables), inputs, train=False, key=None)
+    inputs, model, own = view_of(batch, forward.view), forward.model, forward.variables
+    if isinstance(own, Frozen):
+        outputs, _ = model.apply(ctx.read(own), inputs, train=False, key=None)
         return jax.lax.stop_gradient(outputs), state
+    name = model.name if own is None else own.name
     axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
-    variables = {"params": params[model.name], **state.get(model.name, {})}
-    key = ctx.draw_key(model.name, *forward.view)
+    variables = {"params": params[name], **state.get(name, {})} if own is None else jax.lax.stop_gradient(state[name])
+    key = ctx.draw_key(name, *forward.view)
     outputs, new = model.apply(variables, inputs, train=ctx.train, key=key, **axis)
-    return outputs, {**state, model.name: dict(new)}
+    if own is None:
+        return outputs, {**state, name: dict(new)}
+    return jax.lax.stop_gradient(outputs), {**state, name: {"params": variables["params"], **new}}
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:

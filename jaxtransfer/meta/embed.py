@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward, Frozen, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Context, Forward, Frozen, FrozenModel, Mean, Objective, Tree, view_of
+from jaxtransfer.objective import Batch, Context, Mean, Objective, Tree, view_of
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.forward import FrozenModel
 from jaxtransfer.meta.embed import few_shot, per_task
 from jaxtransfer.meta.prototypical import Distance, check_temperature, cosine_distance
 from jaxtransfer.model import Model
-from jaxtransfer.objective import FrozenModel, Objective
+from jaxtransfer.objective import Objective
 
 
 def matching(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import FrozenModel
 from jaxtransfer.meta.embed import class_means, few_shot, per_task
 from jaxtransfer.model import Model
-from jaxtransfer.objective import FrozenModel, Objective
+from jaxtransfer.objective import Objective
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.meta.embed import Embedded, LossFn, few_shot, named_output, output_shape, run_only
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Forward, FrozenModel, Objective, view_of
+from jaxtransfer.objective import Objective, view_of
 
 
 def score_error(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import FrozenModel
 from jaxtransfer.meta.embed import Embedded, few_shot, per_task
 from jaxtransfer.model import Model
-from jaxtransfer.objective import FrozenModel, Objective
+from jaxtransfer.objective import Objective
 
 
 def ridge_weights(features: jax.Array, targets: jax.Array, strength: jax.Array | float) -> jax.Array:

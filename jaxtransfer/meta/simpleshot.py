@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward, Frozen, FrozenModel
 from jaxtransfer.meta.embed import Embedded, class_means, few_shot, named_output, per_task, run_only
 from jaxtransfer.meta.prototypical import squared_euclidean, unit
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Context, Forward, Frozen, FrozenModel, Objective
+from jaxtransfer.objective import Batch, Context, Objective
 
 
 def simpleshot(

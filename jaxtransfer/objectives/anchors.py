@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer import losses, tree
-from jaxtransfer.objective import Frozen, Mean, Objective
+from jaxtransfer.forward import Frozen
+from jaxtransfer.objective import Mean, Objective
 
 
 def _penalty(name: str, strength: float, frozen: tuple[Frozen, ...], value) -> Objective:

@@ -6,8 +6,9 @@ import numpy as np
 
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Forward, FrozenModel, Objective, view_of
+from jaxtransfer.objective import Objective, view_of
 
 
 def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) -> Objective:

@@ -1,8 +1,9 @@
 """Supervised regression."""
 
 from jaxtransfer import losses
+from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Forward, FrozenModel, Objective, view_of
+from jaxtransfer.objective import Objective, view_of
 
 
 def regression(

@@ -1,0 +1,129 @@
+"""What an objective runs: a model on a view of the batch, its weights trained, frozen, or a moving average."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+
+Tree = Any
+
+
+class Frozen:
+    """A handle on a tree that is never trained: an anchor, a teacher's weights, a Fisher diagonal.
+
+    The compiled step takes the tree as an argument of its own, so it is neither differentiated, nor donated, nor
+    baked into the program. Handles on the same tree are equal: it travels once.
+    """
+
+    def __init__(self, tree: Tree):
+        self.tree = tree
+
+    def __eq__(self, other):
+        return isinstance(other, Frozen) and self.tree is other.tree
+
+    def __hash__(self):
+        return id(self.tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+    """A model with weights that do not train; made by `frozen`."""
+
+    model: Model
+    variables: Frozen
+
+
+def frozen(model: Model, variables: Tree) -> FrozenModel:
+    """Returns `model` with fixed `variables` (`{"params": ..., **state}`): a teacher, run in inference mode."""
+    return FrozenModel(model, Frozen(variables))
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One run of a model on one view of the batch.
+
+    Attributes:
+      model: the model.
+      view: the path of the inputs in the batch.
+      variables: its weights, where they are not the trained ones: a frozen tree, or a moving average.
+    """
+
+    model: Model
+    view: tuple[str, ...] = ("image",)
+    variables: "Frozen | Average | None" = None
+
+    @classmethod
+    def of(cls, model: "Model | FrozenModel | Average", view: str = "image") -> "Forward":
+        """Returns the forward of a trained, a frozen or an averaged model on `batch[view]`."""
+        if isinstance(model, FrozenModel):
+            return cls(model.model, (view,), model.variables)
+        if isinstance(model, Average):
+            return cls(model.model, (view,), model)
+        return cls(model, (view,))
+
+    @property
+    def trained(self) -> bool:
+        """Whether it runs on the weights that train."""
+        return self.variables is None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Average:
+    """A model whose weights are the moving average of those that another trains; made by `ema`.
+
+    It lives in the state under `name`: the averaged weights as `"params"`, its own batch statistics beside them.
+    """
+
+    model: Model
+    decay: Callable[[Any], Any]
+    name: str
+
+    def init(self, variables: Tree) -> Tree:
+        """Returns its state from the variables of the model."""
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), dict(variables))
+
+    def advance(self, own: Tree, params: Tree, state: Tree, step: Any) -> Tree:
+        """Returns its state at the start of step `step`, from what the model has become.
+
+        Args:
+          own: its state, `{"params": ..., **statistics}`.
+          params: the model's weights.
+          state: the model's statistics.
+          step: the step that begins; at the first one the average is the model, whatever weights that started from.
+        """
+        started, decay = jnp.asarray(step) > 0, jnp.where(jnp.asarray(step) > 0, self.decay(step), 0)
+
+        def mix(old, new):
+            return (new + jnp.asarray(decay, old.dtype) * (old - new)).astype(old.dtype)
+
+        statistics = {name: value for name, value in own.items() if name != "params"}
+        same = jax.tree.map(lambda old, new: jnp.where(started, old, new), statistics, dict(state))
+        return {"params": jax.tree.map(mix, own["params"], params), **same}
+
+
+def ema(model: Model, decay: Any = 0.999, *, name: str = "") -> Average:
+    """Returns the model with an exponential moving average of its weights: mean teachers, momentum encoders, targets.
+
+    w̄ ← decay · w̄ + (1 − decay) · w at the start of each step, so after each update; w̄ is w at the first. It is never
+    differentiated. In training it runs in training mode with batch statistics of its own, in evaluation with their
+    running means; it is part of the state, so it is saved and restored with it.
+
+    Args:
+      model: the model that trains.
+      decay: in [0, 1], or a schedule of the step.
+      name: its name in the state; by default the model's with `_ema`. Terms that share an average share the object.
+
+    Returns:
+      What takes the place of a model where an objective takes a teacher or a target.
+
+    Raises:
+      InputError: for a number outside of [0, 1].
+    """
+    if not callable(decay) and not 0 <= decay <= 1:
+        raise InputError(f"the decay of a moving average is in [0, 1]; got {decay}")
+    return Average(model, decay if callable(decay) else lambda step: decay, name or f"{model.name}_ema")
