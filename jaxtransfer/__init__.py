@@ -13,7 +13,18 @@ from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, froz
 from jaxtransfer.meta import maml
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Mean, Objective
-from jaxtransfer.objectives import classification, fisher_diagonal, fisher_l2_sp, l2, l2_sp, regression
+from jaxtransfer.objectives import (
+    cached,
+    classification,
+    distillation,
+    fisher_diagonal,
+    fisher_l2_sp,
+    l2,
+    l2_sp,
+    mean_teacher,
+    mutual_learning,
+    regression,
+)
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.train import (
     Fitted,
@@ -45,8 +56,10 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Transferred",
+    "cached",
     "classification",
     "data",
+    "distillation",
     "ema",
     "eval_step",
     "evaluate",
@@ -60,9 +73,11 @@ __all__ = [
     "l2_sp",
     "losses",
     "maml",
+    "mean_teacher",
     "meta",
     "methods",
     "models",
+    "mutual_learning",
     "optim",
     "regression",
     "train_step",

@@ -14,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from jaxtransfer.cli.cache_teacher import CacheTeacher
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.listing import Datasets, Models
@@ -26,6 +27,7 @@ COMMANDS = {
     "pretrain": Pretrain,
     "finetune": Finetune,
     "meta": Meta,
+    "cache-teacher": CacheTeacher,
     "evaluate": Evaluate,
     "predict": Predict,
     "datasets": Datasets,
@@ -82,7 +84,9 @@ def run() -> None:
 _TRAINING = (Pretrain, Finetune, Meta)
 _LOGGERS = ("absl", "asyncio", "tensorboardX")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
-    "pass image_shape=(height, width, channels)": "add --image-shape (pretrain) or --resize (finetune, evaluate)"
+    "pass image_shape=(height, width, channels)": (
+        "add --image-shape (pretrain) or --resize (finetune, cache-teacher, evaluate)"
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""Data: named data sets, deterministic pipelines, exact evaluation batches."""
+"""Data: named data sets, deterministic pipelines, exact evaluation batches, caches of a teacher's outputs."""
 
 from jaxtransfer.data import augment
 from jaxtransfer.data.dataset import Dataset
@@ -7,6 +7,8 @@ from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
+from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
+from jaxtransfer.data.teacher_writer import write_outputs
 
 __all__ = [
     "RIGHT_ANGLES",
@@ -14,13 +16,18 @@ __all__ = [
     "EpisodeBatches",
     "Episodes",
     "Pipeline",
+    "TeacherCache",
+    "attach_outputs",
     "augment",
     "available",
     "eval_batches",
     "load",
+    "open_outputs",
+    "outputs_note",
     "pipeline",
     "prefetch_to_device",
     "split_classes",
+    "write_outputs",
 ]
 
 

@@ -103,7 +103,7 @@ def cutout(size: int):
     return transform
 
 
-def mixup(alpha: float, classes: int):
+def mixup(alpha: float, classes: int | None = None):
     """Mixes each example with another one of the batch (Zhang et al. 2018, arXiv:1710.09412).
 
     lambda x_i + (1 - lambda) x_j and the same of the one-hot labels; j is a permutation of the global batch,
@@ -111,29 +111,39 @@ def mixup(alpha: float, classes: int):
 
     Args:
       alpha: positive; small values leave most examples almost alone.
-      classes: number of classes C.
+      classes: number of classes C. None drops the labels, for what learns from images alone: matching a teacher as a
+        function, on mixed images (Beyer et al. 2022, arXiv:2106.05237).
 
     Returns:
-      The transform; it gives `image` float32 and `label` float32 [B, C], and needs the global batch.
+      The transform; it gives `image` float32 and, with `classes`, `label` float32 [B, C], and needs the global batch.
     """
-    if alpha <= 0 or classes < 1:
-        raise InputError(f"mixup needs alpha > 0 and classes >= 1, got {alpha} and {classes}")
+    if alpha <= 0 or (classes is not None and classes < 1):
+        raise InputError(f"mixup needs alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
 
     def transform(batch, rng):
-        image, label = _as_float(batch["image"]), np.asarray(batch["label"])
-        if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
-            raise InputError(f"mixup needs integer labels [B], got {label.dtype} {list(label.shape)}; mix once only")
-        if label.size and not 0 <= label.min() <= label.max() < classes:
-            raise InputError(f"mixup({classes=}) got labels from {label.min()} to {label.max()}; pass all classes")
-        weight = rng.beta(alpha, alpha, len(label)).astype(np.float32)
-        other = rng.permutation(len(label))
-        soft = np.eye(classes, dtype=np.float32)[label]
-        w = weight[:, None]
-        label = w * soft + (1 - w) * soft[other]
-        w = weight.reshape(-1, *[1] * (image.ndim - 1))
-        return {**batch, "image": w * image + (1 - w) * image[other], "label": label}
+        image = _as_float(batch["image"])
+        weight = rng.beta(alpha, alpha, len(image)).astype(np.float32)
+        other = rng.permutation(len(image))
+
+        def mixed(values):
+            w = weight.reshape(-1, *[1] * (values.ndim - 1))
+            return w * values + (1 - w) * values[other]
+
+        result = {**batch, "image": mixed(image)}
+        label = result.pop("label", None)
+        if classes is None or label is None:
+            return result
+        return {**result, "label": mixed(_one_hot(np.asarray(label), classes))}
 
     return transform
+
+
+def _one_hot(label, classes):
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        raise InputError(f"mixup needs integer labels [B], got {label.dtype} {list(label.shape)}; mix once only")
+    if label.size and not 0 <= label.min() <= label.max() < classes:
+        raise InputError(f"mixup({classes=}) got labels from {label.min()} to {label.max()}; pass all classes")
+    return np.eye(classes, dtype=np.float32)[label]
 
 
 def normalize(mean, std):

@@ -2,14 +2,15 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.data import images
+from jaxtransfer.data.columns import Column, as_column, selected
 from jaxtransfer.data.sources import ArraySource, Source
 from jaxtransfer.errors import InputError
 
@@ -20,7 +21,7 @@ _CHUNK = 256  # examples that one thread decodes at a time
 class Dataset:
     """A random-access source of labelled images.
 
-    `dataset[i]` is `{"image": uint8 [H, W, C], "label": int}`.
+    `dataset[i]` is `{"image": uint8 [H, W, C], "label": int}` and the example's entry of each column.
 
     Attributes:
       name: the name it was loaded by.
@@ -30,6 +31,8 @@ class Dataset:
       source: where examples come from.
       rows: int64 [N], the examples of `source` that belong to it; None for all of them.
       resize: whether images of other sizes are brought to `image_shape`; otherwise they are an error.
+      columns: further values of each example by name, numbered as the data set is; see `with_columns`.
+      of_image: the columns that are functions of the unaugmented image.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Dataset:
     source: Source
     rows: np.ndarray | None = None
     resize: bool = False
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    of_image: frozenset[str] = frozenset()
 
     @classmethod
     def from_arrays(cls, images, labels, *, class_names=None, name="arrays", split="all") -> "Dataset":
@@ -107,7 +112,8 @@ class Dataset:
         if not -size <= index < size:
             raise IndexError(f"example {index} of {size}")
         index = int(index) % size
-        return self._checked(index, self.source[index if self.rows is None else int(self.rows[index])])
+        example = self._checked(index, self.source[index if self.rows is None else int(self.rows[index])])
+        return example | {name: column[np.array([index])][0] for name, column in self.columns.items()}
 
     def read(self, indices) -> dict[str, np.ndarray]:
         """Reads several examples.
@@ -116,9 +122,47 @@ class Dataset:
           indices: integers [n] in [0, N), repeats allowed.
 
         Returns:
-          `image` uint8 [n, H, W, C] and `label` int32 [n], fresh arrays.
+          `image` uint8 [n, H, W, C], `label` int32 [n] and the columns [n, ...], fresh arrays.
         """
         indices = np.asarray(indices, dtype=np.int64)
+        return self._images(indices) | {name: column[indices] for name, column in self.columns.items()}
+
+    def with_columns(self, columns: Mapping[str, Any], *, of_image: bool = False) -> "Dataset":
+        """Adds values to each example, which batches then hold beside `image` and `label`.
+
+        `select`, `take` and `subset` choose from them, `decoded` and the pipelines carry them.
+
+        Args:
+          columns: by name, an array [N, ...] or an object with `__len__` and `__getitem__(int64 [n]) -> [n, ...]`
+            that reads what it is asked for; entry i belongs to example i of this data set.
+          of_image: whether they are functions of the unaugmented image, such as a teacher's outputs; a pipeline
+            then refuses to augment. An example's number, say, holds for any view of it.
+
+        Raises:
+          InputError: for another length or a name that is taken.
+
+        Example:
+          >>> numbered = dataset.with_columns({"index": np.arange(len(dataset))})
+        """
+        added = {name: as_column(column) for name, column in columns.items()}
+        for name, column in added.items():
+            if name in (taken := ["image", "label", "mask", *self.columns]):
+                raise InputError(
+                    f"{self._title}: a column can't be called {name!r}; choose another name than {', '.join(taken)}"
+                )
+            size = column.shape[:1] if isinstance(column, np.ndarray) else (len(column),)
+            if size != (len(self),):
+                raise InputError(
+                    f"{self._title}: column {name!r} must have one entry for each of the {len(self)} examples, got "
+                    f"{size[0] if size else 'a single value'}; add columns before choosing examples"
+                )
+        marked = self.of_image | added.keys() if of_image else self.of_image
+        more = replace(self, columns={**self.columns, **added}, of_image=marked)
+        if "labels" in vars(self):  # read once
+            vars(more)["labels"] = self.labels
+        return more
+
+    def _images(self, indices):
         rows = indices if self.rows is None else self.rows[indices]
         if isinstance(self.source, ArraySource):
             return {"image": self.source.images[rows], "label": self.source.labels[rows]}
@@ -141,7 +185,8 @@ class Dataset:
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         for index in indices[(indices < 0) | (indices >= len(self))][:1]:
             raise InputError(f"{self._title}: example {index} asked, it has {len(self)}, numbered from 0")
-        return replace(self, rows=indices if self.rows is None else self.rows[indices])
+        columns = {name: selected(column, indices) for name, column in self.columns.items()}
+        return replace(self, rows=indices if self.rows is None else self.rows[indices], columns=columns)
 
     def take(self, n: int) -> "Dataset":
         """The first `n` examples; all of them when there are fewer."""
@@ -193,7 +238,7 @@ class Dataset:
         label = np.empty(len(self), np.int32)
 
         def decode(start):
-            part = self.read(np.arange(start, min(start + _CHUNK, len(self))))
+            part = self._images(np.arange(start, min(start + _CHUNK, len(self))))
             image[start : start + _CHUNK], label[start : start + _CHUNK] = part["image"], part["label"]
 
         with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:

@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxtransfer.data.augment import Rows
 from jaxtransfer.data.dataset import Dataset
-from jaxtransfer.data.pipeline import augmented, held, host_rows
+from jaxtransfer.data.pipeline import augmented, check_augment, held, host_rows
 from jaxtransfer.data.stream import Stream
 from jaxtransfer.errors import InputError
 
@@ -36,16 +36,19 @@ def eval_batches(
 
     Returns:
       A collection with a length that can be iterated again and again. Batches are `image` uint8 [b, H, W, C],
-      `label` int32 [b] and `mask` float32 [b], 1 for an example and 0 for padding, b = batch_size / count.
+      `label` int32 [b], the data set's columns and `mask` float32 [b], 1 for an example and 0 for padding, where
+      all is zero; b = batch_size / count.
 
     Raises:
-      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts.
+      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, a transform of images of
+        which a column is a function.
     """
     rows = host_rows(batch_size, shard)
     if not len(dataset):
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to evaluate on")
     if threads < 0 or prefetch < 1:
         raise InputError(f"needs threads >= 0 and prefetch >= 1, got {threads} and {prefetch}")
+    check_augment(dataset, augment)
     if cache == "device":
         raise InputError('eval_batches has no cache="device"; leave it out')
     return EvalBatches(held(dataset, cache), rows, augment, threads, prefetch)

@@ -46,11 +46,12 @@ def pipeline(
         gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB.
 
     Returns:
-      The pipeline. Batches are `image` uint8 [b, H, W, C] and `label` int32 [b] unless `augment` changes
-      them, b = B / count.
+      The pipeline. Batches are `image` uint8 [b, H, W, C], `label` int32 [b] and the data set's columns, unless
+      `augment` changes them, b = B / count.
 
     Raises:
-      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, unusable options.
+      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, unusable options,
+        augmentation of images of which a column is a function.
 
     Example:
       >>> batches = pipeline(load("digits/upright", "train"), 128, seed=0).iterate(start=0)
@@ -62,6 +63,7 @@ def pipeline(
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to train on")
     if seed < 0 or threads < 0 or prefetch < 1:
         raise InputError(f"needs seed >= 0, threads >= 0, prefetch >= 1, got {seed}, {threads}, {prefetch}")
+    check_augment(dataset, augment)
     if cache == "device":
         if augment is not None:
             raise InputError('cache="device" gathers batches on the device, augment works on the host; drop one')
@@ -94,7 +96,7 @@ class Pipeline:
           i: number of the batch, at least 0.
 
         Returns:
-          `image` [b, H, W, C] and `label`, in NumPy, or on the device with `cache="device"`.
+          `image` [b, H, W, C], `label` and columns, in NumPy, or on the device with `cache="device"`.
         """
         if i < 0:
             raise InputError(f"batches are numbered from 0, got {i}")
@@ -159,6 +161,16 @@ def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
     return Rows(index * size, (index + 1) * size, batch_size)
 
 
+def check_augment(dataset: Dataset, augment) -> None:
+    """Raises where augmented images would go with a column that was computed on the images as they are."""
+    if augment is not None and dataset.of_image:
+        raise InputError(
+            f"{dataset.name} ({dataset.split}): column {min(dataset.of_image)!r} was computed on unaugmented images, "
+            "and augmentation would pair it with others; leave the augmentation out, or run the live teacher in "
+            "place of its cache"
+        )
+
+
 def held(dataset: Dataset, cache: str | None) -> Dataset:
     """The data set as the option `cache` wants it: decoded in memory or as it is."""
     if cache not in ("auto", "memory", "device", None):
@@ -192,8 +204,9 @@ def _device_gather(dataset):
     import jax
     import jax.numpy as jnp
 
-    arrays = dataset.decoded()
-    held = jax.device_put({"image": arrays.source.images, "label": arrays.source.labels})
+    arrays, every = dataset.decoded(), np.arange(len(dataset))
+    columns = {name: column[every] for name, column in arrays.columns.items()}
+    held = jax.device_put({"image": arrays.source.images, "label": arrays.source.labels, **columns})
 
     @jax.jit
     def gather(held, examples):

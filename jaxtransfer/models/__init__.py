@@ -1,5 +1,6 @@
 """Networks as models: constructors, the Linen adapter, preprocessing, and the table of names."""
 
+from jaxtransfer.models import adapters as adapters
 from jaxtransfer.models.cifar_resnet import cifar_resnet as cifar_resnet
 from jaxtransfer.models.cifar_resnet import resnet20 as resnet20
 from jaxtransfer.models.cifar_resnet import resnet32 as resnet32
@@ -17,6 +18,8 @@ from jaxtransfer.models.resnet import resnet34 as resnet34
 from jaxtransfer.models.resnet import resnet50 as resnet50
 from jaxtransfer.models.resnet import resnet101 as resnet101
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
+from jaxtransfer.models.torch_weights import CIFAR_RESNET as CIFAR_RESNET
+from jaxtransfer.models.torch_weights import from_torch as from_torch
 from jaxtransfer.models.vgg import vgg as vgg
 from jaxtransfer.models.vgg import vgg11 as vgg11
 from jaxtransfer.models.vgg import vgg13 as vgg13

@@ -8,18 +8,19 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Objective, view_of
+from jaxtransfer.objective import Batch, Objective, view_of
 
 
-def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) -> Objective:
+def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0, view: str = "image") -> Objective:
     """Builds (1/n) Σᵢ L(yᵢ, f(xᵢ; w)) with cross-entropy as L.
 
-    Reads `image` and `label` (integers [B] or probabilities [B, C], as mixup makes them) and, where there is one,
-    `mask` [B]. Metrics: `classification`, `accuracy`, and `top5` where there are more than five classes.
+    Reads `image` (or another `view`) and `label` (integers [B] or probabilities [B, C], as mixup makes them) and, where
+    there is one, `mask` [B]. Metrics: `classification`, `accuracy`, and `top5` where there are more than five classes.
 
     Args:
       model: what gives `logits` [B, C].
       label_smoothing: ε in [0, 1): the targets are (1−ε)·label + ε/C.
+      view: the entry of the batch that holds the inputs.
 
     Returns:
       An objective over the model's parameters.
@@ -29,7 +30,7 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
     """
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
-    forward = Forward.of(model)
+    forward = Forward.of(model, view)
 
     def loss(outputs, params, state, batch, ctx):
         logits, labels, mask = outputs[forward]["logits"], view_of(batch, ("label",)), batch.get("mask")
@@ -42,18 +43,23 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0) 
         return value.value, state, metrics
 
     def check(outputs, batch):
-        classes, labels = outputs[forward]["logits"].shape[-1], view_of(batch, ("label",))
-        if isinstance(labels, jax.Array) and not labels.is_fully_addressable:
-            return  # no process has them all
-        labels = np.asarray(labels)  # one on a device would be compared inside of the trace
-        if not np.issubdtype(labels.dtype, np.integer):
-            return
-        counted = np.asarray(batch.get("mask", np.ones(labels.shape))) > 0
-        wrong = labels[counted & ((labels < 0) | (labels >= classes))]
-        if wrong.size:
-            raise InputError(
-                f"labels must be in [0, {classes}), the classes of model {forward.model.name!r}; got {wrong[0]}. "
-                f"Build the model with as many classes as the data have"
-            )
+        check_labels(forward.model.name, outputs[forward]["logits"].shape[-1], batch)
 
     return Objective("classification", (forward,), loss, check=check)
+
+
+def check_labels(model: str, classes: int, batch: Batch) -> None:
+    """Raises where a counted integer label of a batch is none of the model's classes."""
+    labels = view_of(batch, ("label",))
+    if isinstance(labels, jax.Array) and not labels.is_fully_addressable:
+        return  # no process has them all
+    labels = np.asarray(labels)  # one on a device would be compared inside of the trace
+    if not np.issubdtype(labels.dtype, np.integer):
+        return
+    counted = np.asarray(batch.get("mask", np.ones(labels.shape))) > 0
+    wrong = labels[counted & ((labels < 0) | (labels >= classes))]
+    if wrong.size:
+        raise InputError(
+            f"labels must be in [0, {classes}), the classes of model {model!r}; got {wrong[0]}. Build the model with "
+            f"as many classes as the data have"
+        )

@@ -1,0 +1,274 @@
+"""What a teacher gives for each example of a data set: a tfds source, read as columns.
+
+The folder is a tfds data set in array_record form, one record per example in the data set's order, which
+`tfds.builder_from_directory(folder).as_data_source("examples")` reads too. A note beside it says of which data and
+which teacher it is.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtransfer.data.columns import Column
+from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.quiet import quiet_tfds
+from jaxtransfer.errors import InputError
+
+PREFIX = "teacher_"  # a column is called by this and the name of the output
+NOTE = "teacher_cache.json"
+_FORMAT = 1
+SPLIT = "examples"
+_CHUNK = 1024  # records read at a time
+_NOTED = {"data", "split", "examples", "image_shape", "fingerprint", "teacher", "outputs"}
+_MEMORY_LIMIT = 2 * 2**30  # bytes; larger caches are read from their files each time
+_FINGERPRINTED = 2**30  # bytes of images up to which each of them counts in a fingerprint; else some do
+_SOME = 1000
+
+
+class DamagedCacheError(InputError):
+    """A teacher cache whose files are not what was written."""
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherCache:
+    """A teacher's outputs on a data set; made by `open_outputs`.
+
+    Attributes:
+      directory: where it lies.
+      note: what it is of: see `outputs_note`.
+      records: the random-access tfds source of its records.
+    """
+
+    directory: Path
+    note: dict[str, Any]
+    records: Any
+
+    def __len__(self) -> int:
+        return self.note["examples"]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all outputs in bytes."""
+        return len(self) * bytes_per_example(self.note)
+
+    def columns_for(self, dataset: Dataset) -> dict[str, Column]:
+        """The outputs as columns of the data set that they were computed on.
+
+        Args:
+          dataset: that data set, loaded as it was then; choose examples after the columns are added.
+
+        Returns:
+          `teacher_logits` [N, C], say, for each output: arrays below 2 GiB in all, else what reads the files.
+
+        Raises:
+          InputError: where the data set is another one, or the files are damaged.
+        """
+        self._check(dataset)
+        if self.nbytes >= _MEMORY_LIMIT:
+            return {PREFIX + name: _StoredColumn(self, name) for name in self.note["outputs"]}
+        return {PREFIX + name: values for name, values in self._loaded.items()}
+
+    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The output `name` [n, ...] of the examples `rows`, int64 [n]."""
+        output = self.note["outputs"][name]
+        if not len(rows):
+            return np.empty((0, *output["shape"]), output["dtype"])
+        return np.stack([record[name] for record in self._records(rows)])
+
+    def verify(self) -> None:
+        """Reads every record, a few at a time.
+
+        Raises:
+          DamagedCacheError: where one is unreadable or out of order.
+        """
+        for rows in self._chunks():
+            self._records(rows)
+
+    @functools.cached_property
+    def _loaded(self):
+        outputs = self.note["outputs"]
+        arrays = {name: np.empty((len(self), *o["shape"]), o["dtype"]) for name, o in outputs.items()}
+        for rows in self._chunks():
+            for row, record in zip(rows, self._records(rows), strict=True):
+                for name, array in arrays.items():
+                    array[row] = record[name]
+        return arrays
+
+    def _chunks(self):
+        return (np.arange(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK))
+
+    def _records(self, rows):
+        rows = [int(row) for row in rows]
+        try:
+            records = self.records.__getitems__(rows)
+            if [int(record["example"]) for record in records] != rows:
+                raise ValueError("its records are not in the order of the examples")
+        except Exception as error:  # readers raise many types on damaged files
+            raise _damaged(self.directory, error) from error
+        return records
+
+    def _check(self, dataset):
+        now, then = _facts(dataset), {key: self.note[key] for key in _facts(dataset)}
+        expected, got = described(then), described(now)
+        if now == then:
+            if _fingerprint(dataset) == self.note["fingerprint"]:
+                return
+            got = "a data set of that name with other labels or images"
+        chosen = " (attach the cache before choosing examples)" if dataset.rows is not None else ""
+        raise InputError(
+            f"the teacher cache {self.directory} was written for {expected}; got {got}{chosen}; write it anew: "
+            f"jaxtransfer cache-teacher RUN --data {dataset.name} --split {dataset.split} --out DIR"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredColumn:
+    """An output that is read from the files each time."""
+
+    cache: TeacherCache
+    name: str
+
+    def __len__(self):
+        return len(self.cache)
+
+    def __getitem__(self, rows):
+        return self.cache.read(self.name, rows)
+
+
+def attach_outputs(dataset: Dataset, cache: TeacherCache) -> Dataset:
+    """Adds a teacher's outputs to the data set that they were computed on.
+
+    Args:
+      dataset: that data set, whole; `subset`, `select` and `take` come after.
+      cache: what `open_outputs` gave.
+
+    Returns:
+      The data set with the columns `teacher_logits`, ...; pipelines refuse to augment it.
+
+    Raises:
+      InputError: where the data set is another one, or the files are damaged.
+    """
+    return dataset.with_columns(cache.columns_for(dataset), of_image=True)
+
+
+def outputs_note(dataset: Dataset, outputs: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cache is of; two caches of one note hold the same.
+
+    Args:
+      dataset: the examples.
+      outputs: by name, anything with the `shape` and `dtype` of one example's output: float32 or float16.
+      teacher: what tells one teacher from another, as JSON types.
+
+    Returns:
+      JSON types: the data's name, split, number of examples, image shape, resizing and fingerprint, the teacher, the
+      outputs' shapes and types, and the version of the format.
+    """
+    return {
+        "format": _FORMAT,
+        **_facts(dataset),
+        "resize": dataset.resize,
+        "fingerprint": _fingerprint(dataset),
+        "teacher": json.loads(json.dumps(dict(teacher))),
+        "outputs": {name: {"shape": list(o.shape), "dtype": np.dtype(o.dtype).name} for name, o in outputs.items()},
+    }
+
+
+def open_outputs(directory) -> TeacherCache:
+    """Opens a teacher cache.
+
+    Args:
+      directory: the folder that `write_outputs` wrote.
+
+    Returns:
+      The cache.
+
+    Raises:
+      InputError: where the folder is no cache or of another version.
+      DamagedCacheError: where records are missing or unreadable.
+    """
+    directory = Path(directory).expanduser()
+    note = read_note(directory)
+    with quiet_tfds() as tfds:
+        try:
+            builder: Any = tfds.builder_from_directory(directory)
+            records = builder.as_data_source(SPLIT)
+            size = len(records)
+        except Exception as error:  # readers raise many types on damaged files
+            raise _damaged(directory, error) from error
+    cache = TeacherCache(directory, note, records)
+    if size != len(cache):
+        raise _damaged(directory, f"it has {size} records, its note says {len(cache)}")
+    cache.read(next(iter(note["outputs"])), np.array([0, size - 1]))  # damaged files show here rather than later
+    return cache
+
+
+def bytes_per_example(note: Mapping[str, Any]) -> int:
+    """Size of all outputs of one example in bytes."""
+    return sum(int(np.prod(o["shape"])) * np.dtype(o["dtype"]).itemsize for o in note["outputs"].values())
+
+
+def read_note(directory: Path) -> dict[str, Any]:
+    """The note of a cache.
+
+    Raises:
+      InputError: where the folder is no cache or of another version.
+      DamagedCacheError: where the note is not what was written.
+    """
+    try:
+        note = json.loads((directory / NOTE).read_text())
+        version = note["format"]
+        if version == _FORMAT and (missing := _NOTED - note.keys()):
+            raise ValueError(f"its note lacks {min(missing)!r}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{directory} is no teacher cache, there is no {NOTE} in it; write one: jaxtransfer cache-teacher RUN "
+            f"--out DIR"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from None
+    if version != _FORMAT:
+        raise InputError(
+            f"the teacher cache {directory} is of format {version}, expected {_FORMAT}; write it anew: jaxtransfer "
+            f"cache-teacher RUN --out DIR"
+        )
+    return note
+
+
+def _facts(dataset):
+    return {
+        "data": dataset.name,
+        "split": dataset.split,
+        "examples": len(dataset),
+        "image_shape": list(dataset.image_shape),
+    }
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """Says in a message which data a note is of."""
+    return f"{facts['data']} ({facts['split']}), {facts['examples']} images {tuple(facts['image_shape'])}"
+
+
+def _fingerprint(dataset):
+    digest = hashlib.sha256(dataset.labels.astype("<i4").tobytes())
+    count = len(dataset) if dataset.nbytes <= _FINGERPRINTED else min(_SOME, len(dataset))
+    for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).round().astype(np.int64), -(-count // _CHUNK)):
+        digest.update(dataset.read(rows)["image"].tobytes())
+    return digest.hexdigest()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+def _damaged(directory, error):
+    reason = error if isinstance(error, str) else reason_of(error)
+    return DamagedCacheError(
+        f"the teacher cache {directory} is damaged: {reason}; the same cache-teacher command writes it anew"
+    )

@@ -1,0 +1,254 @@
+"""Knowledge distillation: a student is drawn to what teachers say of the same inputs."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer import losses
+from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
+from jaxtransfer.objectives.classification import check_labels
+from jaxtransfer.objectives.teachers import Source, Tap, Teacher, pick
+
+Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
+
+
+def distillation(
+    student: Model,
+    teacher: Teacher | Sequence[Teacher],
+    *,
+    temperature: float | None = None,
+    loss: Callable[..., jax.Array] | None = None,
+    taps: Taps = "logits",
+    adapter: Model | None = None,
+    weights: Sequence[float] | None = None,
+    learn_weights: bool = False,
+    view: str = "image",
+    teacher_view: str | None = None,
+) -> Objective:
+    """Builds (1/n) Σᵢ Σ_k w_k L(student(xᵢ), teacher_k(xᵢ)); by default L = T² KL(teacher/T ‖ student/T).
+
+    (Hinton et al. 2015, arXiv:1503.02531.) A frozen teacher runs in inference mode on exactly what the student sees,
+    receives no gradient and costs no backward pass; terms of a sum that share it run it once. Labels are read only by
+    a loss that asks for them. Metrics: `distillation`; `agreement`, how often both choose the same class, where both
+    give logits; with several teachers or taps each one's loss as `distillation/...`.
+
+    Args:
+      student: what trains.
+      teacher: `jt.frozen(model, variables)`; `jt.ema(student)`, a mean teacher; `jt.cached()`, whose outputs the data
+        bring along; another model that trains in another term (mutual learning); or several of these.
+      temperature: T of the default loss, 4 where nothing is said; not together with `loss`.
+      loss: `loss(student, teacher)` of the tapped outputs, such as `functools.partial(jt.losses.dkd, beta=2.0)`:
+        values [B], which are averaged with the batch's mask, or a scalar where examples meet, which then gets all rows
+        of all devices. It is also given what it names among its arguments: `labels`, `mask`, and what an adapter
+        returns besides the two.
+      taps: which outputs are compared: a name; a list of names, whose losses add up; or a dict from the student's to
+        the teacher's. A tuple in the place of a name hands the loss a tuple of maps: `[("stage1", "stage2")]` for
+        `fsp` and `review_kd`.
+      adapter: brings the two to one shape: a model of `(student, teacher)` whose outputs are `student`, `teacher` or
+        both, and more for the loss; `jt.models.adapters` has some. It is trained along, under a name of its own for
+        each pair: `<student>_<tap>_to_<teacher>`.
+      weights: w_k, one per teacher; 1 / (number of teachers) by default.
+      learn_weights: learn them with the student by uncertainty, Σ_k w_k (e^(−s_k) L_k + s_k) with s_k from 0 (Kendall
+        et al. 2018, arXiv:1705.07115), which a plain learned weight would bring to zero. Metrics:
+        `distillation/weight_k`.
+      view: the entry of the batch that the student sees.
+      teacher_view: the entry that the teacher sees; the student's by default.
+
+    Returns:
+      An objective over the student's parameters and, where there are any, the adapters' and weights'.
+
+    Raises:
+      InputError: for arguments that exclude each other; at init, for classes that differ, an output that does not
+        exist (those that do are listed), labels out of range, shapes that the loss can't compare.
+    """
+    if loss is not None and temperature is not None:
+        raise InputError("temperature is of the default loss; give functools.partial(loss, temperature=...) instead")
+    if loss is None:
+        temperature = 4.0 if temperature is None else temperature
+        if not temperature > 0:
+            raise InputError(f"temperature must be positive; got {temperature}")
+        loss = functools.partial(losses.kd, temperature=temperature)
+    run = Forward.of(student, view)
+    given = (teacher,) if not isinstance(teacher, Sequence) else tuple(teacher)
+    sources = [Source.of(one, teacher_view or view) for one in given]
+    shares = _shares(weights, len(sources))
+    pairs = _pairs(student, sources, _as_taps(taps), adapter)
+    scales = f"{student.name}_teacher_weights"
+    compare = _Comparison(loss)
+
+    def term(outputs, params, state, batch, ctx):
+        metrics, total, count = {}, jnp.zeros(()), jnp.ones(())
+        for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
+            own = jax.lax.stop_gradient(source.outputs(outputs, batch))
+            value = jnp.zeros(())
+            for pair in (pair for pair in pairs if pair.source is source):
+                state, inputs = pair.inputs(outputs[run], own, params, state, ctx)
+                mean = compare(inputs, batch, ctx)
+                value, count = value + mean.value, mean.count
+                if len(pairs) > 1:
+                    metrics[f"distillation/{pair.label}"] = mean
+            if learn_weights:
+                scale = params[scales]["log_variance"][number]
+                metrics[f"distillation/weight_{number}"] = Mean(share * jnp.exp(-scale), jnp.ones(()))
+                value = jnp.exp(-scale) * value + scale
+            total = total + share * value
+            metrics |= _agreement(outputs[run], own, batch, ctx, "" if len(sources) == 1 else f"/{number}")
+        return total, state, {"distillation": Mean(total * count, count), **metrics}
+
+    def setup(key, batch):
+        params, state = {}, {}
+        if learn_weights:
+            params[scales] = {"log_variance": jnp.zeros(len(sources))}
+        if adapter is not None:
+            forwards = [run, *(source.forward for source in sources if source.forward is not None)]
+            shapes = {forward: _shapes(forward, batch) for forward in dict.fromkeys(forwards)}
+            for pair in pairs:
+                variables = pair.init(key, shapes[run], pair.source.outputs(shapes, batch))
+                params[pair.name], state[pair.name] = variables.pop("params", {}), variables
+        return params, state
+
+    def check(outputs, batch):
+        for pair in pairs:
+            mine, other = pair.picked(outputs[run], pair.source.outputs(outputs, batch))
+            if pair.adapter is None and pair.student_tap == pair.teacher_tap == "logits" and mine.shape != other.shape:
+                raise InputError(
+                    f"student {student.name!r} has {mine.shape[-1]} classes, teacher {pair.source.name!r} "
+                    f"{other.shape[-1]}; build the student with the teacher's classes, or compare other outputs (taps=)"
+                )
+        if "labels" in compare.wants:
+            check_labels(student.name, outputs[run]["logits"].shape[-1], batch)
+
+    forwards = (run, *(source.forward for source in sources if source.forward is not None))
+    adapters = tuple(pair.adapter for pair in pairs if pair.adapter is not None)
+    return Objective("distillation", forwards, term, setup=setup, check=check, models=adapters)
+
+
+class _Pair(NamedTuple):
+    """A tapped output of the student beside one of a teacher, and what brings them to one shape."""
+
+    name: str
+    label: str
+    student: str
+    source: Source
+    student_tap: Tap
+    teacher_tap: Tap
+    adapter: Model | None
+
+    def picked(self, student, teacher) -> tuple[Any, Any]:
+        """Returns the two outputs."""
+        return pick(f"student {self.student!r}", student, self.student_tap), self.source.pick(teacher, self.teacher_tap)
+
+    def init(self, key, student, teacher) -> dict[str, Any]:
+        """Returns fresh variables of the adapter, from the outputs or their shapes."""
+        assert self.adapter is not None
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.picked(student, teacher))
+        return dict(self.adapter.init(named_key(key, self.name), zeros))
+
+    def inputs(self, student, teacher, params, state, ctx: Context) -> tuple[Any, dict[str, Any]]:
+        """Returns the state and what the loss compares, by name."""
+        mine, other = self.picked(student, teacher)
+        if self.adapter is None:
+            return state, {"student": mine, "teacher": other}
+        variables = {"params": params[self.name], **state.get(self.name, {})}
+        axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
+        key = ctx.draw_key(self.name)
+        outputs, new = self.adapter.apply(variables, (mine, other), train=ctx.train, key=key, **axis)
+        return {**state, self.name: dict(new)}, {"student": mine, "teacher": other, **outputs}
+
+
+class _Comparison:
+    """A loss with what it asks for besides the two outputs."""
+
+    def __init__(self, loss: Callable[..., jax.Array]):
+        self.loss = loss
+        bound = getattr(loss, "keywords", {})
+        self.wants = [name for name in inspect.signature(loss).parameters if name not in bound]
+
+    def __call__(self, inputs: dict[str, Any], batch: Batch, ctx: Context) -> Mean:
+        """Returns the mean over the global batch."""
+        mask = batch.get("mask")
+        rows: dict[str, Any] = {"student": inputs.pop("student"), "teacher": inputs.pop("teacher")}
+        if "labels" in self.wants:
+            rows["labels"] = view_of(batch, ("label",))
+        rows = jax.tree.map(lambda leaf: _kept(leaf, mask), rows)
+        if "mask" in self.wants and mask is not None:
+            rows["mask"] = mask
+        extras = {name: inputs[name] for name in self.wants if name in inputs}
+
+        def value(rows):
+            rows = dict(rows)
+            return self.loss(rows.pop("student"), rows.pop("teacher"), **rows, **extras)
+
+        shape = jax.eval_shape(value, rows).shape
+        size = jax.tree.leaves(rows)[0].shape[0]
+        if shape == (size,):
+            return ctx.mean(value(rows), mask)
+        if shape != ():
+            raise InputError(f"a loss gives one value per example [{size}] or a scalar; got shape {shape}")
+        if mask is not None and "mask" not in self.wants:
+            raise InputError(
+                "the batch has a mask, and the loss, in which examples meet, takes none: add mask=None to it"
+            )
+        total = value(jax.tree.map(ctx.gather, rows))
+        count = ctx.sum(jnp.ones(size) if mask is None else mask)
+        return Mean(total * count, count)
+
+
+def _kept(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns the rows with zeros where the mask is 0: what stands there must not reach the gradient (0 · NaN)."""
+    if mask is None:
+        return rows
+    return jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)) > 0, rows, jnp.zeros((), rows.dtype))
+
+
+def _agreement(student, teacher, batch, ctx: Context, suffix: str) -> dict[str, Mean]:
+    mine, other = student.get("logits"), teacher.get("logits")
+    if mine is None or other is None or mine.shape != other.shape or mine.ndim != 2:
+        return {}
+    same = (jnp.argmax(mine, -1) == jnp.argmax(other, -1)).astype(jnp.float32)
+    return {f"agreement{suffix}": ctx.mean(same, batch.get("mask"))}
+
+
+def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
+    if not teachers:
+        raise InputError("expected a teacher, or several; got none")
+    if weights is None:
+        return [1 / teachers] * teachers
+    if len(weights) != teachers or not np.all(np.isfinite(weights)):
+        raise InputError(f"weights must be one finite number for each of the {teachers} teachers; got {list(weights)}")
+    return [float(weight) for weight in weights]
+
+
+def _as_taps(taps: Taps) -> list[tuple[Tap, Tap]]:
+    if isinstance(taps, Mapping):
+        return list(taps.items())
+    return [(tap, tap) for tap in ([taps] if isinstance(taps, str) else taps)]
+
+
+def _pairs(student: Model, sources: list[Source], taps: list[tuple[Tap, Tap]], adapter: Model | None) -> list[_Pair]:
+    if not taps:
+        raise InputError("taps: expected the name of an output, or several; got none")
+    pairs, several = [], len(sources) > 1
+    for number, source in enumerate(sources):
+        for mine, other in taps:
+            text = "_".join(mine) if isinstance(mine, tuple) else mine
+            name = f"{student.name}_{text}_to_{source.name}" + (f"_{number}" if several else "")
+            own = None if adapter is None else adapter.named(name)
+            pairs.append(_Pair(name, f"{number}/{text}" if several else text, student.name, source, mine, other, own))
+    return pairs
+
+
+def _shapes(forward: Forward, batch: Batch) -> Any:
+    def run(inputs):
+        variables = forward.model.init(jax.random.key(0), inputs)
+        return forward.model.apply(variables, inputs, train=False, key=None)[0]
+
+    return jax.eval_shape(run, view_of(batch, forward.view))

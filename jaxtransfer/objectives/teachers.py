@@ -1,0 +1,97 @@
+"""Where a student's targets come from: a teacher that is frozen, trained elsewhere, averaged, or cached."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.forward import Average, Forward, FrozenModel
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Batch
+
+Tap = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """A teacher whose outputs come with the batch, `logits` as `batch["teacher_logits"]`; made by `cached`."""
+
+    name: str = "teacher"
+
+    def outputs(self, batch: Batch) -> dict[str, Any]:
+        """Returns the outputs that the batch holds, by name."""
+        prefix = f"{self.name}_"
+        return {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
+
+
+def cached(name: str = "teacher") -> Cached:
+    """Returns the teacher whose outputs the data bring along: see `jt.data.attach_outputs`.
+
+    Args:
+      name: the prefix of its entries in the batch, `teacher_logits` say.
+    """
+    return Cached(name)
+
+
+Teacher = FrozenModel | Model | Average | Cached
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A teacher on a view of the batch.
+
+    Attributes:
+      name: for messages and for the names of adapters.
+      forward: the run whose outputs teach; None where the batch holds them.
+      cache: the entries of the batch that teach, where no forward does.
+    """
+
+    name: str
+    forward: Forward | None = None
+    cache: Cached | None = None
+
+    @classmethod
+    def of(cls, teacher: Teacher, view: str) -> "Source":
+        """Returns the source of a teacher of any kind.
+
+        Raises:
+          InputError: for anything else, variables or a bare function say.
+        """
+        if isinstance(teacher, Cached):
+            return cls(teacher.name, cache=teacher)
+        if not isinstance(teacher, FrozenModel | Model | Average):
+            raise InputError(
+                f"expected a teacher: jt.frozen(model, variables), jt.ema(model), jt.cached(), or a model that trains "
+                f"in another term; got {type(teacher).__name__}"
+            )
+        name = teacher.model.name if isinstance(teacher, FrozenModel) else teacher.name
+        return cls(name, Forward.of(teacher, view))
+
+    def outputs(self, outputs: Mapping[Forward, Any], batch: Batch) -> Mapping[str, Any]:
+        """Returns the teacher's outputs by name."""
+        if self.cache is not None:
+            return self.cache.outputs(batch)
+        assert self.forward is not None
+        return outputs[self.forward]
+
+    def pick(self, outputs: Mapping[str, Any], tap: Tap) -> Any:
+        """Returns the output called `tap`, or a tuple of them.
+
+        Raises:
+          InputError: for a name that isn't there; lists those that are.
+        """
+        if self.cache is not None and not outputs:
+            raise InputError(
+                f"the batch has no entry that begins with {self.name + '_'!r}: attach the teacher's cache to the data, "
+                f"or give the teacher itself"
+            )
+        return pick(f"teacher {self.name!r}", outputs, tap)
+
+
+def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:
+    """Returns the output called `tap`, or a tuple of them; `whose` they are is for the message."""
+    if isinstance(tap, tuple):
+        return tuple(pick(whose, outputs, name) for name in tap)
+    if tap not in outputs:
+        raise unknown(f"output of {whose}", tap, outputs)
+    return outputs[tap]
