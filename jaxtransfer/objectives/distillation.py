@@ -15,7 +15,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
 from jaxtransfer.objectives.classification import check_labels
-from jaxtransfer.objectives.teachers import Source, Tap, Teacher, pick
+from jaxtransfer.objectives.teachers import Source, Tap, Teacher, pick, shapes_of
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
 
@@ -109,7 +109,7 @@ def distillation(
             params[scales] = {"log_variance": jnp.zeros(len(sources))}
         if adapter is not None:
             forwards = [run, *(source.forward for source in sources if source.forward is not None)]
-            shapes = {forward: _shapes(forward, batch) for forward in dict.fromkeys(forwards)}
+            shapes = {forward: shapes_of(forward, batch) for forward in dict.fromkeys(forwards)}
             for pair in pairs:
                 variables = pair.init(key, shapes[run], pair.source.outputs(shapes, batch))
                 params[pair.name], state[pair.name] = variables.pop("params", {}), variables
@@ -244,11 +244,3 @@ def _pairs(student: Model, sources: list[Source], taps: list[tuple[Tap, Tap]], a
             own = None if adapter is None else adapter.named(name)
             pairs.append(_Pair(name, f"{number}/{text}" if several else text, student.name, source, mine, other, own))
     return pairs
-
-
-def _shapes(forward: Forward, batch: Batch) -> Any:
-    def run(inputs):
-        variables = forward.model.init(jax.random.key(0), inputs)
-        return forward.model.apply(variables, inputs, train=False, key=None)[0]
-
-    return jax.eval_shape(run, view_of(batch, forward.view))

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch
+from jaxtransfer.objective import Batch, view_of
 
 Tap = str | tuple[str, ...]
 
@@ -95,3 +97,13 @@ def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:
     if tap not in outputs:
         raise unknown(f"output of {whose}", tap, outputs)
     return outputs[tap]
+
+
+def shapes_of(forward: Forward, batch: Batch) -> Any:
+    """Returns the shapes and types of a forward's outputs, computing nothing."""
+
+    def run(inputs):
+        variables = forward.model.init(jax.random.key(0), inputs)
+        return forward.model.apply(variables, inputs, train=False, key=None)[0]
+
+    return jax.eval_shape(run, view_of(batch, forward.view))

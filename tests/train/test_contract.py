@@ -50,6 +50,10 @@ def normalised(traces):
     return jt.Model(init, apply, stages=("body", "head"))
 
 
+def teacher(model):
+    return jt.frozen(model.named("teacher"), model.init(jax.random.key(9), np.zeros((2, 4, 4, 1), np.float32)))
+
+
 OBJECTIVES = {
     "classification": lambda model, w, rng: jt.classification(model),
     "label smoothing": lambda model, w, rng: jt.classification(model, label_smoothing=0.1),
@@ -69,6 +73,23 @@ OBJECTIVES = {
         ).named("teacher")
     ),
     "inference": lambda model, w, rng: jt.classification(model.inference()),
+    "distillation": lambda model, w, rng: jt.classification(model) + jt.distillation(model, teacher(model)),
+    "distillation of a whole batch": lambda model, w, rng: (
+        jt.classification(model)
+        + jt.distillation(model, teacher(model), loss=jt.losses.rkd_distance, taps="features")
+        + jt.distillation(model, teacher(model), loss=jt.losses.dist).named("dist")
+    ),
+    "distillation through adapters": lambda model, w, rng: jt.distillation(
+        model,
+        [teacher(model)] * 2,
+        loss=jt.losses.hint,
+        taps={"logits": "features"},
+        learn_weights=True,
+        adapter=jt.models.adapters.regressor(),
+    ),
+    "crd": lambda model, w, rng: jt.crd(model, teacher(model), examples=16, dim=4, negatives=8),
+    "mean teacher": lambda model, w, rng: jt.classification(model) + jt.mean_teacher(model, decay=0.5),
+    "mutual learning": lambda model, w, rng: jt.mutual_learning([model, model.named("peer")]),
 }
 
 
@@ -80,7 +101,8 @@ def batches(rng, count):
         image = 0.3 * rng.normal(size=(16, 4, 4, 1))
         for row, y in enumerate(label):
             image[row, 2 * (y // 2) : 2 * (y // 2) + 2, 2 * (y % 2) : 2 * (y % 2) + 2] += 1
-        out.append({"image": image.astype(np.float32), "label": label.astype(np.int32)})
+        index = rng.permutation(16).astype(np.int32)
+        out.append({"image": image.astype(np.float32), "label": label.astype(np.int32), "index": index})
     return out
 
 

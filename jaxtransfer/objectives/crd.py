@@ -1,0 +1,116 @@
+"""Contrastive representation distillation: the student's embedding is told from those of all other examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer import losses
+from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Mean, Objective, named_key, view_of
+from jaxtransfer.objectives.teachers import Source, Teacher, pick, shapes_of
+
+
+def crd(
+    student: Model,
+    teacher: Teacher,
+    *,
+    examples: int,
+    dim: int = 128,
+    negatives: int = 16384,
+    temperature: float = 0.07,
+    momentum: float = 0.5,
+    tap: str = "features",
+    teacher_tap: str | None = None,
+    view: str = "image",
+) -> Objective:
+    """Builds contrastive representation distillation (Tian et al. 2020, arXiv:1910.10699): see `jt.losses.crd`.
+
+    Both networks' features pass a linear head each, which trains along, and meet in a memory of all training examples
+    that lives in the state: 2 · examples · dim numbers. The batch holds each example's number as `index`:
+    `dataset.with_columns({"index": np.arange(len(dataset))})`. Negatives are drawn uniformly among the other examples;
+    the released code can also draw them among other classes, which needs labels. In evaluation the draw is fixed and
+    the memory stays.
+
+    Args:
+      student: what trains.
+      teacher: as for `distillation`.
+      examples: N, how many there are; `index` is in [0, N).
+      dim: of the embeddings.
+      negatives: K, examples that each one is told from.
+      temperature: τ.
+      momentum: share of the old embedding in the memory.
+      tap: the student's output [B, D] that is embedded.
+      teacher_tap: the teacher's; the same name by default.
+      view: the entry of the batch that both see.
+
+    Returns:
+      An objective with the metric `crd`.
+
+    Raises:
+      InputError: for counts below one; at init, without `index` in the batch or with one out of range, and for an
+        output that does not exist.
+    """
+    for name, value in (("examples - 1", examples - 1), ("dim", dim), ("negatives", negatives)):
+        if value < 1:
+            raise InputError(f"crd: {name} must be at least 1; got {value}")
+    run, source, name = Forward.of(student, view), Source.of(teacher, view), f"{student.name}_crd"
+    forwards = (run, *((source.forward,) if source.forward is not None else ()))
+
+    def features(outputs, batch):
+        mine = pick(f"student {student.name!r}", outputs[run], tap)
+        return mine, source.pick(source.outputs(outputs, batch), teacher_tap or tap)
+
+    def setup(key, batch):
+        mine, other = features({forward: shapes_of(forward, batch) for forward in forwards}, batch)
+        initial, keys = jax.nn.initializers.lecun_normal(), jax.random.split(named_key(key, name), 3)
+        heads = {
+            side: {"kernel": initial(k, (rows.shape[-1], dim)), "bias": jnp.zeros(dim)}
+            for side, k, rows in zip(("student", "teacher"), keys, (mine, other), strict=False)
+        }
+        return {name: heads}, {name: losses.crd_memory(keys[2], examples, dim)._asdict()}
+
+    def loss(outputs, params, state, batch, ctx):
+        mine, other = features(outputs, batch)
+        rows = {"student": mine, "teacher": jax.lax.stop_gradient(other), "index": view_of(batch, ("index",))}
+        if (mask := batch.get("mask")) is not None:
+            rows["mask"] = mask
+        rows = jax.tree.map(ctx.gather, rows)  # the memory is of the global batch
+        embedded = []
+        for side in ("student", "teacher"):
+            x = rows[side]
+            if mask is not None:
+                x = jnp.where(rows["mask"][:, None] > 0, x, 0)
+            head = params[name][side]
+            embedded.append(x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ head["kernel"] + head["bias"][None])
+        key = jax.random.key(0) if ctx.key is None else jax.random.fold_in(ctx.key, ctx.step)
+        index = rows["index"]
+        drawn = jax.random.randint(named_key(key, name), (len(index), negatives), 0, examples - 1)
+        drawn = drawn + (drawn >= index[:, None])  # all but the example itself
+        values, memory = losses.crd(
+            embedded[0],
+            embedded[1],
+            losses.CRDMemory(**state[name]),
+            index,
+            drawn,
+            temperature=temperature,
+            momentum=momentum,
+            mask=rows.get("mask"),
+        )
+        kept = jnp.ones(len(index)) if mask is None else (rows["mask"] > 0).astype(values.dtype)
+        total = Mean(jnp.sum(values), jnp.sum(kept))  # of all devices' rows already
+        return total.value, {**state, name: memory._asdict()} if ctx.train else state, {"crd": total}
+
+    def check(outputs, batch):
+        features(outputs, batch)
+        if "index" not in batch:
+            raise InputError(
+                "crd reads the number of each example as batch['index']; add it to the data: "
+                "dataset.with_columns({'index': np.arange(len(dataset))})"
+            )
+        index = np.asarray(batch["index"])
+        if index.size and not 0 <= index.min() <= index.max() < examples:
+            raise InputError(f"crd: index must be in [0, {examples}); got {index.min()} to {index.max()}")
+
+    return Objective("crd", forwards, loss, setup=setup, check=check)
