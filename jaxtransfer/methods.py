@@ -1,5 +1,6 @@
 """Fine-tuning methods: each a function from a model and pretrained weights to the stages that train it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -16,15 +17,21 @@ class Stage(NamedTuple):
 
     Attributes:
       name: of the stage.
-      objective: what it minimises.
+      objective: what it minimises; or a function that makes it from what the stage before reached, `(params, state)`.
       optimizer: what it minimises it with.
       share: its share of the method's steps.
+      fresh: whether it starts from new weights, not from those of the stage before.
     """
 
     name: str
-    objective: Objective
+    objective: Objective | Callable[[Any, Any], Objective]
     optimizer: optax.GradientTransformation
     share: float = 1.0
+    fresh: bool = False
+
+    def objective_after(self, params: Any, state: Any) -> Objective:
+        """Returns the objective, given what the stage before reached."""
+        return self.objective if isinstance(self.objective, Objective) else self.objective(params, state)
 
 
 def full(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Stage, ...]:

@@ -10,7 +10,14 @@ from jaxtransfer.train.loggers import read_jsonl
 from jaxtransfer.train.run import write_atomically
 
 
-def write_report(directory: str | Path, title: str, facts: Mapping[str, Any], *, earlier: Sequence[str] = ()) -> Path:
+def write_report(
+    directory: str | Path,
+    title: str,
+    facts: Mapping[str, Any],
+    *,
+    earlier: Sequence[str] = (),
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Any]]] = (),
+) -> Path:
     """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
 
     Args:
@@ -18,6 +25,7 @@ def write_report(directory: str | Path, title: str, facts: Mapping[str, Any], *,
       title: the heading.
       facts: rows of the first table, such as the configuration.
       earlier: folders in it with the reports of the stages before.
+      tables: further tables, each a title, a header and rows.
 
     Returns:
       The path of the report.
@@ -33,6 +41,8 @@ def write_report(directory: str | Path, title: str, facts: Mapping[str, Any], *,
         header = ("metric", f"step {last['step']} (last)", f"step {best['step']} (best accuracy)")
         values, bests = evaluation(last), evaluation(best)
         lines += ["", "## Evaluation", "", *table(header, [(k, v, bests.get(k)) for k, v in values.items()])]
+    for heading, header, rows in tables:
+        lines += ["", f"## {heading}", "", *table(header, rows)]
     if timing := read_jsonl(directory / "timing.jsonl"):
         names = {"seconds": "seconds", "compile_seconds": "of it compiling", "examples_per_second": "examples/s"}
         rows = [(label, timing[-1][name]) for name, label in names.items()]
@@ -120,6 +130,10 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list, li
                 steps, values = curves.setdefault(metric, {}).setdefault(side, ([], []))
                 steps.append(record["step"])
                 values.append(value)
+    for name in [name for name in curves if "/" in name]:  # teacher/accuracy stands beside accuracy
+        who, _, metric = name.partition("/")
+        if metric in curves:
+            curves[metric] |= {f"{side}, {who}": values for side, values in curves.pop(name).items()}
     loss = curves.get("loss", {})
     for name, sides in list(curves.items()):
         if name != "loss" and sides.keys() == loss.keys() and all(_same(sides[s][1], loss[s][1]) for s in sides):

@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from jaxtransfer.cli.cache_teacher import CacheTeacher
+from jaxtransfer.cli.distill import Distill
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.listing import Datasets, Models
@@ -26,8 +27,9 @@ from jaxtransfer.errors import InputError
 COMMANDS = {
     "pretrain": Pretrain,
     "finetune": Finetune,
-    "meta": Meta,
+    "distill": Distill,
     "cache-teacher": CacheTeacher,
+    "meta": Meta,
     "evaluate": Evaluate,
     "predict": Predict,
     "datasets": Datasets,
@@ -81,11 +83,11 @@ def run() -> None:
     sys.exit(main())
 
 
-_TRAINING = (Pretrain, Finetune, Meta)
+_TRAINING = (Pretrain, Finetune, Distill, Meta)
 _LOGGERS = ("absl", "asyncio", "tensorboardX")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": (
-        "add --image-shape (pretrain) or --resize (finetune, cache-teacher, evaluate)"
+        "add --image-shape (pretrain) or --resize (finetune, distill, cache-teacher, evaluate)"
     )
 }
 

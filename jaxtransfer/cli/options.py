@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,8 +144,16 @@ def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in {**config, **more}.items()}
 
 
-def load_pair(data: DataOptions, image_shape: tuple | None = None, seed: int = 0):
-    """Returns the training and the evaluation data set, which must have the same classes."""
+def load_pair(
+    data: DataOptions,
+    image_shape: tuple | None = None,
+    seed: int = 0,
+    prepare: Callable[[data_room.Dataset], data_room.Dataset] = lambda train: train,
+):
+    """Returns the training and the evaluation data set, which must have the same classes.
+
+    What `prepare` does to the whole training split is done before --shots chooses from it.
+    """
     at_least(data, 1, "shots")
     check_folder(data.data_dir)
     sets = [
@@ -156,6 +165,7 @@ def load_pair(data: DataOptions, image_shape: tuple | None = None, seed: int = 0
             f"{data.data}: splits {data.split!r} and {data.eval_split!r} have different classes "
             f"({sets[0].classes} and {sets[1].classes})"
         )
+    sets[0] = prepare(sets[0])
     if data.shots is not None:
         sets[0] = sets[0].subset(per_class=data.shots, seed=seed)
     return sets

@@ -30,10 +30,13 @@ def train_stages(
     title: str,
     params: Any = None,
     state: Any = None,
+    eval_objective: jt.Objective | None = None,
+    tables: Callable[[Any], Sequence[tuple[str, Sequence[str], Sequence[Any]]]] = lambda variables: (),
 ) -> None:
     """Trains each stage from the weights of the one before and writes the report; done stages are not repeated.
 
-    The last stage's records lie in the run directory itself, an earlier one's in a folder of its name.
+    The last stage's records lie in the run directory itself, an earlier one's in a folder of its name. The report gets
+    `tables(variables)` of the model that was trained, (title, header, rows) each.
     """
     with opened(training.out, config):
         shares = split_steps(training.steps, [stage.share for stage in stages])
@@ -41,19 +44,20 @@ def train_stages(
         batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
     mesh = device_mesh() if training.mode == "jit" else None
     facts, earlier, first = {k: shown(v) for k, v in config.items()}, [], 0
+    evaluated = eval_objective or jt.classification(eval_model)
     for number, (stage, steps) in enumerate(zip(stages, shares, strict=True)):
         last = number == len(stages) - 1
         out = training.out if last else training.out / f"stage-{number + 1}-{stage.name}"
         fitted = jt.fit(
-            stage.objective,
+            stage.objective_after(params, state),
             stage.optimizer,
             _From(batches, first),
             steps=steps,
-            key=training.seed,
-            params=params,
-            state=state,
+            key=training.seed + number if stage.fresh else training.seed,
+            params=None if stage.fresh else params,
+            state=None if stage.fresh else state,
             eval_data=evals,
-            eval_objective=jt.classification(eval_model),
+            eval_objective=evaluated,
             eval_every=training.eval_every,
             patience=training.patience,
             out=out,
@@ -64,7 +68,9 @@ def train_stages(
             log=announcer(stage.name if len(stages) > 1 else ""),
         )
         params, state, first = fitted.state.params, fitted.state.state, first + steps
-        report = write_report(out, title if last else f"{title}: {stage.name}", facts, earlier=earlier)
+        own = {"params": params[eval_model.name], **state[eval_model.name]}
+        heading = title if last else f"{title}: {stage.name}"
+        report = write_report(out, heading, facts, earlier=earlier, tables=tables(own) if last else ())
         earlier.append(out.name)
         if last:
             print_results(training.out, fitted, report)

@@ -87,6 +87,12 @@ class Source:
                 f"the batch has no entry that begins with {self.name + '_'!r}: attach the teacher's cache to the data, "
                 f"or give the teacher itself"
             )
+        names = (tap,) if isinstance(tap, str) else tap
+        if self.cache is not None and (missing := [name for name in names if name not in outputs]):
+            raise InputError(
+                f"the cache of {self.name!r} holds no {missing[0]!r}, but {', '.join(sorted(outputs))}; write it with "
+                f"that output, too (cache-teacher --outputs), or give the teacher itself"
+            )
         return pick(f"teacher {self.name!r}", outputs, tap)
 
 

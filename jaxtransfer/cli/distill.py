@@ -1,0 +1,261 @@
+"""`jaxtransfer distill`: a student learns what a trained run knows."""
+
+import dataclasses
+import json
+import statistics as stats
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+import jaxtransfer as jt
+from jaxtransfer import models
+from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
+from jaxtransfer.cli.lessons import LESSONS, LOGITS, lesson, taps_of
+from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, statistics
+from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run, warn_of_other_classes
+from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.methods import Stage
+from jaxtransfer.objectives.teachers import Teacher
+from jaxtransfer.train.run import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """Train a student on what a run says of the same images.
+
+    Example: jaxtransfer distill --teacher runs/a --data digits/upright --out runs/b
+    """
+
+    teacher: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(required)")]
+    """Run directories of the teacher, or of several, whose losses are averaged; each one's best checkpoint is used."""
+    data: DataOptions
+    training: TrainOptions
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
+    """Student; `jaxtransfer models` lists networks."""
+    loss: Annotated[str, tyro.conf.arg(metavar="NAME")] = "kd"
+    """What draws the student to the teacher:
+    - kd, kd-standardized, dkd, dist: the class probabilities (Hinton 2015, Sun 2024, Zhao 2022, Huang 2022).
+    - hint, vid, review-kd: the maps, through adapters (Romero 2015, Ahn 2019, Chen 2021).
+    - attention-transfer, nst, fsp: what the maps attend to (Zagoruyko 2017, Huang 2017, Yim 2017).
+    - similarity-preserving, rkd, pkt, correlation-congruence: how examples relate (Tung, Park, Passalis, Peng).
+    - crd: each example against all others (Tian 2020).
+    """
+    temperature: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 4; 1 for dist)")
+    ] = None
+    """Of kd, kd-standardized, dkd and dist."""
+    weight: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --loss)")
+    ] = None
+    """Of the lesson; 0.9 for kd."""
+    label_weight: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --loss)")
+    ] = None
+    """Of the labels' cross-entropy; 0.1 for kd, else 1. 0 learns without labels."""
+    taps: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: by --loss)")] = ()
+    """Outputs that are compared: stage2, or student=teacher where they are called differently."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the teacher runs)")] = None
+    """The teacher's outputs as `cache-teacher` wrote them, in place of running it; without --augment."""
+    generations: int = 1
+    """Students one after the other, each taught by the one before (born-again networks); they share --steps."""
+    resize: bool = False
+    """Bring the images to the teacher's shape: size, and grey or colour."""
+
+    def run(self) -> None:
+        """Trains, or resumes, or says that it is done."""
+        self._check()
+        runs = [load_run(directory) for directory in self.teacher]
+        shape = tuple(runs[0].config["image_shape"]) if self.resize else None
+        train, test = load_pair(self.data, shape, seed=self.training.seed, prepare=lambda d: self._prepared(d, runs))
+        for run, directory in zip(runs, self.teacher, strict=True):
+            if run.config.get("command") == "meta":
+                raise InputError(
+                    f"{directory} is a run of meta, which knows no fixed classes; expected one of pretrain"
+                )
+            check_fits(run, train, directory)
+            self._check_classes(run, train, directory)
+        config = self._config(runs, train)
+        model = build_model(config)
+        live = [_frozen(run) for run in runs]
+        train_stages(
+            self._stages(model, live, train),
+            config,
+            self.training,
+            train,
+            test,
+            eval_model=model,
+            eval_objective=_evaluation(model, live[0], self._compares_classes(runs, train)),
+            title=f"distill {config['model']} from {', '.join(run.config['model'] for run in runs)} by {self.loss}",
+            tables=lambda variables: [_sizes(self.training.out, model, variables, runs, train)],
+        )
+
+    def _check(self) -> None:
+        self.training.check()
+        if not self.teacher:
+            raise InputError("--teacher: expected a run directory, or several; got none")
+        if self.model not in models.ZOO:
+            raise unknown("model", self.model, models.ZOO)
+        if self.loss not in LESSONS:
+            raise unknown("loss", self.loss, LESSONS)
+        at_least(self, 0, "weight", "label_weight")
+        at_least(self, 1, "generations")
+        if self.temperature is not None and not self.temperature > 0:
+            raise InputError(f"--temperature must be positive; got {self.temperature}")
+        if self.cache is None:
+            return
+        if len(self.teacher) > 1 or self.generations > 1:
+            raise InputError("--cache holds the outputs of one teacher; leave it out for several, or for --generations")
+        if self.training.augment:
+            raise InputError(
+                f"--cache holds what the teacher says of the images as they are, which is wrong under --augment "
+                f"{' '.join(self.training.augment)}; leave out either"
+            )
+
+    def _prepared(self, train: jt.data.Dataset, runs: list[Run]) -> jt.data.Dataset:
+        """Returns the whole training split with the columns that the lesson reads."""
+        if LESSONS[self.loss].loss is None:
+            train = train.with_columns({"index": np.arange(len(train), dtype=np.int32)})
+        if self.cache is not None:
+            train = attach_cache(train, self.cache, runs[0], self.teacher[0])
+        return train
+
+    def _compares_classes(self, runs: list[Run], train: jt.data.Dataset) -> bool:
+        return all(len(run.config["class_names"]) == train.classes for run in runs)
+
+    def _check_classes(self, run: Run, train: jt.data.Dataset, directory: Path) -> None:
+        known = len(run.config["class_names"])
+        if known == train.classes:
+            warn_of_other_classes(run, train, directory)
+        elif LESSONS[self.loss].taps == LOGITS:
+            raise InputError(
+                f"--loss {self.loss} compares classes: {directory} knows {known}, {train.name} has {train.classes}; "
+                f"take a teacher of the same classes, or a loss of features or maps (hint, rkd, attention-transfer)"
+            )
+
+    def _config(self, runs: list[Run], train: jt.data.Dataset) -> dict[str, Any]:
+        mean, std = statistics(train)
+        row = LESSONS[self.loss]
+        return config_of(
+            "distill",
+            self.data,
+            self.training,
+            teacher=[str(directory) for directory in self.teacher],
+            teacher_steps=[run.step for run in runs],
+            teacher_weights=[teacher_identity(run)["weights"][:16] for run in runs],
+            model=self.model,
+            loss=self.loss,
+            temperature=self._temperature,
+            weight=row.weight if self.weight is None else self.weight,
+            label_weight=row.labels if self.label_weight is None else self.label_weight,
+            taps=list(self.taps),
+            cache=self.cache,
+            generations=self.generations,
+            class_names=list(train.class_names),
+            image_shape=list(train.image_shape),
+            resize=self.resize,
+            mean=mean,
+            std=std,
+        )
+
+    @property
+    def _temperature(self) -> float:
+        return self.temperature or (1.0 if self.loss == "dist" else 4.0)
+
+    def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset) -> list[Stage]:
+        """Returns a stage for each generation."""
+        row = LESSONS[self.loss]
+        weight, labels = (
+            given if given is not None else usual
+            for given, usual in ((self.weight, row.weight), (self.label_weight, row.labels))
+        )
+        image = jax.ShapeDtypeStruct((1, *train.image_shape), np.uint8)
+        mine = _shapes(model, image)
+        examples = 1 + int(np.max(train.columns["index"][:])) if "index" in train.columns else len(train)
+
+        def objective(teachers: Sequence[Teacher], given: Any) -> jt.Objective:
+            taps = taps_of(self.loss, self.taps, mine, given, source)
+            term = lesson(self.loss, model, teachers, temperature=self._temperature, taps=taps, examples=examples)
+            objective = weight * term.named(self.loss)
+            if labels:
+                objective = labels * jt.classification(model, label_smoothing=self.training.label_smoothing) + objective
+            return objective
+
+        def taught_by_the_last(params, state):
+            variables = {"params": params[model.name], **state[model.name]}
+            return objective([jt.frozen(model.named("teacher"), variables)], mine)
+
+        teachers: Sequence[Teacher] = [jt.cached()] if self.cache is not None else live
+        given = _shapes(live[0].model, image)
+        if self.cache is not None:
+            given = {name: given[name] for name in given if f"teacher_{name}" in train.columns}
+        source = (
+            "the teacher" if self.cache is None else f"the cache {self.cache} (cache-teacher --outputs writes more)"
+        )
+        steps = self.training.steps // self.generations
+        names = [f"generation-{number}" for number in range(1, self.generations + 1)]
+        first = Stage(names[0], objective(teachers, given), self.training.optimizer_for(steps))
+        return [
+            first,
+            *(Stage(name, taught_by_the_last, self.training.optimizer_for(steps), fresh=True) for name in names[1:]),
+        ]
+
+
+def _frozen(run: Run):
+    variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
+    return jt.frozen(run.model.named("teacher"), variables)
+
+
+def _shapes(model: jt.Model, image: Any) -> dict[str, Any]:
+    def outputs(images):
+        return model.apply(model.init(jax.random.key(0), images), images, train=False, key=None)[0]
+
+    return dict(jax.eval_shape(outputs, image))
+
+
+def _evaluation(model: jt.Model, teacher: Any, comparable: bool) -> jt.Objective:
+    """Returns the student's loss, with the teacher's accuracy and their agreement beside it."""
+    objective = jt.classification(model)
+    if not comparable:
+        return objective
+    beside = jt.classification(teacher).named("teacher") + jt.distillation(model, teacher)
+    return objective + 0.0 * beside
+
+
+def _sizes(out: Path, model: jt.Model, variables: Any, runs: list[Run], train: jt.data.Dataset):
+    """Returns a table of the parameters and the speed of student and teachers; measured once per run directory."""
+    path = out / "sizes.json"
+    if not path.exists():
+        images = train.read(np.arange(min(64, len(train))) % len(train))["image"]
+        nets = [("student", model, variables)]
+        for run in runs:
+            own = {"params": run.params[run.model.name], **run.state[run.model.name]}
+            nets.append((f"teacher ({run.config['model']})", run.model, own))
+        rows = [[name, f"{_count(own):,}", _images_per_second(net, own, images)] for name, net, own in nets]
+        write_atomically(path, json.dumps(rows) + "\n")
+    return (
+        "Size and speed",
+        ("network", "parameters", "images/s, inference in batches of 64"),
+        json.loads(path.read_text()),
+    )
+
+
+def _count(variables: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _images_per_second(model: jt.Model, variables: Any, images: np.ndarray) -> int:
+    run = jax.jit(lambda variables, images: model.apply(variables, images, train=False, key=None)[0]["logits"])
+    variables, images = jax.device_put((variables, images))
+    run(variables, images).block_until_ready()
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        run(variables, images).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return round(len(images) / stats.median(times))
