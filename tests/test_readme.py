@@ -36,6 +36,7 @@ def test_formulas(formula):
     names = {name: getattr(jt, name) for name in jt.__all__} | {"optax": optax}
     names |= {"model": model, "w0": anchor, "alpha": 0.1, "beta": 0.01, "lam": 2.0, "schedule": lambda step: step}
     names |= {"fisher_diagonal": lambda *_: anchor, "objective": None, "state": None, "batches": None}
+    names |= {"student": jt.models.mlp(10, name="student"), "teacher": jt.frozen(model, {"params": {}})}
     assert isinstance(eval(formula, names), jt.Objective)
 
 
