@@ -1,7 +1,7 @@
 """What an objective runs: a model on a view of the batch, its weights trained, frozen, or a moving average."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,26 +45,54 @@ def frozen(model: Model, variables: Tree) -> FrozenModel:
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """One run of a model on one view of the batch.
+    """One run of a model on one view of the batch, or on several joined: then its outputs are a tuple, one per view.
 
     Attributes:
       model: the model.
       view: the path of the inputs in the batch.
       variables: its weights, where they are not the trained ones: a frozen tree, or a moving average.
+      more: paths of further views of the same examples, which run together with the first: batch norm sees them all.
     """
 
     model: Model
     view: tuple[str, ...] = ("image",)
     variables: "Frozen | Average | None" = None
+    more: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
-    def of(cls, model: "Model | FrozenModel | Average", view: str = "image") -> "Forward":
-        """Returns the forward of a trained, a frozen or an averaged model on `batch[view]`."""
+    def of(cls, model: "Model | FrozenModel | Average", view: str | Sequence[str] = "image") -> "Forward":
+        """Returns the forward of a trained, a frozen or an averaged model on `batch[view]`, or on several views."""
+        (first, *more) = [view] if isinstance(view, str) else view
+        views = {"view": (first,), "more": tuple((name,) for name in more)}
         if isinstance(model, FrozenModel):
-            return cls(model.model, (view,), model.variables)
+            return cls(model.model, variables=model.variables, **views)
         if isinstance(model, Average):
-            return cls(model.model, (view,), model)
-        return cls(model, (view,))
+            return cls(model.model, variables=model, **views)
+        return cls(model, **views)
+
+    @property
+    def views(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of all its views."""
+        return (self.view, *self.more)
+
+    def within(self, key: str) -> "Forward":
+        """Returns the same forward on `batch[key]`."""
+        moved = [(key, *view) for view in self.views]
+        return dataclasses.replace(self, view=moved[0], more=tuple(moved[1:]))
+
+    def join(self, inputs: Sequence[Any]) -> Any:
+        """Returns the inputs of all views as one batch, views of one example together: no row changes its device."""
+        if len(inputs) == 1:
+            return inputs[0]
+        return jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *inputs)
+
+    def split(self, outputs: Any) -> Any:
+        """Returns what the joined batch gave as a tuple, an entry for each view; that itself where there is one."""
+        count = len(self.views)
+        if count == 1:
+            return outputs
+        apart = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), outputs)
+        return tuple(jax.tree.map(lambda x, n=number: x[:, n], apart) for number in range(count))
 
     @property
     def trained(self) -> bool:

@@ -239,18 +239,19 @@ def _fresh(forward: Forward, key: jax.Array, batch: Batch) -> dict[str, Any]:
 
 
 def _run(forward: Forward, params, state, batch, ctx: Context):
-    inputs, model, own = view_of(batch, forward.view), forward.model, forward.variables
+    inputs = forward.join([view_of(batch, view) for view in forward.views])
+    model, own = forward.model, forward.variables
     if isinstance(own, Frozen):
         outputs, _ = model.apply(ctx.read(own), inputs, train=False, key=None)
-        return jax.lax.stop_gradient(outputs), state
+        return forward.split(jax.lax.stop_gradient(outputs)), state
     name = model.name if own is None else own.name
     axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
     variables = {"params": params[name], **state.get(name, {})} if own is None else jax.lax.stop_gradient(state[name])
-    key = ctx.draw_key(name, *forward.view)
+    key = ctx.draw_key(name, *(part for view in forward.views for part in view))
     outputs, new = model.apply(variables, inputs, train=ctx.train, key=key, **axis)
     if own is None:
-        return outputs, {**state, name: dict(new)}
-    return jax.lax.stop_gradient(outputs), {**state, name: {"params": variables["params"], **new}}
+        return forward.split(outputs), {**state, name: dict(new)}
+    return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {"params": variables["params"], **new}}
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
@@ -293,7 +294,7 @@ def _add(left: Objective, right: Objective) -> Objective:
 
 
 def _on(objective: Objective, key: str) -> Objective:
-    moved = {f: dataclasses.replace(f, view=(key, *f.view)) for f in objective.forwards}
+    moved = {forward: forward.within(key) for forward in objective.forwards}
 
     def own(outputs):
         return {inner: outputs[outer] for inner, outer in moved.items()}

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -7,6 +8,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
+from jaxtransfer.forward import Forward
 
 KEY = jax.random.key(7)
 
@@ -516,3 +518,38 @@ def test_a_model_without_axis_runs_under_pmap_unless_it_has_state(rng):
         stateful.apply(variables, images, train=True, key=KEY, axis="batch")
     stateful.apply(variables, images, train=True, key=KEY)
     stateful.apply(variables, images, train=False, key=None, axis="batch")
+
+
+class TestJoinedViews:
+    def test_one_forward_over_two_views(self, rng):
+        model, runs = jt.models.small_cnn(3, width=4), []
+        apply = model.apply
+        counted = dataclasses.replace(model, apply=lambda *a, **k: (runs.append(a[1].shape), apply(*a, **k))[1])
+        forward = Forward.of(counted, ("image", "image2"))
+
+        def loss(outputs, params, state, batch, ctx):
+            one, two = outputs[forward]
+            value = ctx.mean(jnp.sum(one["features"] * two["features"], -1))
+            return value.value, state, {"both": value}
+
+        objective = jt.Objective("both", (forward,), loss)
+        batch = {name: rng.normal(size=(6, 5, 4, 1)).astype(np.float32) for name in ("image", "image2")}
+        params, state = objective.init(jax.random.key(0), batch)
+        runs.clear()
+        value, after, _ = objective(params, state, batch, jt.Context())
+        assert runs == [(12, 5, 4, 1)]
+        variables = {"params": params["model"], **state["model"]}
+        both = np.concatenate([batch["image"], batch["image2"]])
+        outputs, expected = model.apply(variables, both, train=True, key=None)
+        one, two = np.split(np.asarray(outputs["features"]), 2)
+        np.testing.assert_allclose(value, np.mean(np.sum(one * two, -1)), rtol=1e-5)
+        for got, want in zip(jax.tree.leaves(after["model"]), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        under = objective.on("source")
+        assert under.forwards[0].views == (("source", "image"), ("source", "image2"))
+        np.testing.assert_allclose(under(params, state, {"source": batch}, jt.Context())[0], value, rtol=1e-6)
+
+    def test_a_view_that_is_missing_is_named(self):
+        objective = jt.Objective("x", (Forward.of(jt.models.mlp(3), ("image", "image2")),), lambda *a: None)
+        with pytest.raises(jt.InputError, match="reads batch\\['image2'\\]"):
+            objective.run({"model": {}}, {}, {"image": np.zeros((2, 3))}, jt.Context())
