@@ -39,7 +39,20 @@ class FrozenModel:
 
 
 def frozen(model: Model, variables: Tree) -> FrozenModel:
-    """Returns `model` with fixed `variables` (`{"params": ..., **state}`): a teacher, run in inference mode."""
+    """Returns `model` with weights that do not train: a teacher, run in inference mode.
+
+    Args:
+      model: the model.
+      variables: `{"params": ..., **state}`; or a training state, such as `fitted.state`, in which the model of this
+        name was trained.
+
+    Raises:
+      InputError: for a training state without a model of that name.
+    """
+    if hasattr(variables, "params") and hasattr(variables, "state"):
+        if model.name not in variables.params:
+            raise InputError(f"no model {model.name!r} was trained in that state; it has {sorted(variables.params)}")
+        variables = {"params": variables.params[model.name], **variables.state.get(model.name, {})}
     return FrozenModel(model, Frozen(variables))
 
 

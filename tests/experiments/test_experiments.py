@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from experiments import finetune_cifar, finetune_folder, omniglot_fewshot
-from experiments.benchmarks import l2_sp, maml, step_wait
+from experiments import distill_cifar10, finetune_cifar, finetune_folder, omniglot_fewshot
+from experiments.benchmarks import distillation, l2_sp, maml, step_wait, teacher_cache
 from jaxtransfer.cli import stages
 
 PNG = b"\x89PNG"
@@ -165,6 +165,7 @@ def test_waiting_for_data(offline, capsys):
     [
         ("experiments.finetune_cifar", ("--source", "no-such-data")),
         ("experiments.finetune_folder", ("--from", "no/such/run")),
+        ("experiments.distill_cifar10", ("--student", "no-such-model")),
     ],
 )
 def test_unusable_input_is_one_line(module, tmp_path, name, words):
@@ -196,3 +197,72 @@ def test_maml_benchmark(capsys):
     rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, rows=(0, 4)))
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_cost_of_distillation(capsys):
+    result = distillation.main(distillation.Cost(tiny=True))
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["first_loss"]["ours"] == pytest.approx(result["first_loss"]["by_hand"], rel=1e-4)
+    assert result["convolutions"]["ours"] == result["convolutions"]["by_hand"] == 11  # 3 of the teacher, 8 to train
+    assert result["teacher_copies"]["ours"] == result["teacher_copies"]["by_hand"] == 1
+    assert math.isfinite(result["ratio"]["median"])
+    with pytest.raises(jt.InputError, match="--pairs"):
+        distillation.main(distillation.Cost(pairs=0))
+
+
+def test_cost_of_a_cached_teacher(capsys):
+    result = teacher_cache.main(teacher_cache.Cost(tiny=True))
+    assert json.loads(capsys.readouterr().out) == result
+    for kind in ("step", "whole"):
+        assert set(result[kind]["ms"]) == {"labels", "cached"}
+        assert math.isfinite(result[kind]["ratio"]["cached"]["median"])
+    with pytest.raises(jt.InputError, match="--batch-size must be at least 1; got 0"):
+        teacher_cache.main(teacher_cache.Cost(batch_size=0))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A tiny experiment with a teacher that has run, and its results; change nothing."""
+    out = tmp_path_factory.mktemp("distill_cifar10")
+    experiment = distill_cifar10.Experiment(out=out, data="digits/upright", seeds=1, tiny=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill_cifar10, "device_mesh", lambda: None)  # eight devices take long to compile for
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = distill_cifar10.main(experiment)
+        yield experiment, results
+
+
+def test_distill_cifar10(taught):
+    tiny, results = taught
+    assert set(results) == {"teacher", "student", "gain", "seconds"}
+    (alone,), (helped,) = results["student"]["labels alone"], results["student"]["with the teacher"]
+    assert all(0 <= value <= 100 for value in (results["teacher"], alone, helped))
+    assert results["gain"] == pytest.approx(helped - alone)
+    assert json.loads((tiny.out / "results.json").read_text()) == results
+    assert "| with the teacher |" in (tiny.out / "report.md").read_text()
+    assert (tiny.out / "curves.png").read_bytes()[:4] == PNG
+
+
+def test_distill_cifar10_resumes(taught, monkeypatch):
+    def no_step(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    tiny, results = taught
+    monkeypatch.setattr(jt.TrainStep, "placed", no_step)
+    again = distill_cifar10.main(tiny)
+    assert {**again, "seconds": 0} == {**results, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": "resnet21"}, "unknown model 'resnet21'"),
+        ({"teacher": "resnet57"}, "unknown model 'resnet57'"),
+        ({"seeds": 0}, "--seeds must be at least 1; got 0"),
+    ],
+)
+def test_distill_cifar10_refuses(tmp_path, changes, message):
+    experiment = distill_cifar10.Experiment(**{"out": tmp_path / "out", "data": "digits/upright", **changes})
+    with pytest.raises(jt.InputError, match=message):
+        distill_cifar10.main(experiment)
+    assert not experiment.out.exists()

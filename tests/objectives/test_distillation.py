@@ -148,6 +148,16 @@ def test_only_the_student_learns():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+def test_a_teacher_from_a_training_state():
+    model, batch = net("teacher"), a_batch()
+    fitted = jt.fit(jt.classification(model), optax.sgd(0.1), [batch] * 3, steps=3, progress=False)
+    one = jt.frozen(model, fitted.state)
+    two = jt.frozen(model, {"params": fitted.state.params["teacher"], **fitted.state.state["teacher"]})
+    assert jax.tree.all(jax.tree.map(np.array_equal, one.variables.tree, two.variables.tree))
+    with pytest.raises(jt.InputError, match=r"no model 'other' was trained in that state; it has \['teacher'\]"):
+        jt.frozen(net("other"), fitted.state)
+
+
 def test_no_labels_are_needed():
     student, teacher, batch = net(), a_teacher(net("teacher")), {"image": a_batch()["image"]}
     objective = jt.distillation(student, teacher, temperature=2.0)
