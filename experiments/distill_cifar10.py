@@ -1,10 +1,11 @@
 """From ResNet-56 to ResNet-20 on CIFAR-10: does a teacher help a student of a third of its size?
 
 The same student is trained twice, the same number of steps on the same batches from the same first weights: on the
-labels alone, and under (1 − α) · cross-entropy + α · T² KL(teacher ‖ student), the teacher seeing the student's crops
-and flips. The teacher is either trained here on the same images (`--teacher-steps`) or read from PyTorch weights
-(`--teacher-weights`, which needs PyTorch). Accuracy is that of the last step on the whole test split. Every run lies
-in its own folder under `--out`: the same command resumes whatever is unfinished.
+labels alone, and under (1 − α) · cross-entropy + α · T² KL(teacher ‖ student) + γ · hints, the squared differences of
+their inner maps, which have the same shapes in this family. The teacher sees the student's crops and flips. It is
+either trained here on the same images (`--teacher-steps`) or read from PyTorch weights (`--teacher-weights`, which
+needs PyTorch). Accuracy is that of the last step on the whole test split. Every run lies in its own folder under
+`--out`: the same command resumes whatever is unfinished.
 
     TFDS_DATA_DIR=... python -m experiments.distill_cifar10 --teacher-weights .../resnet56-4bfd9763.th
 
@@ -50,7 +51,7 @@ class Experiment:
     """PyTorch weights of the teacher (a CIFAR ResNet); without them it is trained here."""
     teacher_steps: int = 5000
     """Updates of a teacher that is trained here."""
-    steps: int = 2000
+    steps: int = 1500
     """Updates of the student, with and without the teacher."""
     batch_size: int = 64
     """Examples per update."""
@@ -61,7 +62,11 @@ class Experiment:
     temperature: float = 4.0
     """T of the distillation."""
     alpha: float = 0.9
-    """Weight of the distillation; the labels have the rest."""
+    """Weight of the class probabilities; the labels have the rest."""
+    hint: float = 3.0
+    """Weight of the maps; 0 compares class probabilities alone."""
+    taps: tuple[str, ...] = ("stage2", "stage3", "features")
+    """The outputs whose squared differences are hints; of one shape in both networks."""
     seeds: int = 3
     """Repetitions: first weights, order of the examples, crops and flips."""
     data_dir: Path | None = None
@@ -74,7 +79,9 @@ def main(experiment: Experiment) -> dict[str, Any]:
     """Trains what is not trained yet and returns the accuracies, in per cent."""
     if experiment.tiny:
         nets = {"student": "small-cnn", "teacher": "small-cnn"}
-        experiment = dataclasses.replace(experiment, **nets, steps=6, teacher_steps=10, batch_size=16)
+        experiment = dataclasses.replace(
+            experiment, **nets, taps=("features",), steps=6, teacher_steps=10, batch_size=16
+        )
     for name in (experiment.student, experiment.teacher):
         if name not in jt.models.ZOO:
             raise unknown("model", name, jt.models.ZOO)
@@ -123,7 +130,7 @@ class Bench:
             image = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), np.uint8)
             return model, jt.models.from_torch(model, e.teacher_weights, image, rules=jt.models.CIFAR_RESNET)
         fitted = self.fit(jt.classification(model), model, e.teacher_steps, seed=100, name="teacher")
-        return model, {"params": fitted.state.params[model.name], **fitted.state.state[model.name]}
+        return model, fitted.state
 
     def accuracy_of_teacher(self) -> float:
         """Returns the teacher's accuracy on the test split."""
@@ -137,6 +144,9 @@ class Bench:
         if taught:
             lesson = jt.distillation(self.student, self.teacher, temperature=e.temperature)
             objective = (1 - e.alpha) * objective + e.alpha * lesson
+            if e.hint:
+                hints = jt.distillation(self.student, self.teacher, loss=jt.losses.hint, taps=list(e.taps))
+                objective += e.hint * hints.named("hint")
         name = f"{'taught' if taught else 'alone'}-seed{seed}"
         fitted = self.fit(objective, self.student, e.steps, seed=seed, name=name)
         accuracy = 100 * fitted.history[-1]["eval/accuracy"]
@@ -148,7 +158,8 @@ class Bench:
         e = self.experiment
         crop_flip = augment.compose(augment.random_crop(4), augment.random_flip())
         schedule = optax.warmup_cosine_decay_schedule(0.0, e.rate, max(1, steps // 10), steps)
-        kept = ("out", "data_dir", "seeds")
+        left_out = {"out", "data_dir", "seeds"}
+        left_out |= set() if name.startswith("taught") else {"temperature", "alpha", "hint", "taps"}
         return jt.fit(
             objective,
             optax.chain(optax.add_decayed_weights(e.decay), optax.sgd(schedule, momentum=0.9, nesterov=True)),
@@ -159,7 +170,7 @@ class Bench:
             eval_objective=jt.classification(model),
             eval_every=-(-steps // 5),
             out=e.out / name,
-            config={k: str(v) for k, v in dataclasses.asdict(e).items() if k not in kept} | {"run": name},
+            config={k: str(v) for k, v in dataclasses.asdict(e).items() if k not in left_out} | {"run": name},
             keep=1,
             mesh=self.mesh,
         )

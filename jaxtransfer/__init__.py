@@ -16,6 +16,7 @@ from jaxtransfer.objective import Context, Mean, Objective
 from jaxtransfer.objectives import (
     cached,
     classification,
+    crd,
     distillation,
     fisher_diagonal,
     fisher_l2_sp,
@@ -58,6 +59,7 @@ __all__ = [
     "Transferred",
     "cached",
     "classification",
+    "crd",
     "data",
     "distillation",
     "ema",
