@@ -7,6 +7,9 @@ of ours (`info_nce` too) is measured in a process of its own, as resident memory
 
 Command: `python -m experiments.benchmarks.info_nce` (about 2 minutes on two cores; `--tiny` for seconds). Prints one
 JSON line.
+
+Two busy cores, medians: 0.027 s at N = 1,024 (the plain form 1.28 times that, PyTorch 16 times), 0.30 s at 4,096 (1.9
+and 15 times) with 21 MB for 294 MB of the plain form, 4.7 s at 16,384 with 68 MB. `info_nce` of 65,536: 32 s, 117 MB.
 """
 
 import dataclasses

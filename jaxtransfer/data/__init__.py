@@ -1,6 +1,6 @@
 """Data: named data sets, deterministic pipelines, exact evaluation batches, caches of a teacher's outputs."""
 
-from jaxtransfer.data import augment
+from jaxtransfer.data import augment, views
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
@@ -27,6 +27,7 @@ __all__ = [
     "pipeline",
     "prefetch_to_device",
     "split_classes",
+    "views",
     "write_outputs",
 ]
 

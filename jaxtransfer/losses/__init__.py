@@ -1,9 +1,13 @@
 """Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
 
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
+from jaxtransfer.losses.bootstrap import dino, dino_center, negative_cosine, sinkhorn, swav
 from jaxtransfer.losses.classification import cross_entropy, top_k
+from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
+from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi_hard, triplet
+from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
 from jaxtransfer.losses.relations import (
     correlation_congruence,
@@ -18,27 +22,44 @@ from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
 __all__ = [
     "CRDMemory",
     "attention_transfer",
+    "barlow_twins",
+    "batch_all",
+    "batch_hard",
     "correlation_congruence",
     "crd",
     "crd_memory",
     "cross_entropy",
+    "dcl",
+    "dino",
+    "dino_center",
     "dist",
     "dkd",
     "fisher_l2_sp",
     "fsp",
     "gaussian_correlation",
     "hint",
+    "info_nce",
     "kd",
     "l2",
     "l2_sp",
+    "mined_triplet",
+    "negative_cosine",
     "nst",
+    "nt_xent",
     "pkt",
     "review_kd",
     "rkd_angle",
     "rkd_distance",
+    "semi_hard",
+    "siglip",
     "similarity_preserving",
+    "sinkhorn",
     "squared_error",
     "standardize_logits",
+    "supcon",
+    "swav",
     "top_k",
+    "triplet",
+    "vicreg",
     "vid",
 ]

@@ -15,6 +15,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
 from jaxtransfer.objectives.classification import check_labels
+from jaxtransfer.objectives.rows import kept
 from jaxtransfer.objectives.teachers import Source, Tap, Teacher, pick, shapes_of
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
@@ -178,7 +179,7 @@ class _Comparison:
         rows: dict[str, Any] = {"student": inputs.pop("student"), "teacher": inputs.pop("teacher")}
         if "labels" in self.wants:
             rows["labels"] = view_of(batch, ("label",))
-        rows = jax.tree.map(lambda leaf: _kept(leaf, mask), rows)
+        rows = jax.tree.map(lambda leaf: kept(leaf, mask), rows)
         if "mask" in self.wants and mask is not None:
             rows["mask"] = mask
         extras = {name: inputs[name] for name in self.wants if name in inputs}
@@ -200,13 +201,6 @@ class _Comparison:
         total = value(jax.tree.map(ctx.gather, rows))
         count = ctx.sum(jnp.ones(size) if mask is None else mask)
         return Mean(total * count, count)
-
-
-def _kept(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns the rows with zeros where the mask is 0: what stands there must not reach the gradient (0 · NaN)."""
-    if mask is None:
-        return rows
-    return jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)) > 0, rows, jnp.zeros((), rows.dtype))
 
 
 def _agreement(student, teacher, batch, ctx: Context, suffix: str) -> dict[str, Mean]:

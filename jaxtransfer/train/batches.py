@@ -11,7 +11,7 @@ import jax
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch
 from jaxtransfer.train.state import TrainState
-from jaxtransfer.train.step import TrainStep, train_step
+from jaxtransfer.train.step import TrainStep, train_step, transformed
 
 _STEPS_PER_CALL = 100
 
@@ -19,9 +19,10 @@ _STEPS_PER_CALL = 100
 class FromHost:
     """Steps on batches that come from the host, the transfer of the next one under way."""
 
-    def __init__(self, objective, optimizer, data: Any, mesh, mode):
-        self.first, self._iterate = _first(data)
-        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode)
+    def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key):
+        first, self._iterate = _first(data)
+        self.first = _seen(transform, key, first)
+        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform)
         self._stream: Generator[Batch] | None = None
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
@@ -49,12 +50,11 @@ class FromHost:
 class DrawnInside:
     """Steps whose batches are drawn inside the program, several in one call."""
 
-    def __init__(self, objective, optimizer, data: Any, mesh, mode, sample, key):
-        self._step_of = functools.cache(
-            lambda size: train_step(objective, optimizer, mesh=mesh, mode=mode, sample=sample, steps_per_call=size)
-        )
+    def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key, sample):
+        options = {"mesh": mesh, "mode": mode, "sample": sample, "transform": transform}
+        self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
         self._data = self._step_of(1).place(jax.device_put(data))
-        self.first = jax.jit(sample)(key, self._data)
+        self.first = _seen(transform, key, jax.jit(sample)(key, self._data))
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
         """Returns how many steps run in one call, by default one where a loop would be slow."""
@@ -74,6 +74,11 @@ class DrawnInside:
 
     def close(self) -> None:
         """Does nothing: nothing is open."""
+
+
+def _seen(transform, key: jax.Array, batch: Batch) -> Batch:
+    """Returns a batch as the objective sees it; without a transform as it is."""
+    return batch if transform is None else jax.jit(lambda batch: transformed(transform, key, 0, batch))(batch)
 
 
 def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:

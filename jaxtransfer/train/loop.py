@@ -21,6 +21,7 @@ from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.run import open_run
 from jaxtransfer.train.state import TrainState, init
+from jaxtransfer.train.step import Transform
 
 _IN_FLIGHT = 2  # calls that the host runs ahead of the devices
 
@@ -66,6 +67,7 @@ def fit(
     mode: str = "jit",
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int | None = None,
+    transform: Transform | None = None,
     progress: bool | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
@@ -99,6 +101,7 @@ def fit(
       steps_per_call: with `sample`, steps that run in one call of the program; records, evaluations and checkpoints
         are then that many steps apart or a multiple. By default 1 on a CPU where the program holds convolutions,
         which XLA runs slowly there inside loops, else up to 100, the period of the records.
+      transform: as for `train_step`: random views inside the compiled step, for training alone.
       progress: show a progress bar; None shows it on a terminal.
       log: called with each record, in addition to the files.
 
@@ -122,9 +125,9 @@ def fit(
             checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
             stack.callback(checkpoints.close)
         source = (
-            FromHost(objective, optimizer, data, mesh, mode)
+            FromHost(objective, optimizer, data, mesh, mode, transform, key)
             if sample is None
-            else DrawnInside(objective, optimizer, data, mesh, mode, sample, key)
+            else DrawnInside(objective, optimizer, data, mesh, mode, transform, key, sample)
         )
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))

@@ -15,6 +15,8 @@ from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 
+Transform = Callable[[jax.Array, Any, jax.Array], Batch]
+
 
 class TrainStep:
     """A compiled `step(state, batch) -> (state, metrics)`; made by `train_step`.
@@ -85,6 +87,15 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
 
 
+def transformed(transform: Transform | None, key: jax.Array, step: Any, batch: Batch, axis: str | None = None) -> Batch:
+    """Returns the batch of a step after its transform; under `pmap`, of the device's part."""
+    if transform is None:
+        return batch
+    size = jax.tree.leaves(batch)[0].shape[0]
+    first = 0 if axis is None else size * jax.lax.axis_index(axis)
+    return transform(named_key(jax.random.fold_in(key, step), "transform"), batch, first + jnp.arange(size))
+
+
 def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -93,6 +104,7 @@ def train_step(
     mode: str = "jit",
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int = 1,
+    transform: Transform | None = None,
 ) -> TrainStep:
     """Compiles one gradient update of any objective, or several in one call.
 
@@ -107,6 +119,8 @@ def train_step(
       sample: `sample(key, data) -> batch` draws the global batch inside the program; the step then takes `data`, which
         lives whole on each device, in place of a batch.
       steps_per_call: with `sample`, steps that run in one call; the metrics are the means over them.
+      transform: `transform(key, batch, rows) -> batch` changes each batch inside the program, on the devices that hold
+        it: random views of images (`jt.data.views`). `rows` [B] are the numbers of the examples in the global batch.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, compiled once per batch shape, the state donated; metrics are scalars
@@ -120,6 +134,7 @@ def train_step(
 
     def update(state: TrainState, batch: Batch, frozen: tuple):
         ctx = Context(state.step, state.key, dict(zip(objective.frozen, frozen, strict=True)), axis)
+        batch = transformed(transform, state.key, state.step, batch, axis)
 
         def loss_fn(params):
             loss, new_state, metrics = objective(params, state.state, batch, ctx)

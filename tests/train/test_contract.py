@@ -89,6 +89,20 @@ OBJECTIVES = {
     ),
     "crd": lambda model, w, rng: jt.crd(model, teacher(model), examples=16, dim=4, negatives=8),
     "mean teacher": lambda model, w, rng: jt.classification(model) + jt.mean_teacher(model, decay=0.5),
+    "info_nce": lambda model, w, rng: jt.info_nce(model, tap="features", learn_temperature=True),
+    "two towers": lambda model, w, rng: jt.info_nce(model, model.named("psi"), tap="logits", temperature=0.2),
+    "siglip": lambda model, w, rng: jt.siglip(model, model.named("psi"), tap="features"),
+    "simclr": lambda model, w, rng: jt.simclr(model, tap="features"),
+    "decoupled": lambda model, w, rng: jt.decoupled(model, tap="features", sigma=0.5),
+    "supcon": lambda model, w, rng: jt.supcon(model, tap="features"),
+    "barlow twins": lambda model, w, rng: jt.barlow_twins(model, tap="features"),
+    "vicreg": lambda model, w, rng: jt.vicreg(model, tap="features"),
+    "byol": lambda model, w, rng: jt.byol(model, prediction="features", projection="features", decay=0.9),
+    "simsiam": lambda model, w, rng: jt.simsiam(model, prediction="features", projection="features"),
+    "moco": lambda model, w, rng: jt.moco(model, tap="features", queue=40, decay=0.9),
+    "nnclr": lambda model, w, rng: jt.nnclr(model, prediction="features", projection="features", queue=40),
+    "swav": lambda model, w, rng: jt.swav(model, tap="features", prototypes=5),
+    "dino": lambda model, w, rng: jt.dino(model, tap="logits", decay=0.9),
     "mutual learning": lambda model, w, rng: jt.mutual_learning([model, model.named("peer")]),
 }
 
@@ -102,7 +116,9 @@ def batches(rng, count):
         for row, y in enumerate(label):
             image[row, 2 * (y // 2) : 2 * (y // 2) + 2, 2 * (y % 2) : 2 * (y % 2) + 2] += 1
         index = rng.permutation(16).astype(np.int32)
-        out.append({"image": image.astype(np.float32), "label": label.astype(np.int32), "index": index})
+        image2 = image + 0.3 * rng.normal(size=image.shape)
+        images = {"image": image.astype(np.float32), "image2": image2.astype(np.float32)}
+        out.append({**images, "label": label.astype(np.int32), "index": index})
     return out
 
 

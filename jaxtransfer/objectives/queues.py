@@ -1,0 +1,133 @@
+"""Views that are told from earlier examples, which a queue in the state remembers: MoCo and NNCLR."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer import losses
+from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Forward, ema
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Context, Objective, named_key
+from jaxtransfer.objectives.rows import gathered, mean_of_all, unit
+from jaxtransfer.objectives.teachers import pick, shapes_of
+from jaxtransfer.objectives.views import VIEWS
+
+
+def moco(
+    model: Model,
+    *,
+    queue: int = 65536,
+    temperature: float = 0.2,
+    decay: float | Callable[[Any], Any] = 0.999,
+    views: Sequence[str] = VIEWS,
+    tap: str = "projection",
+) -> Objective:
+    """Builds momentum contrast: a view is told from a queue of earlier keys by the slow key of its other view.
+
+    (He et al. 2020, arXiv:1911.05722, τ = 0.07; Chen et al. 2020, arXiv:2003.04297, τ = 0.2.) The slow network and the
+    queue live in the state, as `<model>_ema` and `<model>_queue`. Keys of all devices enter it; batch norm sees the
+    global batch, which is what the paper's shuffling brings about.
+
+    Args:
+      model: an encoder with a projection.
+      queue: K, keys that are kept, at first random ones; not fewer than a batch has.
+      temperature: τ.
+      decay: of the slow network.
+      views: the entries of the batch: the query's, and the key's.
+      tap: the output that is compared; brought to length 1.
+
+    Returns:
+      An objective with the metric `moco`.
+
+    Raises:
+      InputError: at init, for a batch larger than the queue.
+    """
+    fast, slow, name = Forward.of(model, views[0]), Forward.of(ema(model, decay), views[1]), f"{model.name}_queue"
+
+    def term(outputs, params, state, batch, ctx: Context):
+        query, key = (pick(f"model {model.name!r}", outputs[forward], tap) for forward in (fast, slow))
+        rows, mask = gathered({"query": query, "key": jax.lax.stop_gradient(key)}, batch, ctx)
+        keys = state[name]["keys"]
+        values = losses.info_nce(
+            rows["query"], rows["key"], temperature=temperature, negatives=keys, normalize=True, mask=mask
+        )
+        value = mean_of_all(values, mask)
+        if ctx.train:
+            state = {**state, name: _enqueued(state[name], unit(rows["key"]), mask)}
+        return value.value, state, {"moco": value}
+
+    return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue))
+
+
+def nnclr(
+    model: Model,
+    *,
+    queue: int = 16384,
+    temperature: float = 0.1,
+    views: Sequence[str] = VIEWS,
+    prediction: str = "prediction",
+    projection: str = "projection",
+) -> Objective:
+    """Builds NNCLR: the nearest earlier projection of one view against the predictions of the other view.
+
+    (Dwibedi et al. 2021, arXiv:2104.14548): −log exp(nn(z₁)·p₂/τ) / Σ_k exp(nn(z₁)·p₂ₖ/τ), the mean over the two ways,
+    nn in a queue that lives in the state as `<model>_queue` and takes in the projections of the first view.
+
+    Args:
+      model: an encoder with a projection and a prediction of it.
+      queue: projections that are kept; not fewer than a batch has.
+      temperature: τ.
+      views: the entries of the batch.
+      prediction: the output that is compared with a neighbour.
+      projection: the output whose neighbour is looked up; both are brought to length 1.
+
+    Returns:
+      An objective with the metric `nnclr`.
+
+    Raises:
+      InputError: at init, for a batch larger than the queue.
+    """
+    run, name = Forward.of(model, views), f"{model.name}_queue"
+
+    def term(outputs, params, state, batch, ctx: Context):
+        taps = {"p": prediction, "z": projection}
+        found = {f"{k}{n}": pick(f"model {model.name!r}", one, tap) for k, tap in taps.items()
+                 for n, one in enumerate(outputs[run], 1)}  # fmt: skip
+        rows, mask = gathered(found, batch, ctx)
+        support = state[name]["keys"]
+        ways = []
+        for z, p in (("z1", "p2"), ("z2", "p1")):
+            nearest = support[jnp.argmax(unit(jax.lax.stop_gradient(rows[z])) @ support.T, axis=1)]
+            ways.append(losses.info_nce(nearest, rows[p], temperature=temperature, normalize=True, mask=mask))
+        value = mean_of_all((ways[0] + ways[1]) / 2, mask)
+        if ctx.train:
+            state = {**state, name: _enqueued(state[name], unit(rows["z1"]), mask)}
+        return value.value, state, {"nnclr": value}
+
+    return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue))
+
+
+def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tuple[Any, Any]]:
+    """Returns the setup of a queue of `size` random unit vectors."""
+
+    def setup(key, batch):
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows > size:
+            raise InputError(f"the queue holds {size} vectors, fewer than a batch of {rows}; make it larger")
+        dim = pick(f"model {forward.model.name!r}", shapes_of(forward, batch), tap).shape[-1]
+        vectors = jax.random.normal(named_key(key, name), (size, dim))
+        return {}, {name: {"keys": unit(vectors), "place": jnp.zeros((), jnp.int32)}}
+
+    return setup
+
+
+def _enqueued(queue: Any, rows: jax.Array, mask: jax.Array) -> Any:
+    """Returns the queue with new vectors in the place of the oldest; those whose mask is 0 are skipped."""
+    size, counted = len(queue["keys"]), mask > 0
+    offsets = jnp.cumsum(counted) - 1
+    places = jnp.where(counted, (queue["place"] + offsets) % size, size)
+    keys = queue["keys"].at[places].set(jax.lax.stop_gradient(rows).astype(queue["keys"].dtype), mode="drop")
+    return {"keys": keys, "place": ((queue["place"] + jnp.sum(counted)) % size).astype(jnp.int32)}

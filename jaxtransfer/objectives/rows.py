@@ -1,0 +1,39 @@
+"""What objectives do with the rows of a batch: leave some out, and bring those of all devices together."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.objective import Batch, Context, Mean
+
+
+def kept(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns the rows with zeros where the mask is 0: what stands there must not reach the gradient (0 · NaN)."""
+    if mask is None:
+        return rows
+    return jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)) > 0, rows, jnp.zeros((), rows.dtype))
+
+
+def gathered(rows: dict[str, Any], batch: Batch, ctx: Context) -> tuple[dict[str, Any], jax.Array]:
+    """Returns entries of all devices' rows, zero where the batch's mask is 0, and that mask, ones without one."""
+    mask = batch.get("mask")
+    rows = {name: jax.tree.map(lambda leaf: ctx.gather(kept(leaf, mask)), entry) for name, entry in rows.items()}
+    size = jax.tree.leaves(rows)[0].shape[0]
+    return rows, jnp.ones(size) if mask is None else ctx.gather(mask)
+
+
+def mean_of_all(values: jax.Array, mask: jax.Array) -> Mean:
+    """Returns the mean of values [B] of all devices' rows, or a scalar of them, counted by `mask` [B]."""
+    if values.ndim == 0:
+        count = jnp.sum(mask).astype(values.dtype)
+        return Mean(values * count, count)
+    weights = (mask > 0).astype(values.dtype)
+    return Mean(jnp.sum(jnp.where(weights > 0, values, 0)), jnp.sum(weights))
+
+
+def unit(rows: jax.Array) -> jax.Array:
+    """Returns vectors of length 1, in at least float32; zero stays zero, with a finite gradient."""
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
+    return rows * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
