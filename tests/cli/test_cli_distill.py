@@ -20,7 +20,7 @@ SMALL = (
     "--eval-split",
     "test[:64]",
 )
-FAST = ("kd", "rkd", "hint")
+FAST = ("kd", "hint")
 
 
 @pytest.fixture(scope="module")

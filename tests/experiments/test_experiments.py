@@ -232,6 +232,7 @@ def taught(tmp_path_factory):
         yield experiment, results
 
 
+@pytest.mark.slow
 def test_distill_cifar10(taught):
     tiny, results = taught
     assert set(results) == {"teacher", "student", "gain", "seconds"}
@@ -243,6 +244,7 @@ def test_distill_cifar10(taught):
     assert (tiny.out / "curves.png").read_bytes()[:4] == PNG
 
 
+@pytest.mark.slow
 def test_distill_cifar10_resumes(taught, monkeypatch):
     def no_step(*args, **kwargs):
         raise AssertionError("trained again")

@@ -122,7 +122,10 @@ def batches(rng, count):
     return out
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+ALIKE = ("label smoothing", "l2 only", "scheduled", "siglip", "decoupled", "supcon", "barlow twins", "simsiam", "nnclr")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in OBJECTIVES])
 def test_contract(name, mesh_of):
     rng = np.random.default_rng(1)
     data, traces = batches(rng, 3), []
