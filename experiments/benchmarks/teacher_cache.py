@@ -8,7 +8,8 @@ ratios to the plain steps, of the rounds, should be at most 1.15 with the cache 
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.teacher_cache --live
 
-FIGURES
+Two idle cores, 34 s without --live: 1.09 for the step alone (quartiles 1.04 and 1.13; 46.8 against 43.0 ms), 1.11 with
+pipeline and transfer (1.08 and 1.14). On busy cores ResNet-20 had 1.02 and 1.08, and the live ResNet-18 about 7.
 """
 
 import dataclasses
