@@ -22,6 +22,7 @@ class Perceptron(nn.Module):
     sizes: tuple[int, ...]
     batch_norm: bool = True
     last_norm: bool = False
+    last_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
     axis: str | None = None
@@ -33,7 +34,7 @@ class Perceptron(nn.Module):
         for number, size in enumerate(self.sizes, 1):
             last = number == len(self.sizes)
             norm = self.batch_norm and (self.last_norm or not last)
-            x = nn.Dense(size, use_bias=not norm, name=f"dense{number}", **kinds)(x)
+            x = nn.Dense(size, use_bias=not norm and (self.last_bias or not last), name=f"dense{number}", **kinds)(x)
             if norm:
                 x = BatchNorm(train, axis=self.axis, name=f"norm{number}", **kinds)(x)
             x = x if last else nn.relu(x)
@@ -41,23 +42,30 @@ class Perceptron(nn.Module):
 
 
 def head(
-    *sizes: int, batch_norm: bool = True, last_norm: bool = False, dtype: Any = None, param_dtype: Any = jnp.float32
+    *sizes: int,
+    batch_norm: bool = True,
+    last_norm: bool = False,
+    last_bias: bool = True,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
 ) -> Model:
     """Returns a perceptron from vectors to vectors, with ReLU between its layers: a projector or a predictor.
 
     SimCLR projects by `head(2048, 128)`, BYOL projects and predicts by `head(4096, 256)`, SimSiam, Barlow Twins and
-    VICReg have three layers (SimSiam with `last_norm=True`).
+    VICReg have three layers (SimSiam's with `last_norm=True`, the others' with `last_bias=False`: their losses don't
+    see a shift).
 
     Args:
       *sizes: outputs of the layers; the last one is the dimension of the embedding.
       batch_norm: whether each layer but the last is followed by batch norm.
       last_norm: whether the last one is, too.
+      last_bias: whether the last one adds a bias, where it has no batch norm.
       dtype: type of the computation; None infers it.
       param_dtype: type of the parameters.
     """
     if not sizes or min(sizes) < 1:
         raise InputError(f"a head needs the sizes of its layers, at least 1 each; got {sizes}")
-    return linen(Perceptron(sizes, batch_norm, last_norm, dtype=dtype, param_dtype=param_dtype), name="head")
+    return linen(Perceptron(sizes, batch_norm, last_norm, last_bias, dtype=dtype, param_dtype=param_dtype), name="head")
 
 
 def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
