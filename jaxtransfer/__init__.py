@@ -7,7 +7,7 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, meta, methods, models, optim, tree
+from jaxtransfer import data, losses, meta, methods, models, optim, representation, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
@@ -106,6 +106,7 @@ __all__ = [
     "optim",
     "over_views",
     "regression",
+    "representation",
     "siglip",
     "simclr",
     "simsiam",

@@ -1,0 +1,230 @@
+"""How good a representation is: neighbours, a linear probe, retrieval, how it fills the sphere, and a picture."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Batch
+
+_BLOCK = 1024  # queries that are compared at a time
+
+
+class Embedded(NamedTuple):
+    """Embeddings of a data set.
+
+    Attributes:
+      features: float32 [N, D].
+      labels: int32 [N]; empty where the batches have none.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = "features", view: str = "image"):
+    """Runs a model in inference mode over all examples.
+
+    Args:
+      model: the model.
+      variables: `{"params": ..., **state}`.
+      batches: such as `jt.data.eval_batches` gives; rows with `mask` 0 are left out.
+      tap: the output that is kept, flattened.
+      view: the entry of the batch.
+
+    Returns:
+      An `Embedded`.
+
+    Raises:
+      InputError: for an output that does not exist, and where there is no example.
+    """
+
+    @jax.jit
+    def run(variables, inputs):
+        outputs, _ = model.apply(variables, inputs, train=False, key=None)
+        if tap not in outputs:
+            raise InputError(f"model {model.name!r} has no output {tap!r}; it has {', '.join(sorted(outputs))}")
+        return outputs[tap].reshape(len(outputs[tap]), -1).astype(jnp.float32)
+
+    features, labels, variables = [], [], jax.device_put(variables)
+    for batch in batches:
+        kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0
+        features.append(np.asarray(run(variables, batch[view]))[kept])
+        if "label" in batch:
+            labels.append(np.asarray(batch["label"])[kept])
+    if not features or not sum(map(len, features)):
+        raise InputError("embed: expected at least one example, got none; is the split empty?")
+    return Embedded(np.concatenate(features), np.concatenate(labels) if labels else np.empty(0, np.int32))
+
+
+def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: float = 0.07) -> float:
+    """Computes the accuracy of the weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
+
+    Each of the k nearest training examples by the cosine votes for its class with the weight exp(cosine / τ).
+
+    Args:
+      train: embeddings with labels.
+      test: the same of the examples that are classified.
+      k: neighbours; all training examples where there are fewer.
+      temperature: τ.
+
+    Returns:
+      The share of test examples whose class has the most votes.
+
+    Raises:
+      InputError: without labels, for embeddings of other dimensions, for k below one.
+    """
+    _check(train, test)
+    if k < 1 or not temperature > 0:
+        raise InputError(f"expected k of at least 1 and a positive temperature; got {k} and {temperature}")
+    classes, k = int(max(train.labels.max(), test.labels.max())) + 1, min(k, len(train.features))
+
+    @jax.jit
+    def votes(queries, bank, labels):
+        cosines, nearest = jax.lax.top_k(queries @ bank.T, k)
+        weights = jnp.exp((cosines - cosines[:, :1]) / temperature)
+        return jnp.argmax(jnp.sum(jax.nn.one_hot(labels[nearest], classes) * weights[..., None], axis=1), axis=-1)
+
+    bank, labels = jax.device_put((_unit(train.features), train.labels))
+    guesses = [np.asarray(votes(rows, bank, labels)) for rows in _blocks(_unit(test.features))]
+    return float(np.mean(np.concatenate(guesses)[: len(test.labels)] == test.labels))
+
+
+def linear_probe(
+    train: Embedded, test: Embedded, *, strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), seed: int = 0
+) -> float:
+    """Fits an L2-regularised logistic regression to convergence (L-BFGS, scikit-learn) and returns its test accuracy.
+
+    Minimises (1/n) Σ CE + strength · ½‖W‖² on standardised features. Where several strengths are given, a tenth of the
+    training examples, held out by `seed`, chooses; the chosen one is fitted to all of them.
+
+    Args:
+      train: embeddings with labels.
+      test: the same of the test examples.
+      strengths: of the penalty.
+      seed: of the held-out part.
+
+    Raises:
+      InputError: without labels, for embeddings of other dimensions, or a strength that isn't positive.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    _check(train, test)
+    if not strengths or min(strengths) <= 0:
+        raise InputError(f"strengths must be positive; got {list(strengths)}")
+    mean, std = train.features.mean(0), np.maximum(train.features.std(0), 1e-6)
+    x, y = (train.features - mean) / std, train.labels
+
+    def fitted(x, y, strength):
+        return LogisticRegression(C=1 / (strength * len(x)), max_iter=2000, tol=1e-5).fit(x, y)
+
+    best = strengths[0]
+    if len(strengths) > 1:
+        held = np.random.default_rng(seed).permutation(len(x))[: max(1, len(x) // 10)]
+        rest = np.setdiff1d(np.arange(len(x)), held)
+        best = max(strengths, key=lambda strength: fitted(x[rest], y[rest], strength).score(x[held], y[held]))
+    return float(fitted(x, y, best).score((test.features - mean) / std, test.labels))
+
+
+def recall_at_k(
+    queries: np.ndarray, gallery: np.ndarray, relevant: np.ndarray, *, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Computes how often the k nearest of a gallery, by the cosine, have a relevant one among them.
+
+    Args:
+      queries: float [N, D], embeddings by one tower.
+      gallery: float [M, D], by the other.
+      relevant: bool [N, M], or the pair's number in the gallery, integers [N].
+      ks: the k's, each at most M.
+
+    Returns:
+      The share of queries, by k.
+
+    Raises:
+      InputError: for shapes that do not fit, or a k out of range.
+    """
+    queries, gallery, relevant = map(np.asarray, (queries, gallery, relevant))
+    count = len(gallery)
+    if relevant.ndim == 1:
+        relevant = relevant[:, None] == np.arange(count)[None]
+    if queries.ndim != 2 or queries.shape[1:] != gallery.shape[1:] or relevant.shape != (len(queries), count):
+        raise InputError(
+            f"expected queries [N, D], gallery [M, D], relevant [N, M] or [N]; got {queries.shape}, {gallery.shape}, "
+            f"{relevant.shape}"
+        )
+    if min(ks) < 1 or max(ks) > count:
+        raise InputError(f"k must be between 1 and the gallery's {count}; got {list(ks)}")
+    top = jax.jit(lambda rows, bank: jax.lax.top_k(rows @ bank.T, max(ks))[1])
+    bank = jax.device_put(_unit(gallery))
+    nearest = np.concatenate([np.asarray(top(rows, bank)) for rows in _blocks(_unit(queries))])[: len(queries)]
+    hits = np.take_along_axis(relevant, nearest, axis=1)
+    return {k: float(hits[:, :k].any(axis=1).mean()) for k in ks}
+
+
+def alignment(one: np.ndarray, other: np.ndarray) -> float:
+    """Computes the mean of ‖x̂ − ŷ‖² over pairs [N, D] (Wang and Isola 2020, arXiv:2005.10242); 0 is best."""
+    return float(np.mean(np.sum(np.square(_unit(one) - _unit(other)), axis=1)))
+
+
+def uniformity(features: np.ndarray, *, t: float = 2.0) -> float:
+    """Computes log mean exp(−t ‖x̂ᵢ − x̂ⱼ‖²) over all pairs i ≠ j of [N, D] (Wang and Isola 2020); lower is better."""
+    x = _unit(features)
+    if len(x) < 2:
+        raise InputError(f"uniformity is of pairs; got {len(x)} embeddings")
+    sums = jax.jit(lambda rows, bank: jnp.sum(jnp.exp(-t * jnp.maximum(2 - 2 * rows @ bank.T, 0)), axis=1))
+    bank = jax.device_put(x)
+    total = np.concatenate([np.asarray(sums(rows, bank)) for rows in _blocks(x)])[: len(x)].astype(np.float64)
+    return float(np.log((total.sum() - len(x)) / (len(x) * (len(x) - 1))))
+
+
+def plot_embedding(embedded: Embedded, path: str | Path, *, names: Sequence[str] = (), method: Any = None) -> None:
+    """Draws embeddings in the plane, coloured by class.
+
+    Args:
+      embedded: embeddings with labels.
+      path: of the PNG.
+      names: of the classes.
+      method: what brings them to two dimensions: anything with `fit_transform`, `sklearn.manifold.TSNE()` or
+        `umap.UMAP()` say; principal components by default.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.decomposition import PCA
+
+    points = (method or PCA(2)).fit_transform(embedded.features)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axis = figure.subplots()
+    for label in np.unique(embedded.labels):
+        chosen = points[embedded.labels == label]
+        name = names[label] if len(names) > label else str(label)
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=6, alpha=0.6, label=name)
+    axis.set(xticks=[], yticks=[])
+    axis.legend(frameon=False, markerscale=2, fontsize="small")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _check(train: Embedded, test: Embedded) -> None:
+    for name, one in (("train", train), ("test", test)):
+        if len(one.labels) != len(one.features) or not len(one.features):
+            raise InputError(
+                f"{name}: expected a label for each embedding; got {len(one.labels)} and {len(one.features)}"
+            )
+    if train.features.shape[1] != test.features.shape[1]:
+        raise InputError(f"expected the same dimensions; got {train.features.shape[1]} and {test.features.shape[1]}")
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _blocks(rows: np.ndarray) -> Iterable[np.ndarray]:
+    """Yields the rows in blocks of one shape, the last one filled with zeros: one program serves all."""
+    size = min(_BLOCK, len(rows))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield np.concatenate([part, np.zeros((size - len(part), rows.shape[1]), rows.dtype)])
