@@ -9,7 +9,15 @@ needs PyTorch). Accuracy is that of the last step on the whole test split. Every
 
     TFDS_DATA_DIR=... python -m experiments.distill_cifar10 --teacher-weights .../resnet56-4bfd9763.th
 
-FIGURES
+Two cores that other jobs used too, 59 minutes: the teacher's published weights have 93.39 %; the student, on the first
+20,000 training images after 1,500 steps of 64, mean of three seeds (and each):
+
+    labels alone      72.61 %  (72.06, 72.23, 73.54)
+    with the teacher  80.40 %  (80.11, 79.69, 81.41)
+
+Most of that comes from the maps in so short a training: with `--hint 0 --steps 2000` one seed went from 76.48 to
+77.91 %, and after 600 steps class probabilities alone helped not at all (58.7 and 58.6 %, with the maps 65.9 %). The
+temperature, α and γ were not tuned beyond that.
 """
 
 import dataclasses

@@ -22,6 +22,7 @@ class Frozen:
 
     def __init__(self, tree: Tree):
         self.tree = tree
+        self.placed: dict[Any, Tree] = {}  # by placement: training and evaluation share what is on the devices
 
     def __eq__(self, other):
         return isinstance(other, Frozen) and self.tree is other.tree

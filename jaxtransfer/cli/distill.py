@@ -105,8 +105,10 @@ class Distill:
             raise unknown("loss", self.loss, LESSONS)
         at_least(self, 0, "weight", "label_weight")
         at_least(self, 1, "generations")
-        if self.temperature is not None and not self.temperature > 0:
-            raise InputError(f"--temperature must be positive; got {self.temperature}")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InputError(f"--temperature must be positive and finite; got {self.temperature}")
+        if self.weight == 0 and self.label_weight == 0:
+            raise InputError("--weight and --label-weight are both 0, which leaves nothing to learn from")
         if self.cache is None:
             return
         if len(self.teacher) > 1 or self.generations > 1:

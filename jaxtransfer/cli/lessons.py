@@ -122,14 +122,16 @@ def taps_of(
         common = sorted(common, key=lambda tap: (-int(np.prod(student[tap].shape[1:3])), list(student).index(tap)))
         if not common or (kind == TOGETHER and len(common) < 2):
             raise InputError(
-                f"--loss {name} compares maps, and the two networks have none of the same name; choose with --taps "
-                f"student=teacher. Student: {', '.join(student)}; teacher: {', '.join(teacher)}"
+                f"--loss {name} compares maps [B, H, W, C], and the two networks have none of the same name; choose "
+                f"with --taps student=teacher. Student: {', '.join(student)}; teacher: {', '.join(teacher)}"
             )
         pairs = [(tap, tap) for tap in (common[-1:] if kind == LAST else common)]
     for mine, other in pairs:
         for tap, whose, known in ((mine, "the student", student), (other, source, teacher)):
             if tap not in known:
                 raise unknown(f"output of {whose}", tap, known)
+    if len({mine for mine, _ in pairs}) < len(pairs):
+        raise InputError(f"--taps names an output of the student twice: {', '.join(asked)}; name each once")
     if kind == TOGETHER:
         return {tuple(mine for mine, _ in pairs): tuple(other for _, other in pairs)}
     return dict(pairs)

@@ -20,7 +20,6 @@ from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError
 
-PREFIX = "teacher_"  # a column is called by this and the name of the output
 NOTE = "teacher_cache.json"
 _FORMAT = 1
 SPLIT = "examples"
@@ -57,11 +56,12 @@ class TeacherCache:
         """Size of all outputs in bytes."""
         return len(self) * bytes_per_example(self.note)
 
-    def columns_for(self, dataset: Dataset) -> dict[str, Column]:
+    def columns_for(self, dataset: Dataset, teacher: str = "teacher") -> dict[str, Column]:
         """The outputs as columns of the data set that they were computed on.
 
         Args:
           dataset: that data set, loaded as it was then; choose examples after the columns are added.
+          teacher: what the columns' names begin with.
 
         Returns:
           `teacher_logits` [N, C], say, for each output: arrays below 2 GiB in all, else what reads the files.
@@ -71,8 +71,8 @@ class TeacherCache:
         """
         self._check(dataset)
         if self.nbytes >= _MEMORY_LIMIT:
-            return {PREFIX + name: _StoredColumn(self, name) for name in self.note["outputs"]}
-        return {PREFIX + name: values for name, values in self._loaded.items()}
+            return {f"{teacher}_{name}": _StoredColumn(self, name) for name in self.note["outputs"]}
+        return {f"{teacher}_{name}": values for name, values in self._loaded.items()}
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """The output `name` [n, ...] of the examples `rows`, int64 [n]."""
@@ -141,12 +141,13 @@ class _StoredColumn:
         return self.cache.read(self.name, rows)
 
 
-def attach_outputs(dataset: Dataset, cache: TeacherCache) -> Dataset:
+def attach_outputs(dataset: Dataset, cache: TeacherCache, teacher: str = "teacher") -> Dataset:
     """Adds a teacher's outputs to the data set that they were computed on.
 
     Args:
       dataset: that data set, whole; `subset`, `select` and `take` come after.
       cache: what `open_outputs` gave.
+      teacher: what the columns' names begin with, and `jt.cached` is called; of several teachers each its own.
 
     Returns:
       The data set with the columns `teacher_logits`, ...; pipelines refuse to augment it.
@@ -154,7 +155,7 @@ def attach_outputs(dataset: Dataset, cache: TeacherCache) -> Dataset:
     Raises:
       InputError: where the data set is another one, or the files are damaged.
     """
-    return dataset.with_columns(cache.columns_for(dataset), of_image=True)
+    return dataset.with_columns(cache.columns_for(dataset, teacher), of_image=True)
 
 
 def outputs_note(dataset: Dataset, outputs: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:

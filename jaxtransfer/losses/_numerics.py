@@ -1,6 +1,7 @@
 """What the distillation losses share: lengths and spreads whose gradients stay finite, pooling, checks of shapes."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -99,3 +100,9 @@ def kept_rows(mask: jax.Array | None, batch: int) -> jax.Array:
     if mask.shape != (batch,):
         raise InputError(f"mask must have one entry per example, ({batch},); got {mask.shape}")
     return mask != 0
+
+
+def check_temperature(temperature) -> None:
+    """Raises for a temperature that is known and not positive and finite; a traced one passes."""
+    if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < float("inf"):
+        raise InputError(f"temperature must be positive and finite; got {temperature}")

@@ -136,5 +136,6 @@ def crd(
         new = normalize(momentum * rows[drawn[:, 0]] + (1 - momentum) * jax.lax.stop_gradient(x)).astype(old.dtype)
         return old.at[jnp.where(used, drawn[:, 0], examples)].set(new, mode="drop")
 
-    new = CRDMemory(moved(memory.student, s_rows, s), moved(memory.teacher, t_rows, t), student_norm, teacher_norm)
+    norms = (new.astype(old.dtype) for new, old in zip((student_norm, teacher_norm), memory[2:], strict=True))
+    new = CRDMemory(moved(memory.student, s_rows, s), moved(memory.teacher, t_rows, t), *norms)
     return values, jax.lax.stop_gradient(new)

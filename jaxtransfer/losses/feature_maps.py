@@ -53,7 +53,8 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, p: float = 2) 
     """Computes mean (Q(s) − Q(t))² over positions, Q = F/‖F‖ with F = mean_c |A_c|^p (arXiv:1612.03928).
 
     Zagoruyko & Komodakis 2017. The paper writes ‖Q(s) − Q(t)‖₂; the authors' code takes the mean of squares, as here.
-    Of maps of two sizes the larger is averaged to the smaller before the power, as in RepDistiller.
+    Of maps of two sizes the larger is averaged to the smaller before the power, as in RepDistiller, which leaves out
+    the absolute value: for odd p that differs where activations are negative.
 
     Args:
       student: float [B, H, W, C].

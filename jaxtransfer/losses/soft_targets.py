@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import centre, check_same, kept_rows, norm, wide
+from jaxtransfer.losses._numerics import centre, check_same, check_temperature, kept_rows, norm, wide
 
 
 @jax.custom_jvp
@@ -97,6 +97,7 @@ def kd(
       InputError: where the shapes differ.
     """
     check_same(student_logits, teacher_logits, "logits [batch, classes]", 2)
+    check_temperature(temperature)
     student, teacher = wide(student_logits, teacher_logits)
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
@@ -133,6 +134,7 @@ def dkd(
       InputError: where the shapes do not fit.
     """
     check_same(student_logits, teacher_logits, "logits [batch, classes]", 2)
+    check_temperature(temperature)
     batch, classes = student_logits.shape
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(
@@ -194,6 +196,7 @@ def dist(
       InputError: where the shapes do not fit.
     """
     check_same(student_logits, teacher_logits, "logits [batch, classes]", 2)
+    check_temperature(temperature)
     student, teacher = wide(student_logits, teacher_logits)
     keep = kept_rows(mask, len(student))
     p, q = (jax.nn.softmax(jnp.where(keep[:, None], z, 0) / temperature, axis=-1) for z in (student, teacher))

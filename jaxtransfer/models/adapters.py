@@ -22,7 +22,7 @@ def regressor(*, hidden: tuple[int, ...] = ()) -> Model:
     """Returns the regressor of FitNets (Romero et al. 2015, arXiv:1412.6550): the student's map to the teacher's shape.
 
     A 1×1 convolution (a linear layer, for vectors) to the teacher's channels; a map of another size is resized to the
-    teacher's, by averages where it shrinks.
+    teacher's, linearly, smoothed where it shrinks.
 
     Args:
       hidden: channels of further 1×1 convolutions before it, each with ReLU.

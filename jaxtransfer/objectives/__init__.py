@@ -10,7 +10,7 @@ from jaxtransfer.objectives.fisher import fisher_diagonal
 from jaxtransfer.objectives.mutual import mean_teacher, mutual_learning
 from jaxtransfer.objectives.queues import moco, nnclr
 from jaxtransfer.objectives.regression import regression
-from jaxtransfer.objectives.teachers import cached
+from jaxtransfer.objectives.teachers import cached, peer
 from jaxtransfer.objectives.views import barlow_twins, decoupled, info_nce, over_views, siglip, simclr, supcon, vicreg
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "mutual_learning",
     "nnclr",
     "over_views",
+    "peer",
     "regression",
     "siglip",
     "simclr",

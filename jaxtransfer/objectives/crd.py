@@ -55,7 +55,8 @@ def crd(
     for name, value in (("examples - 1", examples - 1), ("dim", dim), ("negatives", negatives)):
         if value < 1:
             raise InputError(f"crd: {name} must be at least 1; got {value}")
-    run, source, name = Forward.of(student, view), Source.of(teacher, view), f"{student.name}_crd"
+    run, source = Forward.of(student, view), Source.of(teacher, view)
+    name = f"{student.name}_{tap}_crd_{source.name}"
     forwards = (run, *((source.forward,) if source.forward is not None else ()))
 
     def features(outputs, batch):

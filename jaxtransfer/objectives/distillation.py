@@ -44,7 +44,7 @@ def distillation(
     Args:
       student: what trains.
       teacher: `jt.frozen(model, variables)`; `jt.ema(student)`, a mean teacher; `jt.cached()`, whose outputs the data
-        bring along; another model that trains in another term (mutual learning); or several of these.
+        bring along; `jt.peer(model)`, which trains in another term (mutual learning); or several of these.
       temperature: T of the default loss, 4 where nothing is said; not together with `loss`.
       loss: `loss(student, teacher)` of the tapped outputs, such as `functools.partial(jt.losses.dkd, beta=2.0)`:
         values [B], which are averaged with the batch's mask, or a scalar where examples meet, which then gets all rows
@@ -55,7 +55,7 @@ def distillation(
         `fsp` and `review_kd`.
       adapter: brings the two to one shape: a model of `(student, teacher)` whose outputs are `student`, `teacher` or
         both, and more for the loss; `jt.models.adapters` has some. It is trained along, under a name of its own for
-        each pair: `<student>_<tap>_to_<teacher>`.
+        each pair: `<student>_<tap>_to_<teacher>_<adapter>`.
       weights: w_k, one per teacher; 1 / (number of teachers) by default.
       learn_weights: learn them with the student by uncertainty, Σ_k w_k (e^(−s_k) L_k + s_k) with s_k from 0 (Kendall
         et al. 2018, arXiv:1705.07115), which a plain learned weight would bring to zero. Metrics:
@@ -74,9 +74,11 @@ def distillation(
         raise InputError("temperature is of the default loss; give functools.partial(loss, temperature=...) instead")
     if loss is None:
         temperature = 4.0 if temperature is None else temperature
-        if not temperature > 0:
-            raise InputError(f"temperature must be positive; got {temperature}")
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"temperature must be positive and finite; got {temperature}")
         loss = functools.partial(losses.kd, temperature=temperature)
+    if not isinstance(student, Model):
+        raise InputError(f"expected a model to train as the student; got {type(student).__name__}")
     run = Forward.of(student, view)
     given = (teacher,) if not isinstance(teacher, Sequence) else tuple(teacher)
     sources = [Source.of(one, teacher_view or view) for one in given]
@@ -125,7 +127,7 @@ def distillation(
                     f"{other.shape[-1]}; build the student with the teacher's classes, or compare other outputs (taps=)"
                 )
         if "labels" in compare.wants:
-            check_labels(student.name, outputs[run]["logits"].shape[-1], batch)
+            check_labels(student.name, pick(f"student {student.name!r}", outputs[run], "logits").shape[-1], batch)
 
     forwards = (run, *(source.forward for source in sources if source.forward is not None))
     adapters = tuple(pair.adapter for pair in pairs if pair.adapter is not None)
@@ -169,9 +171,13 @@ class _Comparison:
     """A loss with what it asks for besides the two outputs."""
 
     def __init__(self, loss: Callable[..., jax.Array]):
+        if not callable(loss):
+            raise InputError(f"loss must be a function of two outputs, jt.losses.hint say; got {loss!r}")
         self.loss = loss
-        bound = getattr(loss, "keywords", {})
-        self.wants = [name for name in inspect.signature(loss).parameters if name not in bound]
+        bound, parameters = getattr(loss, "keywords", {}), inspect.signature(loss).parameters
+        self.wants = [name for name in parameters if name not in bound]
+        named = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY and one.default is one.empty}
+        self.needs = named - set(bound)
 
     def __call__(self, inputs: dict[str, Any], batch: Batch, ctx: Context) -> Mean:
         """Returns the mean over the global batch."""
@@ -183,6 +189,11 @@ class _Comparison:
         if "mask" in self.wants and mask is not None:
             rows["mask"] = mask
         extras = {name: inputs[name] for name in self.wants if name in inputs}
+        if missing := sorted(self.needs - rows.keys() - extras.keys()):
+            raise InputError(
+                f"the loss needs {missing[0]!r}, which neither the batch nor an adapter gives: bind it, "
+                f"functools.partial(loss, {missing[0]}=...), or take an adapter with that output"
+            )
 
         def value(rows):
             rows = dict(rows)
@@ -234,7 +245,8 @@ def _pairs(student: Model, sources: list[Source], taps: list[tuple[Tap, Tap]], a
     for number, source in enumerate(sources):
         for mine, other in taps:
             text = "_".join(mine) if isinstance(mine, tuple) else mine
-            name = f"{student.name}_{text}_to_{source.name}" + (f"_{number}" if several else "")
+            kind = "" if adapter is None else f"_{adapter.name}"
+            name = f"{student.name}_{text}_to_{source.name}" + (f"_{number}" if several else "") + kind
             own = None if adapter is None else adapter.named(name)
             pairs.append(_Pair(name, f"{number}/{text}" if several else text, student.name, source, mine, other, own))
     return pairs

@@ -13,6 +13,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
 from jaxtransfer.objectives.classification import classification
 from jaxtransfer.objectives.distillation import distillation
+from jaxtransfer.objectives.teachers import peer
 
 
 def _softmax_mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -82,7 +83,7 @@ def mutual_learning(
         )
     terms = []
     for student in students:
-        peers = [one for one in students if one is not student]
+        peers = [peer(one) for one in students if one is not student]
         terms.append(classification(student, view=view).named(student.name))
         term = distillation(student, peers, temperature=temperature, view=view)
         terms.append(weight * term.named(f"{student.name}/mutual"))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.forward import Average, Forward, FrozenModel
+from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, view_of
 
@@ -35,7 +35,24 @@ def cached(name: str = "teacher") -> Cached:
     return Cached(name)
 
 
-Teacher = FrozenModel | Model | Average | Cached
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A model that trains in another term of the sum; made by `peer`."""
+
+    model: Model
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+
+def peer(model: Model) -> Peer:
+    """Returns a model that trains in another term as a teacher: its outputs are targets, no gradient flows into it."""
+    return Peer(model)
+
+
+Teacher = FrozenModel | Peer | Average | Cached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +78,13 @@ class Source:
         """
         if isinstance(teacher, Cached):
             return cls(teacher.name, cache=teacher)
-        if not isinstance(teacher, FrozenModel | Model | Average):
+        if not isinstance(teacher, FrozenModel | Peer | Average):
             raise InputError(
-                f"expected a teacher: jt.frozen(model, variables), jt.ema(model), jt.cached(), or a model that trains "
-                f"in another term; got {type(teacher).__name__}"
+                f"expected a teacher: jt.frozen(model, variables), jt.ema(model), jt.cached(), or jt.peer(model), "
+                f"which trains in another term; got {type(teacher).__name__}"
             )
         name = teacher.model.name if isinstance(teacher, FrozenModel) else teacher.name
-        return cls(name, Forward.of(teacher, view))
+        return cls(name, Forward.of(teacher.model if isinstance(teacher, Peer) else teacher, view))
 
     def outputs(self, outputs: Mapping[Forward, Any], batch: Batch) -> Mapping[str, Any]:
         """Returns the teacher's outputs by name."""
@@ -108,8 +125,10 @@ def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:
 def shapes_of(forward: Forward, batch: Batch) -> Any:
     """Returns the shapes and types of a forward's outputs, computing nothing."""
 
+    own = forward.variables
+
     def run(inputs):
-        variables = forward.model.init(jax.random.key(0), inputs)
+        variables = own.tree if isinstance(own, Frozen) else forward.model.init(jax.random.key(0), inputs)
         return forward.model.apply(variables, inputs, train=False, key=None)[0]
 
     return jax.eval_shape(run, view_of(batch, forward.view))

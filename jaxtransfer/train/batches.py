@@ -53,7 +53,8 @@ class DrawnInside:
     def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key, sample):
         options = {"mesh": mesh, "mode": mode, "sample": sample, "transform": transform}
         self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
-        self._data = self._step_of(1).place(jax.device_put(data))
+        self._data = self._step_of(None).place(jax.device_put(data))
+        self._in_loops = True
         self.first = _seen(transform, key, jax.jit(sample)(key, self._data))
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
@@ -62,7 +63,8 @@ class DrawnInside:
             if asked < 1 or int(asked) != asked:
                 raise InputError(f"steps_per_call must be a positive whole number; got {asked}")
             return asked
-        slow_in_loops = jax.default_backend() == "cpu" and self._step_of(1).has_convolutions(state, self._data)
+        slow_in_loops = jax.default_backend() == "cpu" and self._step_of(None).has_convolutions(state, self._data)
+        self._in_loops = not slow_in_loops
         return 1 if slow_in_loops else min(_STEPS_PER_CALL, at_most)
 
     def open(self, start: int, steps: int) -> None:
@@ -70,7 +72,7 @@ class DrawnInside:
 
     def next(self, size: int) -> Callable:
         """Returns the next `size` updates of a state."""
-        return lambda state: self._step_of(size).placed(state, self._data)
+        return lambda state: self._step_of(size if self._in_loops else None).placed(state, self._data)
 
     def close(self) -> None:
         """Does nothing: nothing is open."""

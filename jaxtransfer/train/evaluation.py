@@ -35,12 +35,9 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     else:
         compiled = jax.jit(totals)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
-    frozen = None
 
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
-        nonlocal frozen
-        if frozen is None:
-            frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
+        frozen = placement.frozen(objective.frozen)
         state, sums = placement.whole(state), None
         for batch in batches:
             part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)

@@ -115,6 +115,8 @@ def fit(
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
+    if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
+        raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     better = score_of(monitor, maximize)
     with ExitStack() as stack:

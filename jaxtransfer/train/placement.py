@@ -1,5 +1,6 @@
 """Where arrays live: whole on every device, or split by rows over the devices of a mesh."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Frozen
 
 AXIS = "batch"
 
@@ -42,6 +44,13 @@ class Placement:
         if all(getattr(leaf, "sharding", None) == self.replicated for leaf in leaves):
             return values
         return jax.device_put(values, self.replicated)
+
+    def frozen(self, handles: Sequence[Frozen]) -> tuple[Any, ...]:
+        """Returns the frozen trees whole on every device; each is written there once, whoever asks."""
+        for handle in handles:
+            if self.replicated not in handle.placed:
+                handle.placed[self.replicated] = self.whole(jax.device_put(handle.tree))
+        return tuple(handle.placed[self.replicated] for handle in handles)
 
     def batch(self, batch: Any) -> Any:
         """Returns the batch on the devices, its rows split over them.

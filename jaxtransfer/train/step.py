@@ -27,8 +27,7 @@ class TrainStep:
     def __init__(self, update: Callable, frozen: tuple, placement: Placement, *, whole_data: bool):
         self.placement = placement
         self.place = placement.whole if whole_data else placement.batch
-        self._frozen = tuple(handle.tree for handle in frozen)
-        self._placed = None
+        self._frozen = frozen
         self._extra = ()
         if placement.mode == "pmap":
             assert placement.devices is not None
@@ -66,12 +65,7 @@ class TrainStep:
         return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr.jaxpr))
 
     def _arguments(self, state: TrainState, batch: Batch) -> tuple:
-        return self.placement.whole(state), batch, self._frozen_on_devices(), *self._extra
-
-    def _frozen_on_devices(self) -> tuple:
-        if self._placed is None:  # written to the devices once per run
-            self._placed = self.placement.whole(jax.device_put(self._frozen))
-        return self._placed
+        return self.placement.whole(state), batch, self.placement.frozen(self._frozen), *self._extra
 
 
 def _equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Any]:
@@ -103,7 +97,7 @@ def train_step(
     mesh: Mesh | None = None,
     mode: str = "jit",
     sample: Callable[[jax.Array, Any], Batch] | None = None,
-    steps_per_call: int = 1,
+    steps_per_call: int | None = None,
     transform: Transform | None = None,
 ) -> TrainStep:
     """Compiles one gradient update of any objective, or several in one call.
@@ -118,7 +112,8 @@ def train_step(
         batch, and the same numbers to rounding where nothing is drawn.
       sample: `sample(key, data) -> batch` draws the global batch inside the program; the step then takes `data`, which
         lives whole on each device, in place of a batch.
-      steps_per_call: with `sample`, steps that run in one call; the metrics are the means over them.
+      steps_per_call: with `sample`, steps that run in one call, as a loop; the metrics are the means over them. None
+        runs one step without a loop, inside of which a CPU runs convolutions slowly (a loop of one, too).
       transform: `transform(key, batch, rows) -> batch` changes each batch inside the program, on the devices that hold
         it: random views of images (`jt.data.views`). `rows` [B] are the numbers of the examples in the global batch.
 
@@ -150,10 +145,10 @@ def train_step(
 
     placement = Placement(mesh, mode)
     if sample is None:
-        if steps_per_call != 1:
+        if steps_per_call not in (None, 1):
             raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
         return TrainStep(update, objective.frozen, placement, whole_data=False)
-    if steps_per_call < 1:
+    if steps_per_call is not None and steps_per_call < 1:
         raise InputError(f"steps_per_call must be at least 1; got {steps_per_call}")
 
     def draw_and_update(state: TrainState, data: Any, frozen: tuple):
@@ -161,6 +156,8 @@ def train_step(
             key = named_key(jax.random.fold_in(state.key, state.step), "sample")
             return update(state, placement.share(sample(key, data)), frozen)
 
+        if steps_per_call is None:
+            return one(state, None)
         state, metrics = jax.lax.scan(one, state, None, length=steps_per_call)
         return state, {name: jnp.mean(values) for name, values in metrics.items()}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from experiments import distill_cifar10, finetune_cifar, finetune_folder, omniglot_fewshot
+from experiments import cross_domain_retrieval, distill_cifar10, finetune_cifar, finetune_folder, omniglot_fewshot
 from experiments.benchmarks import distillation, l2_sp, maml, step_wait, teacher_cache
 from jaxtransfer.cli import stages
 
@@ -268,3 +268,13 @@ def test_distill_cifar10_refuses(tmp_path, changes, message):
     with pytest.raises(jt.InputError, match=message):
         distill_cifar10.main(experiment)
     assert not experiment.out.exists()
+
+
+@pytest.mark.slow
+def test_cross_domain_retrieval(tmp_path):
+    options = {"out": tmp_path, "first": "digits/upright", "second": "digits/noisy", "tiny": True}
+    results = cross_domain_retrieval.main(cross_domain_retrieval.Experiment(**options))
+    assert set(results["recall"]) == {"digits/upright → digits/noisy", "digits/noisy → digits/upright"}
+    assert all(0 <= value <= 100 for recall in results["recall"].values() for value in recall.values())
+    assert (tmp_path / "embedding.png").read_bytes()[:4] == PNG
+    assert "recall@1" in (tmp_path / "report.md").read_text()

@@ -306,10 +306,10 @@ class TestSeveralTeachers:
         params, _ = objective.init(KEY, batch)
         shapes = {k: v["output"]["kernel"].shape for k, v in params.items() if k != "student"}
         assert shapes == {
-            "student_features_to_teacher_0": (8, 8),
-            "student_map_to_teacher_0": (2, 2),
-            "student_features_to_other_1": (8, 16),
-            "student_map_to_other_1": (2, 4),
+            "student_features_to_teacher_0_regressor": (8, 8),
+            "student_map_to_teacher_0_regressor": (2, 2),
+            "student_features_to_other_1_regressor": (8, 16),
+            "student_map_to_other_1_regressor": (2, 4),
         }
 
     @pytest.mark.parametrize("weights", [(1.0,), (1.0, np.nan)])
@@ -324,20 +324,23 @@ class TestAdapters:
         objective = jt.distillation(student, teacher, loss=jt.losses.hint, taps="map", adapter=adapters.regressor())
         optimizer = optax.adam(0.02)
         state, step = jt.init(objective, optimizer, KEY, batch), jt.train_step(objective, optimizer)
-        first = np.array(state.params["student_map_to_teacher"]["output"]["kernel"])
+        first = np.array(state.params["student_map_to_teacher_regressor"]["output"]["kernel"])
         assert first.shape == (2, 5)
         seen = []
         for _ in range(80):
             state, metrics = step(state, batch)
             seen.append(float(metrics["loss"]))
         assert seen[-1] < 0.7 * seen[0]
-        assert np.abs(np.asarray(state.params["student_map_to_teacher"]["output"]["kernel"]) - first).max() > 0.01
+        assert (
+            np.abs(np.asarray(state.params["student_map_to_teacher_regressor"]["output"]["kernel"]) - first).max()
+            > 0.01
+        )
 
     def test_vid_reads_the_scale_of_its_adapter(self):
         student, teacher, batch = net(), a_teacher(net("teacher", width=20)), a_batch()
         objective = jt.distillation(student, teacher, loss=jt.losses.vid, taps="map", adapter=adapters.variational())
         params, state = objective.init(KEY, batch)
-        own = params["student_map_to_teacher"]
+        own = params["student_map_to_teacher_variational"]
         np.testing.assert_allclose(np.log1p(np.exp(np.asarray(own["scale"]))), 5.0, rtol=1e-3)
         x = outputs_of(student, {"params": params["student"], **state["student"]}, batch)["map"]
         for layer in ("hidden1", "hidden2"):
@@ -347,7 +350,7 @@ class TestAdapters:
         expected = np.mean(0.5 * ((other - mean) ** 2 / 5.0 + np.log(5.0)))
         np.testing.assert_allclose(loss_of(objective, params, state, batch)[0], expected, rtol=1e-4)
         gradient = jax.grad(lambda p: loss_of(objective, p, state, batch)[0])(params)
-        assert np.any(gradient["student_map_to_teacher"]["scale"])
+        assert np.any(gradient["student_map_to_teacher_variational"]["scale"])
 
     def test_review_brings_maps_to_the_shapes_of_the_teacher(self):
         maps = (np.ones((2, 8, 6, 3), np.float32), np.ones((2, 4, 3, 5), np.float32))
@@ -374,7 +377,7 @@ class TestAdapters:
             jt.distillation(student, teacher, loss=jt.losses.hint, taps="map", adapter=adapters.regressor()).named(name)
             for name in ("a", "b")
         ]
-        with pytest.raises(jt.InputError, match="two different models are named 'student_map_to_teacher'"):
+        with pytest.raises(jt.InputError, match="two different models are named 'student_map_to_teacher_regressor'"):
             terms[0] + terms[1]
 
 
@@ -422,8 +425,8 @@ class TestRefusals:
         student, teacher = net(), a_teacher(net("teacher"))
         with pytest.raises(jt.InputError, match="temperature is of the default loss"):
             jt.distillation(student, teacher, temperature=2.0, loss=jt.losses.hint)
-        for temperature in (0.0, -1.0, np.nan):
-            with pytest.raises(jt.InputError, match="temperature must be positive"):
+        for temperature in (0.0, -1.0, np.nan, np.inf):
+            with pytest.raises(jt.InputError, match="temperature must be positive and finite"):
                 jt.distillation(student, teacher, temperature=temperature)
         with pytest.raises(jt.InputError, match=r"expected a teacher.*got dict"):
             jt.distillation(student, {"params": {}})
@@ -431,3 +434,51 @@ class TestRefusals:
             jt.distillation(student, [])
         with pytest.raises(jt.InputError, match="got none"):
             jt.distillation(student, teacher, taps=[])
+
+    def test_what_a_loss_needs_and_nobody_gives(self):
+        student, teacher = net(), a_teacher(net("teacher"))
+        for loss, missing in ((jt.losses.kd, "temperature"), (jt.losses.vid, "scale")):
+            objective = jt.distillation(student, teacher, loss=loss, taps="logits" if loss is jt.losses.kd else "map")
+            with pytest.raises(jt.InputError, match=f"the loss needs '{missing}'"):
+                jt.init(objective, optax.sgd(0.1), KEY, a_batch())
+        with pytest.raises(jt.InputError, match="loss must be a function of two outputs"):
+            jt.distillation(student, teacher, loss="kd")
+        with pytest.raises(jt.InputError, match="expected a model to train as the student; got FrozenModel"):
+            jt.distillation(teacher, teacher)
+        with pytest.raises(jt.InputError, match=r"jt.frozen\(model, variables\).*got Model"):
+            jt.distillation(student, net("teacher"))
+
+    def test_two_terms_keep_things_of_their_own(self):
+        student, teacher, batch = net(), a_teacher(net("teacher")), {**a_batch(), "index": np.arange(B)}
+        other = a_teacher(net("other"), 2)
+        options = {"examples": B, "negatives": 3}
+        objective = jt.crd(student, teacher, dim=4, **options) + jt.crd(student, other, dim=6, **options).named("more")
+        params, _ = objective.init(KEY, batch)
+        heads = {name: head["student"]["kernel"].shape for name, head in params.items() if name != "student"}
+        assert heads == {"student_features_crd_teacher": (8, 4), "student_features_crd_other": (8, 6)}
+        twice = jt.crd(student, teacher, **options) + jt.crd(student, teacher, **options).named("more")
+        with pytest.raises(jt.InputError, match="two terms of a sum keep 'student_features_crd_teacher'"):
+            twice.init(KEY, batch)
+
+    def test_a_cache_and_augmentation_in_the_step(self):
+        data = jt.data.Dataset.from_arrays(np.zeros((16, 2, 3, 1), np.uint8), np.arange(16) % C)
+        data = data.with_columns({"teacher_logits": np.zeros((16, C), np.float32)}, of_image=True)
+        with pytest.raises(jt.InputError, match="column 'teacher_logits' of the data holds for the images as they are"):
+            jt.fit(
+                jt.distillation(net(), jt.cached()),
+                optax.sgd(0.1),
+                jt.data.pipeline(data, 8),
+                steps=2,
+                transform=jt.data.views.augmented(jt.data.views.random_flip()),
+            )
+
+
+def test_training_and_evaluation_share_the_teacher_on_the_devices():
+    student, teacher, batch = net(), a_teacher(net("teacher")), a_batch()
+    objective = jt.distillation(student, teacher)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    state, step = jt.init(objective, optax.sgd(0.1), KEY, batch), jt.train_step(objective, optax.sgd(0.1), mesh=mesh)
+    state, _ = step(state, batch)
+    (placed,) = teacher.variables.placed.values()
+    jt.evaluate(objective, state, [batch], mesh=mesh)
+    assert list(teacher.variables.placed.values()) == [placed]

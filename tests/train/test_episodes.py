@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.train import checkpoints
+from jaxtransfer.train import batches, checkpoints
 
 
 def linear():
@@ -156,9 +156,34 @@ def test_steps_per_call_needs_a_sampler(data):
         fitted(data, jt.classification(linear()), steps_per_call=0)
 
 
-def test_by_default_convolutions_are_not_looped_over_on_a_cpu():
+def test_by_default_convolutions_are_not_looped_over_on_a_cpu(monkeypatch):
     image = np.random.default_rng(0).normal(size=(20, 4, 4, 1)).astype(np.float32)
     data = {"image": image, "label": (np.arange(20) % 3).astype(np.int32)}
+    loops = []
+
+    def spied(*args, **kwargs):
+        step = train_step(*args, **kwargs)
+        loops.append(kwargs.get("steps_per_call"))
+        return step
+
+    train_step = batches.train_step
+    monkeypatch.setattr(batches, "train_step", spied)
     for model, records in ((jt.models.small_cnn(3), [1, 2, 3, 4]), (jt.models.mlp(3, hidden=()), [4])):
+        loops.clear()
         run = fitted(data, jt.classification(model), steps=4, log_every=4, save_every=1)
         assert [record["step"] for record in run.history] == records
+        assert set(loops) == ({None} if len(records) > 1 else {None, 4})  # a loop of one is one, too
+
+
+def test_a_single_step_has_no_loop():
+    model = jt.models.mlp(3, hidden=(4,))
+    data = {"image": np.zeros((6, 2, 2, 1), np.float32), "label": np.zeros(6, np.int32)}
+    programs = {}
+    for count in (None, 1, 3):
+        step = jt.train_step(
+            jt.classification(model), optax.sgd(0.1), sample=lambda key, data: data, steps_per_call=count
+        )
+        state = jt.init(jt.classification(model), optax.sgd(0.1), jax.random.key(0), data)
+        programs[count] = step.lower(state, data).as_text()
+    assert "stablehlo.while" not in programs[None]
+    assert "stablehlo.while" in programs[3]
