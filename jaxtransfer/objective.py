@@ -276,7 +276,8 @@ def _add(left: Objective, right: Objective) -> Objective:
 
     def setup(key, batch):
         (params, state), (more_params, more_state) = left.setup(key, batch), right.setup(key, batch)
-        if shared := sorted((params.keys() & more_params.keys()) | (state.keys() & more_state.keys())):
+        known = {model.name for model in left.models} & {model.name for model in right.models}
+        if shared := sorted(((params.keys() & more_params.keys()) | (state.keys() & more_state.keys())) - known):
             raise InputError(f"two terms of a sum keep {shared[0]!r}; give one of them a model of another name")
         return {**params, **more_params}, {**state, **more_state}
 

@@ -50,6 +50,7 @@ def test_memory_is_that_of_one_micro_batch(monkeypatch):
     assert activations[1] < 0.5 * activations[0] + weights
 
 
+@pytest.mark.slow
 def test_running_statistics_move_once_for_each():
     model = jt.models.small_cnn(3, width=4)
     variables = model.init(jax.random.key(0), X)

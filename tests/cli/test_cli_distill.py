@@ -92,7 +92,7 @@ def test_generations_and_several_teachers(run, source, tmp_path):
     [
         (("--loss", "kdd"), "unknown loss 'kdd' (did you mean 'kd'?); known: attention-transfer, "),
         (("--model", "resnet21"), "unknown model 'resnet21'"),
-        (("--temperature", "0"), "--temperature must be positive; got 0.0"),
+        (("--temperature", "0"), "--temperature must be positive and finite; got 0.0"),
         (("--weight", "-1"), "--weight must be at least 0"),
         (("--generations", "0"), "--generations must be at least 1"),
         (("--loss", "hint", "--taps", "stage9"), "unknown output of the student 'stage9' (did you mean 'stage"),
@@ -111,6 +111,7 @@ def test_refused(refused, source, cache, tmp_path, words, says):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_other_classes_are_refused_where_classes_are_compared(refused, run, source, folder, tmp_path):
     data = f"folder:{folder(shape=(8, 8, 1))}"
     words = (
@@ -131,6 +132,7 @@ def test_other_classes_are_refused_where_classes_are_compared(refused, run, sour
     run(*words, *more, "--loss", "rkd", "--out", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_another_teacher_in_the_same_place(refused, run, source, tmp_path):
     out, teacher = tmp_path / "out", shutil.copytree(source, tmp_path / "teacher")
     words = ("distill", "--teacher", teacher, *SMALL, "--out", out)

@@ -57,7 +57,7 @@ def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "Expected one of {pretrain, finetune, meta, cache-teacher, evaluate, predict, datasets, models}"),
+        ((), "Expected one of {pretrain, finetune, distill, cache-teacher, meta, evaluate, predict, datasets, models}"),
         (("tarin",), "Unrecognized options: tarin; Available subcommands: pretrain, finetune,"),
         (("pretrain", "--data", "x"), "Missing from jaxtransfer pretrain: --out DIR; "),
         (("pretrain", "--data", "x", "--out", "y", "--step", "3"), "Perhaps you meant: --steps INT"),
@@ -252,6 +252,7 @@ def test_a_full_disk(refused, run, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == (tmp_path / "unbroken" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(run, tmp_path):
     small = tmp_path / "small"
     small.mkdir()

@@ -54,7 +54,13 @@ def test_streams_of_a_training(run, tmp_path):
     assert out[-1].startswith("report: ")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ("full", "l2-sp", "lp-ft") else pytest.mark.slow)
+        for name in sorted(METHODS)
+    ],
+)
 def test_every_method_runs(run, source, tmp_path, method):
     out = tmp_path / "out"
     words = ("finetune", "--from", source, "--data", "digits/noisy", *SMALL, "--shots", "3", "--eval-every", "2")
@@ -78,6 +84,7 @@ def test_every_method_runs(run, source, tmp_path, method):
     assert evaluated["examples"] == 64
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_is_a_source_too(run, source, tmp_path):
     words = ("--data", "digits/rotated", *SMALL, "--steps", "2")
     run("finetune", "--from", source, *words, "--method", "lp-ft", "--out", tmp_path / "a")

@@ -144,6 +144,7 @@ def numbered_images(rng):
     return make
 
 
+@pytest.mark.slow
 def test_cost_of_l2_sp(capsys):
     result = l2_sp.main(l2_sp.Cost(tiny=True))
     assert json.loads(capsys.readouterr().out) == result
@@ -199,6 +200,7 @@ def test_maml_benchmark(capsys):
     assert all(row["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_cost_of_distillation(capsys):
     result = distillation.main(distillation.Cost(tiny=True))
     assert json.loads(capsys.readouterr().out) == result

@@ -76,6 +76,7 @@ def test_refuses(tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_speed(capsys):
     result = sinusoid_speed.main(sinusoid_speed.Speed(tiny=True))
     assert json.loads(capsys.readouterr().out) == result

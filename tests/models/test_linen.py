@@ -32,7 +32,7 @@ def variables_of(name):
     return NETS[name].init(KEY, IMAGES)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in TINY[2:])])
 def test_training_updates_the_state_and_inference_does_not(name):
     model = NETS[name]
     variables = variables_of(name)

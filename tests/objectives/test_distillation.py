@@ -352,6 +352,7 @@ class TestAdapters:
         gradient = jax.grad(lambda p: loss_of(objective, p, state, batch)[0])(params)
         assert np.any(gradient["student_map_to_teacher_variational"]["scale"])
 
+    @pytest.mark.slow
     def test_review_brings_maps_to_the_shapes_of_the_teacher(self):
         maps = (np.ones((2, 8, 6, 3), np.float32), np.ones((2, 4, 3, 5), np.float32))
         targets = (np.zeros((2, 8, 6, 7), np.float32), np.zeros((2, 2, 2, 9), np.float32))

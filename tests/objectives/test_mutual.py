@@ -68,6 +68,7 @@ def test_its_targets_are_its_own_and_pass_no_gradient():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_its_own():
     model, batch = jt.models.small_cnn(3, width=4, name="student"), a_batch()
     objective = jt.classification(model) + jt.mean_teacher(model, decay=0.9)

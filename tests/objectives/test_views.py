@@ -185,6 +185,7 @@ def test_nnclr_looks_up_neighbours():
     np.testing.assert_allclose(after["model_queue"]["keys"][:B], unit(z1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_swav_may_hold_its_prototypes_and_sees_small_crops():
     model, batch = network(), a_batch()
     batch |= dict.fromkeys(("crop", "crop2"), batch["image"][:, :2, :2])
