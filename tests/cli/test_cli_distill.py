@@ -20,7 +20,7 @@ SMALL = (
     "--eval-split",
     "test[:64]",
 )
-FAST = ("kd", "hint")
+FAST = ("kd",)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_the_report_has_both_networks(run, source, tmp_path):
     assert json.loads(lines[0])["step"] in (2, 4)
 
 
+@pytest.mark.slow
 def test_the_cache_takes_the_place_of_the_teacher(run, source, cache, tmp_path):
     words = ("distill", "--teacher", source, *SMALL, "--shots", "5")
     run(*words, "--out", tmp_path / "live")

@@ -3,9 +3,12 @@
 import json
 import math
 
+import pytest
+
 from experiments import demo
 
 
+@pytest.mark.slow
 def test_demo(module, tmp_path):
     code, out, err = module("experiments.demo", "--tiny", "--out", tmp_path)
     assert code == 0, err
