@@ -181,6 +181,7 @@ def test_lp_ft_shares_the_steps_and_the_head(task):
     assert [s.share for s in jt.methods.lp_ft(model, optax.sgd(0.01))] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_discriminative_and_gradual_cover_the_model(task):
     model = jt.models.small_cnn(3, width=2)
     (stage,) = jt.methods.gradual(model, optax.sgd(0.1), every=1)

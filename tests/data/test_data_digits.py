@@ -99,6 +99,7 @@ def test_the_slower_of_two_processes_discards_its_own(empty_cache, monkeypatch):
     assert [child.name for child in first.parent.iterdir()] == ["1.0.0"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_no_tensorflow(empty_cache):
     script = (
         "import sys\n"

@@ -94,6 +94,7 @@ def test_classes_and_examples_are_uniform(coded, where):
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.slow
 def test_unbalanced_queries(coded, where):
     dataset = coded((0, 30, 40, 25, 35))
     uneven, total = {}, 0

@@ -34,6 +34,7 @@ def accuracies(results):
     return [value for values in results["target"]["accuracy"].values() for value in values]
 
 
+@pytest.mark.slow
 def test_finetune_cifar(trained):
     tiny, results, printed = trained
     assert set(results["runs"].values()) == {"trained"}
@@ -47,6 +48,7 @@ def test_finetune_cifar(trained):
     assert json.loads((tiny.out / "results.json").read_text())["target"] == results["target"]
 
 
+@pytest.mark.slow
 def test_finetune_cifar_resumes(trained):
     tiny, results, _ = trained
     again = finetune_cifar.main(dataclasses.replace(tiny, methods=(*tiny.methods, "lp-ft")))
@@ -97,6 +99,7 @@ def test_finetune_cifar_on_cifar(tmp_path):
     assert 0 <= accuracy <= 100
 
 
+@pytest.mark.slow
 def test_finetune_folder_from_a_run(trained, tmp_path, capsys):
     source = trained[0].out / "source"
     options = {"domain": "noisy", "steps": 2, "batch_size": 8, "shots": 2}
@@ -212,6 +215,7 @@ def test_cost_of_distillation(capsys):
         distillation.main(distillation.Cost(pairs=0))
 
 
+@pytest.mark.slow
 def test_cost_of_a_cached_teacher(capsys):
     result = teacher_cache.main(teacher_cache.Cost(tiny=True))
     assert json.loads(capsys.readouterr().out) == result

@@ -73,6 +73,7 @@ def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
 
 
 @pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
 def test_rematerialised_steps_give_the_same_gradient(steps, rng, x64):
     params, support, query = problem(rng, jnp.float64)
 

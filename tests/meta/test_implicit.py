@@ -121,6 +121,7 @@ def test_each_argument_is_where_the_formula_has_it(steps, strength, cg_steps, da
     np.testing.assert_allclose(got, exact, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(rng):
     batch = episodes(rng)
 

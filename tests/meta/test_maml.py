@@ -226,6 +226,7 @@ def test_tasks_split_over_devices_give_the_same_numbers(mode, at_once, rng):
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.slow
 def test_steps_in_one_call_are_the_steps_one_by_one(mode, rng):
     pool = {"x": jnp.asarray(rng.normal(size=(50, 3)).astype(np.float32))}
 

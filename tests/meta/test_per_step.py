@@ -85,6 +85,7 @@ def objective_of(**keywords):
         pytest.param(1, False, (0.3, 0.7), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_value_gradient_and_slots_equal_the_loop_written_out(at_once, remat, weights, rng, x64):
     batch = episodes(rng, dtype=np.float64)
     multi_step = None if weights is None else lambda step: jnp.array(weights)

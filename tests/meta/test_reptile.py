@@ -107,6 +107,7 @@ def sums(size, steps, step, count=5):
     return found
 
 
+@pytest.mark.slow
 def test_minibatches_go_through_the_support_set_before_they_repeat(x64):
     assert all(sorted(drawn) == [0, 1, 1, 1, 1] for drawn in sums(2, 2, 0))
     assert all(sorted(drawn) == [1, 1, 1, 1, 2] for drawn in sums(2, 3, 0))

@@ -18,6 +18,7 @@ def joint():
     )
 
 
+@pytest.mark.slow
 def test_outputs_are_the_heads_on_the_encoder():
     encoder, model = joint()
     variables = model.init(jax.random.key(0), X)

@@ -116,6 +116,7 @@ def test_fit_evaluates_and_saves_between_the_calls(data, tmp_path):
     assert checkpoints.steps(tmp_path / "a" / "checkpoints")[-1] == 20
 
 
+@pytest.mark.slow
 def test_a_drawn_run_that_was_interrupted_ends_as_the_unbroken_one(data, tmp_path):
     objective, unbroken = jt.classification(linear()), None
 

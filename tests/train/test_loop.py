@@ -175,6 +175,7 @@ def test_seeds_and_keys():
     jax.random.fold_in(key, 0)  # still the caller's
 
 
+@pytest.mark.slow
 def test_data_of_every_kind():
     want = fit().state
 
