@@ -27,7 +27,6 @@ import numpy as np
 import optax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 import jaxtransfer as jt
 from jaxtransfer import report
@@ -142,12 +141,7 @@ def _show(experiment: Experiment, results: dict[str, Any], found: list[Embedded]
     title = f"retrieval between {experiment.first} and {experiment.second}, test images"
     header = ["query → gallery", "recall@1", "recall@5", "recall@10"]
     rows = [[way, *(f"{value:.2f} %" for value in recall.values())] for way, recall in results["recall"].items()]
-    shown = Table(*header, title=title, min_width=72)
-    for row in rows:
-        shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(shown)
+    report.print_table(console, header, rows, title=title, min_width=72)
     some = [np.linspace(0, len(one.labels) - 1, min(1000, len(one.labels))).astype(int) for one in found]
     both = Embedded(*(np.concatenate([getattr(one, part)[rows] for one, rows in zip(found, some, strict=True)])
                       for part in ("features", "labels")))  # fmt: skip

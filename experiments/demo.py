@@ -23,7 +23,6 @@ import optax
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import jaxtransfer as jt
 from jaxtransfer import report
@@ -204,12 +203,7 @@ def _show(results: dict[str, Any], demo: Demo, console: Console) -> None:
         f"test accuracy in %, mean ± 95 % interval over {demo.seeds} seeds; "
         f"on the source itself {source['mean']:.1f} ± {source['interval']:.1f}"
     )
-    shown = Table(*header, title="From upright digits to shifted ones", caption=caption)
-    for row in rows:
-        shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(shown)
+    report.print_table(console, header, rows, title="From upright digits to shifted ones", caption=caption)
     for line in verdicts:
         console.print(line, highlight=False)
     _plot(results, demo.out / "results.png")

@@ -32,7 +32,6 @@ import numpy as np
 import optax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 import jaxtransfer as jt
 from jaxtransfer import report
@@ -197,12 +196,7 @@ def _show(experiment: Experiment, results: dict[str, Any]) -> None:
         [name, f"{np.mean(values):.2f}", *(f"{value:.2f}" for value in values)]
         for name, values in results["student"].items()
     ]
-    shown = Table(*header, title=title, caption=caption, min_width=72)
-    for row in rows:
-        shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(shown)
+    report.print_table(console, header, rows, title=title, caption=caption, min_width=72)
     report.plot_curves({"accuracy": _curves(experiment)}, out / "curves.png")
     page = [f"# {title}", "", caption, "", *report.table(header, rows), "", "![accuracy](curves.png)"]
     (out / "report.md").write_text("\n".join(page) + "\n")

@@ -39,7 +39,6 @@ import numpy as np
 import optax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 import jaxtransfer as jt
 from jaxtransfer import report
@@ -314,12 +313,7 @@ def _show(results: dict[str, Any], experiment: Experiment, console: Console) -> 
         [method, f"{np.mean(values):.2f}", *(f"{value:.2f}" for value in values)]
         for method, values in target["accuracy"].items()
     ]
-    shown = Table(*header, title=title, caption=caption, min_width=72)
-    for row in rows:
-        shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(shown)
+    report.print_table(console, header, rows, title=title, caption=caption, min_width=72)
     _plot(target["accuracy"], title, out / "results.png")
     page = [f"# {title}", "", caption, "", *report.table(header, rows), "", "![accuracy by method](results.png)", ""]
     page += ["## Recipe", "", *report.table(("", ""), list(recipe.items()))]

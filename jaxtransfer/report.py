@@ -82,6 +82,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     ]
 
 
+def print_table(console: Any, header: Sequence[str], rows: Sequence[Sequence[str]], **options: Any) -> None:
+    """Prints a table on a rich console, 120 columns wide where that is no terminal.
+
+    Args:
+      console: of rich.
+      header: the columns.
+      rows: their cells.
+      **options: those of `rich.table.Table`, such as `title` and `caption`.
+    """
+    from rich.table import Table
+
+    shown = Table(*header, **options)
+    for row in rows:
+        shown.add_row(*row)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(shown)
+
+
 def plot_curves(curves: Mapping[str, Mapping[str, tuple[list, list]]], path: Path) -> None:
     """Draws one panel per metric, with the curves of training and evaluation against the step.
 

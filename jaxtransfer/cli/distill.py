@@ -21,7 +21,7 @@ from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run, warn_of
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Stage
-from jaxtransfer.objectives.teachers import Teacher
+from jaxtransfer.objectives.teachers import Teacher, shapes_of
 from jaxtransfer.train.run import write_atomically
 
 
@@ -176,8 +176,8 @@ class Distill:
             given if given is not None else usual
             for given, usual in ((self.weight, row.weight), (self.label_weight, row.labels))
         )
-        image = jax.ShapeDtypeStruct((1, *train.image_shape), np.uint8)
-        mine = _shapes(model, image)
+        image = {"image": jax.ShapeDtypeStruct((1, *train.image_shape), np.uint8)}
+        mine = shapes_of(jt.Forward.of(model), image)
         examples = 1 + int(np.max(train.columns["index"][:])) if "index" in train.columns else len(train)
 
         def objective(teachers: Sequence[Teacher], given: Any) -> jt.Objective:
@@ -193,7 +193,7 @@ class Distill:
             return objective([jt.frozen(model.named("teacher"), variables)], mine)
 
         teachers: Sequence[Teacher] = [jt.cached()] if self.cache is not None else live
-        given = _shapes(live[0].model, image)
+        given = shapes_of(jt.Forward.of(live[0]), image)
         if self.cache is not None:
             given = {name: given[name] for name in given if f"teacher_{name}" in train.columns}
         source = (
@@ -211,13 +211,6 @@ class Distill:
 def _frozen(run: Run):
     variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
     return jt.frozen(run.model.named("teacher"), variables)
-
-
-def _shapes(model: jt.Model, image: Any) -> dict[str, Any]:
-    def outputs(images):
-        return model.apply(model.init(jax.random.key(0), images), images, train=False, key=None)[0]
-
-    return dict(jax.eval_shape(outputs, image))
 
 
 def _evaluation(model: jt.Model, teacher: Any, comparable: bool) -> jt.Objective:

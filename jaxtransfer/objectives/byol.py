@@ -74,4 +74,4 @@ def _prediction(name, model: Model, slow: Model | Average, views, prediction, pr
         value = ctx.mean(shown((losses.negative_cosine(p1, t2) + losses.negative_cosine(p2, t1)) / 2), mask)
         return value.value, state, {name: value}
 
-    return Objective(name, (fast, target), term, check=lambda outputs, batch: None)
+    return Objective(name, (fast, target), term)

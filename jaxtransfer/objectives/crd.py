@@ -8,7 +8,8 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Mean, Objective, named_key, view_of
+from jaxtransfer.objective import Objective, named_key, view_of
+from jaxtransfer.objectives.rows import gathered, mean_of_all
 from jaxtransfer.objectives.teachers import Source, Teacher, pick, shapes_of
 
 
@@ -74,33 +75,28 @@ def crd(
 
     def loss(outputs, params, state, batch, ctx):
         mine, other = features(outputs, batch)
-        rows = {"student": mine, "teacher": jax.lax.stop_gradient(other), "index": view_of(batch, ("index",))}
-        if (mask := batch.get("mask")) is not None:
-            rows["mask"] = mask
-        rows = jax.tree.map(ctx.gather, rows)  # the memory is of the global batch
-        embedded = []
-        for side in ("student", "teacher"):
-            x = rows[side]
-            if mask is not None:
-                x = jnp.where(rows["mask"][:, None] > 0, x, 0)
-            head = params[name][side]
-            embedded.append(x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ head["kernel"] + head["bias"][None])
+        found = {"student": mine, "teacher": jax.lax.stop_gradient(other), "index": view_of(batch, ("index",))}
+        rows, mask = gathered(found, batch, ctx)  # the memory is of the global batch
+
+        def embed(side):
+            x, head = rows[side], params[name][side]
+            return x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ head["kernel"] + head["bias"][None]
+
         key = jax.random.key(0) if ctx.key is None else jax.random.fold_in(ctx.key, ctx.step)
         index = rows["index"]
         drawn = jax.random.randint(named_key(key, name), (len(index), negatives), 0, examples - 1)
         drawn = drawn + (drawn >= index[:, None])  # all but the example itself
         values, memory = losses.crd(
-            embedded[0],
-            embedded[1],
+            embed("student"),
+            embed("teacher"),
             losses.CRDMemory(**state[name]),
             index,
             drawn,
             temperature=temperature,
             momentum=momentum,
-            mask=rows.get("mask"),
+            mask=mask,
         )
-        kept = jnp.ones(len(index)) if mask is None else (rows["mask"] > 0).astype(values.dtype)
-        total = Mean(jnp.sum(values), jnp.sum(kept))  # of all devices' rows already
+        total = mean_of_all(values, mask)
         return total.value, {**state, name: memory._asdict()} if ctx.train else state, {"crd": total}
 
     def check(outputs, batch):

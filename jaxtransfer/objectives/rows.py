@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.losses._numerics import normalize
 from jaxtransfer.objective import Batch, Context, Mean
 
 
@@ -33,7 +34,5 @@ def mean_of_all(values: jax.Array, mask: jax.Array) -> Mean:
 
 
 def unit(rows: jax.Array) -> jax.Array:
-    """Returns vectors of length 1, in at least float32; zero stays zero, with a finite gradient."""
-    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    square = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
-    return rows * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
+    """Returns vectors of length 1, in at least float32; zero stays zero, with gradient 0."""
+    return normalize(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
