@@ -17,6 +17,7 @@ def write_report(
     *,
     earlier: Sequence[str] = (),
     tables: Sequence[tuple[str, Sequence[str], Sequence[Any]]] = (),
+    pictures: Mapping[str, str] = {},
 ) -> Path:
     """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
 
@@ -26,6 +27,7 @@ def write_report(
       facts: rows of the first table, such as the configuration.
       earlier: folders in it with the reports of the stages before.
       tables: further tables, each a title, a header and rows.
+      pictures: further pictures that lie there, by title.
 
     Returns:
       The path of the report.
@@ -51,6 +53,8 @@ def write_report(
     if curves:
         plot_curves(curves, directory / "curves.png")
         lines += ["", "## Learning curves", "", "![learning curves](curves.png)"]
+    for heading, name in pictures.items():
+        lines += ["", f"## {heading}", "", f"![{heading}]({name})"]
     write_atomically(directory / "report.md", "\n".join(lines) + "\n")
     return directory / "report.md"
 

@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from jaxtransfer.cli.cache_teacher import CacheTeacher
+from jaxtransfer.cli.contrast import Contrast
 from jaxtransfer.cli.distill import Distill
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.finetune import Finetune
@@ -29,6 +30,7 @@ COMMANDS = {
     "finetune": Finetune,
     "distill": Distill,
     "cache-teacher": CacheTeacher,
+    "contrast": Contrast,
     "meta": Meta,
     "evaluate": Evaluate,
     "predict": Predict,
@@ -83,11 +85,11 @@ def run() -> None:
     sys.exit(main())
 
 
-_TRAINING = (Pretrain, Finetune, Distill, Meta)
+_TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta)
 _LOGGERS = ("absl", "asyncio", "tensorboardX")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": (
-        "add --image-shape (pretrain) or --resize (finetune, distill, cache-teacher, evaluate)"
+        "add --image-shape (pretrain, contrast) or --resize (finetune, distill, cache-teacher, evaluate)"
     )
 }
 

@@ -15,7 +15,7 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer import tree
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
-from jaxtransfer.cli.runs import Run, check_fits, load_run
+from jaxtransfer.cli.runs import Run, check_fits, check_knows_classes, load_run
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.train.loggers import progress_bar
 
@@ -61,6 +61,8 @@ class CacheTeacher:
         name = self.data or run.config["data"]
         dataset = jt.data.load(name, self.split, data_dir=self.data_dir, image_shape=shape)
         check_fits(run, dataset, self.directory)
+        if "logits" in self.outputs:
+            check_knows_classes(run, self.directory, "--outputs logits (the default) are scores of classes")
         given = self._given(run)
         note = jt.data.outputs_note(dataset, given, teacher_identity(run))
         written = jt.data.write_outputs(self.out, note, self._batches(run, dataset, given))

@@ -17,7 +17,7 @@ from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
 from jaxtransfer.cli.lessons import LESSONS, LOGITS, lesson, taps_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, statistics
-from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run, warn_of_other_classes
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Stage
@@ -128,9 +128,13 @@ class Distill:
         return train
 
     def _compares_classes(self, runs: list[Run], train: jt.data.Dataset) -> bool:
-        return all(len(run.config["class_names"]) == train.classes for run in runs)
+        return all(
+            run.config.get("command") != "contrast" and len(run.config["class_names"]) == train.classes for run in runs
+        )
 
     def _check_classes(self, run: Run, train: jt.data.Dataset, directory: Path) -> None:
+        if LESSONS[self.loss].taps == LOGITS:
+            check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
         known = len(run.config["class_names"])
         if known == train.classes:
             warn_of_other_classes(run, train, directory)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.contrast import measured
 from jaxtransfer.cli.learners import check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
@@ -19,7 +20,8 @@ from jaxtransfer.errors import InputError
 class Evaluate:
     """Evaluate a run on every example of a split; prints one JSON line.
 
-    A run of `meta` is evaluated on episodes of its test classes.
+    A run of `meta` is evaluated on episodes of its test classes, one of `contrast` by nearest neighbours and a linear
+    probe that learn from the split it was trained on, or from --data's train.
 
     Example: jaxtransfer evaluate runs/a --data digits/noisy
     """
@@ -53,8 +55,8 @@ class Evaluate:
         at_least(self, 1, "batch_size", "episodes", "ways", "shots", "queries")
         check_folder(self.data_dir)
         run = load_run(self.directory)
-        few_shot = run.config.get("command") == "meta"
-        facts = self._on_episodes(run) if few_shot else self._on_examples(run)
+        kinds = {"meta": self._on_episodes, "contrast": self._by_features}
+        facts = kinds.get(run.config.get("command", ""), self._on_examples)(run)
         print(json.dumps({"run": str(self.directory), "step": run.step, **facts}))
 
     def _on_episodes(self, run: Run) -> dict[str, Any]:
@@ -71,20 +73,33 @@ class Evaluate:
         scores = tested(run, episodes, lambda: class_splits(own, run.config["seed"])[0])
         return {"data": test.name, "split": test.split, **scores}
 
+    def _by_features(self, run: Run) -> dict[str, Any]:
+        test = self._dataset(run)
+        own = self.data in (None, run.config["data"])
+        train = self._dataset(run, run.config["split"] if own else "train")
+        _, scores = measured(run, train, test, self.batch_size)
+        return {"data": test.name, "split": test.split, "examples": len(test), **scores}
+
     def _on_examples(self, run: Run) -> dict[str, Any]:
-        if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
-            raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} is one of {run.config['command']}")
-        name = self.data or run.config["data"]
-        split = self.split or (run.config.get("eval_split", "test") if self.data is None else "test")
-        shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
-        dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape)
-        check_fits(run, dataset, self.directory)
+        dataset = self._dataset(run)
         classes = len(run.config["class_names"])
         if dataset.classes != classes:
             raise InputError(
-                f"{self.directory} knows {classes} classes, {name} has {dataset.classes}; finetune it on {name} first"
+                f"{self.directory} knows {classes} classes, {dataset.name} has {dataset.classes}; finetune it on "
+                f"{dataset.name} first"
             )
         warn_of_other_classes(run, dataset, self.directory)
         state = jt.TrainState.of(run.params, run.state, step=run.step)
         metrics = jt.evaluate(jt.classification(run.model), state, jt.data.eval_batches(dataset, self.batch_size))
-        return {"data": name, "split": split, "examples": len(dataset), **metrics}
+        return {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
+
+    def _dataset(self, run: Run, split: str | None = None) -> jt.data.Dataset:
+        """Returns the split that was asked for, or another one of the same data, its images of the run's shape."""
+        if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
+            raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} is one of {run.config['command']}")
+        name = self.data or run.config["data"]
+        split = split or self.split or (run.config.get("eval_split", "test") if self.data is None else "test")
+        shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
+        dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape)
+        check_fits(run, dataset, self.directory)
+        return dataset

@@ -10,7 +10,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair
-from jaxtransfer.cli.runs import Run, build_model, check_fits, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run, warn_of_other_classes
 from jaxtransfer.cli.stages import split_steps, train_stages
 from jaxtransfer.errors import InputError, unknown
 
@@ -64,6 +64,10 @@ class Finetune:
             raise unknown("method", self.method, METHODS)
         at_least(self, 0, "strength", "head_strength")
         source = load_run(self.source)
+        if self.keep_head:
+            check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
+        if self.method == "l2-sp-fisher":
+            check_knows_classes(source, self.source, "--method l2-sp-fisher weighs by the source's own loss")
         shape = tuple(source.config["image_shape"]) if self.resize else None
         train, test = load_pair(self.data, shape, seed=self.training.seed)
         check_fits(source, train, self.source)

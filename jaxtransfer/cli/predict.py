@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from jaxtransfer.cli.options import at_least
-from jaxtransfer.cli.runs import load_run
+from jaxtransfer.cli.runs import check_knows_classes, load_run
 from jaxtransfer.data import images
 from jaxtransfer.errors import InputError
 
@@ -41,6 +41,7 @@ class Predict:
         if not self.images:
             raise InputError("expected image files or folders after the run directory; got none")
         run = load_run(self.directory)
+        check_knows_classes(run, self.directory, "predict names classes")
         names, shape = run.config["class_names"], tuple(run.config["image_shape"])
         files = [file for path in self.images for file in _files(path)]
 

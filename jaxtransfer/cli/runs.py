@@ -63,10 +63,22 @@ def load_run(directory: Path) -> Run:
             warnings.warn(f"{error}; step {step} is used", stacklevel=2)
         params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
         model = build_model(config)
+        if config.get("command") == "contrast":  # the heads of the method stay behind
+            variables = models.encoder_of({"params": params[model.name], **state.get(model.name, {})})
+            params, state = {model.name: variables.pop("params")}, {model.name: variables}
         return Run(config, model, params, {model.name: {}, **state}, found.step)
     if errors:
         raise InputError(f"no checkpoint of {directory} is whole ({errors[0]}); run its command again to train it anew")
     raise InputError(f"{directory} has no checkpoint yet; run its command again to train it")
+
+
+def check_knows_classes(run: Run, directory: Path, what: str) -> None:
+    """Raises for a run whose network was trained without classes: its logits mean nothing; `what` needs them."""
+    if run.config.get("command") == "contrast":
+        raise InputError(
+            f"{what}, and {directory} is a run of contrast, which learned without classes; finetune it first "
+            f"(--from {directory})"
+        )
 
 
 def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:

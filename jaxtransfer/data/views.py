@@ -155,22 +155,29 @@ def gaussian_blur(sigma: tuple[float, float] = (0.1, 2.0)) -> Transform:
     return transform
 
 
-def simclr(size: int | None = None, *, strength: float = 0.5, blur: bool = False, least: float = 0.08) -> Transform:
+def simclr(
+    size: int | None = None,
+    *,
+    strength: float = 0.5,
+    blur: bool = False,
+    flip: bool = True,
+    area: tuple[float, float] = (0.08, 1.0),
+) -> Transform:
     """Returns SimCLR's augmentation (Chen et al. 2020, arXiv:2002.05709, appendix A): crop, flip, colours, grey, blur.
 
     Args:
       size: side of the views; that of the images by default.
-      strength: of the colours; 1 for ImageNet, 0.5 for CIFAR.
+      strength: of the colours; 1 for ImageNet, 0.5 for CIFAR, 0 for colours as they are.
       blur: whether half of the views are blurred; CIFAR's are not.
-      least: the smallest share of the area that is cut out.
+      flip: whether half of them are mirrored.
+      area: the smallest and the largest share of the image that is cut out.
     """
     s = strength
-    steps = [
-        random_resized_crop(size, scale=(least, 1.0)),
-        random_flip(),
-        sometimes(0.8, color_jitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)),
-        sometimes(0.2, greyscale()),
-    ]
+    steps = [random_resized_crop(size, scale=area)]
+    if flip:
+        steps.append(random_flip())
+    if strength:
+        steps += [sometimes(0.8, color_jitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)), sometimes(0.2, greyscale())]
     return chain(*steps, *([sometimes(0.5, gaussian_blur())] if blur else []))
 
 

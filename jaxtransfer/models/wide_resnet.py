@@ -86,6 +86,6 @@ def wide_resnet(
       param_dtype: type of the parameters.
     """
     if depth < 10 or depth % 6 != 4:
-        raise InputError(f"expected a depth of 6n + 4 layers (16, 22, 28, 40); got {depth}")
+        raise InputError(f"expected a depth of 6n + 4 layers (10, 16, 22, 28, 40); got {depth}")
     module = WideResNet((depth - 4) // 6, width, classes, dropout, dtype=dtype, param_dtype=param_dtype)
     return linen(module, name=name, stages=("stem_.*", "stage1_.*", "stage2_.*", "stage3_.*|final_norm", "head"))

@@ -59,7 +59,7 @@ def _table() -> dict[str, Entry]:
             summary = f"VGG-{d}{' with batch norm' if norm else ''}"
             table[f"vgg{d}{suffix}"] = Entry(bind(build, small_images=True), f"{summary}, 32×32 head", small)
             table[f"vgg{d}{suffix}-imagenet"] = Entry(build, f"{summary}, 224×224 head", large)
-    for d, k in ((16, 2), (16, 4), (28, 2), (28, 10), (40, 2)):
+    for d, k in ((10, 2), (16, 2), (16, 4), (28, 2), (28, 10), (40, 2)):
         table[f"wrn-{d}-{k}"] = Entry(bind(wide_resnet, d, k), f"wide ResNet of {d} layers, {k} times", small)
     for size, build in (("ti", vit_ti), ("s", vit_s), ("b", vit_b)):
         for patch, image in ((4, small), (16, large)):

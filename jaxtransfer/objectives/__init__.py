@@ -8,6 +8,7 @@ from jaxtransfer.objectives.crd import crd
 from jaxtransfer.objectives.distillation import distillation
 from jaxtransfer.objectives.fisher import fisher_diagonal
 from jaxtransfer.objectives.mutual import mean_teacher, mutual_learning
+from jaxtransfer.objectives.probe import online_probe
 from jaxtransfer.objectives.queues import moco, nnclr
 from jaxtransfer.objectives.regression import regression
 from jaxtransfer.objectives.teachers import cached, peer
@@ -31,6 +32,7 @@ __all__ = [
     "moco",
     "mutual_learning",
     "nnclr",
+    "online_probe",
     "over_views",
     "peer",
     "regression",

@@ -57,7 +57,10 @@ def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "Expected one of {pretrain, finetune, distill, cache-teacher, meta, evaluate, predict, datasets, models}"),
+        (
+            (),
+            "Expected one of {pretrain, finetune, distill, cache-teacher, contrast, meta, evaluate, predict, datasets",
+        ),
         (("tarin",), "Unrecognized options: tarin; Available subcommands: pretrain, finetune,"),
         (("pretrain", "--data", "x"), "Missing from jaxtransfer pretrain: --out DIR; "),
         (("pretrain", "--data", "x", "--out", "y", "--step", "3"), "Perhaps you meant: --steps INT"),

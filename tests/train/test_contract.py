@@ -99,6 +99,9 @@ OBJECTIVES = {
     "vicreg": lambda model, w, rng: jt.vicreg(model, tap="features"),
     "byol": lambda model, w, rng: jt.byol(model, prediction="features", projection="features", decay=0.9),
     "simsiam": lambda model, w, rng: jt.simsiam(model, prediction="features", projection="features"),
+    "online probe": lambda model, w, rng: (
+        jt.vicreg(model, tap="features") + jt.online_probe(model, 4, beside=jt.vicreg(model, tap="features"))
+    ),
     "moco": lambda model, w, rng: jt.moco(model, tap="features", queue=40, decay=0.9),
     "nnclr": lambda model, w, rng: jt.nnclr(model, prediction="features", projection="features", queue=40),
     "swav": lambda model, w, rng: jt.swav(model, tap="features", prototypes=5),

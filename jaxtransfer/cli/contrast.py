@@ -1,0 +1,258 @@
+"""`jaxtransfer contrast`: learn a representation from views of images, without labels."""
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+import jaxtransfer as jt
+from jaxtransfer import models, representation
+from jaxtransfer.cli.options import (
+    DataOptions,
+    RunOptions,
+    at_least,
+    config_of,
+    divides_by_devices,
+    load_pair,
+    statistics,
+)
+from jaxtransfer.cli.pretexts import PRETEXTS, Settings, with_heads
+from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
+from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
+from jaxtransfer.data import views
+from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.report import write_report
+from jaxtransfer.train.run import write_atomically
+
+_BANK = 20_000  # training images that the nearest neighbours and the linear probe learn from
+_MOST = 0.3  # of the area, for small views; the large ones beside them show more
+_PAIRS = 2_000  # test images of which two views are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewOptions:
+    """How a view is made of an image."""
+
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the images' own)")] = None
+    """Side of the views in pixels; smaller ones cost less."""
+    least: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.08; 0.3 beside --crops)")
+    ] = None
+    """Smallest share of an image's area that a view shows."""
+    strength: float = 0.5
+    """Of the changes of colour; 1 is usual for ImageNet, 0 leaves the colours as they are."""
+    blur: bool = False
+    """Blur half of the views; usual from ImageNet's size on."""
+    no_flip: bool = False
+    """Don't mirror the views; for digits, letters, traffic signs."""
+    crops: int = 0
+    """Further views of half the side, which show at most 0.3 of the image; for swav and dino."""
+
+    def check(self) -> None:
+        """Raises for values that no view can have."""
+        at_least(self, 4, "size")
+        at_least(self, 0, "strength", "crops")
+        if self.least is not None and not 0 < self.least <= 1:
+            raise InputError(f"--least is a share of the area, in (0, 1]; got {self.least}")
+        if self.strength > 2:
+            raise InputError(f"--strength of the colours is in [0, 2]; got {self.strength}")
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names of the small views."""
+        return tuple(f"crop{number}" for number in range(1, self.crops + 1))
+
+    def transform(self, side: int):
+        """Returns what makes the views of a batch of images of a side."""
+        size = self.size or side
+        options = {"strength": self.strength, "blur": self.blur, "flip": not self.no_flip}
+        large = views.simclr(size, area=(self.least or (_MOST if self.crops else 0.08), 1.0), **options)
+        small = views.simclr(max(4, size // 2), area=(0.05, _MOST), **options)
+        return views.many_views({"image": large, "image2": large, **dict.fromkeys(self.names(), small)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Train an encoder on views of images, without labels; `finetune --from` starts from it.
+
+    Labels are read for the evaluation alone (and by supcon): a linear probe trains beside the encoder, which it does
+    not change, and its accuracy chooses the checkpoint. The report ends with nearest neighbours, a linear probe to
+    convergence, alignment, uniformity and a picture of the embedding.
+
+    Example: jaxtransfer contrast --data cifar10 --model wrn-10-2 --size 24 --out runs/views
+    """
+
+    data: DataOptions
+    training: RunOptions
+    view: ViewOptions
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "simclr"
+    """What views of one image have to do:
+    - simclr, info-nce, dcl, siglip: find each other in the batch (Chen 2020, van den Oord 2018, Yeh 2022, Zhai 2023).
+    - supcon: find all of the same label (Khosla 2020).
+    - moco, nnclr: find each other in a queue (He 2020, Dwibedi 2021).
+    - byol, simsiam: predict each other (Grill 2020, Chen & He 2021).
+    - barlow-twins, vicreg: agree, feature by feature (Zbontar 2021, Bardes 2022).
+    - swav, dino: agree on a cluster (Caron 2020 and 2021).
+    """
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
+    """Encoder; `jaxtransfer models` lists networks."""
+    image_shape: Annotated[
+        tuple[int, int, int] | None, tyro.conf.arg(metavar="H W C", help_behavior_hint="(default: the data's own)")
+    ] = None
+    """Bring images of any size to this height, width and number of channels (1 grey, 3 colour)."""
+    batch_size: int = 256
+    """Images per update, over all devices; a multiple of their number. They are each other's negatives."""
+    micro_batch: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all at once)")] = None
+    """Run the encoder on so many views at a time: the gradient of the whole batch in the memory of a part."""
+    temperature: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --method)")
+    ] = None
+    """Of the methods that have one; the first value for info-nce and siglip, which learn it."""
+    projection: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: usual for --method)")
+    ] = ()
+    """Sizes of the layers of the projection on the encoder, the last one that of the embedding."""
+    queue: int = 4096
+    """Vectors that moco and nnclr remember."""
+    prototypes: int = 512
+    """Clusters of swav."""
+
+    def run(self) -> None:
+        """Trains, or resumes, or says that it is done; then measures the representation."""
+        self._check()
+        training, out = self.training, self.training.out
+        train, test = load_pair(self.data, self.image_shape, seed=training.seed)
+        config = self._config(train)
+        with opened(out, config):
+            encoder = build_model(config)
+            check_model_takes(encoder, self.model, train)
+            net = with_heads(encoder, self.method, tuple(config["projection"]))
+            objective = self._objective(net, config)
+            batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
+            transform = self.view.transform(min(train.image_shape[:2]))
+            jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises what can't be
+        fitted = jt.fit(
+            objective,
+            training.optimizer_for(training.steps),
+            batches,
+            transform=transform,
+            steps=training.steps,
+            key=training.seed,
+            eval_data=jt.data.eval_batches(test, self.batch_size),
+            eval_objective=jt.online_probe(net, train.classes),
+            eval_every=training.eval_every,
+            patience=training.patience,
+            out=out,
+            config=config,
+            keep=training.keep,
+            mesh=device_mesh() if training.mode == "jit" else None,
+            mode=training.mode,
+            log=announcer(""),
+        )
+        rows = self._measured(load_run(out), train, test)
+        table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
+        title = f"{self.method} on {self.data.data}, {self.model}"
+        facts = {name: shown(value) for name, value in config.items()}
+        print_results(
+            out, fitted, write_report(out, title, facts, tables=[table], pictures={"The embedding": "embedding.png"})
+        )
+        print("  ".join(f"{name} {value:.4g}" for name, value in rows.items()))
+
+    def _check(self) -> None:
+        self.training.check()
+        self.view.check()
+        for name, value, known in (("method", self.method, PRETEXTS), ("model", self.model, models.ZOO)):
+            if value not in known:
+                raise unknown(name, value, known)
+        at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes")
+        divides_by_devices("batch_size", self.batch_size)
+        row = PRETEXTS[self.method]
+        if self.projection and min(self.projection) < 1:
+            raise InputError(f"--projection: sizes are at least 1; got {' '.join(map(str, self.projection))}")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InputError(f"--temperature must be positive and finite; got {self.temperature}")
+        if self.temperature is not None and row.temperature is None:
+            raise InputError(f"--temperature: {self.method} has none; leave it out")
+        if self.view.crops and not row.crops:
+            listed = ", ".join(name for name, one in PRETEXTS.items() if one.crops)
+            raise InputError(f"--crops: {self.method} compares two views; small ones are for {listed}")
+
+    def _config(self, train: jt.data.Dataset) -> dict[str, Any]:
+        mean, std = statistics(train)
+        row = PRETEXTS[self.method]
+        return config_of(
+            "contrast",
+            self.data,
+            self.training,
+            self.view,
+            method=self.method,
+            model=self.model,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            temperature=self.temperature or row.temperature,
+            projection=list(self.projection or row.projection),
+            queue=self.queue,
+            prototypes=self.prototypes,
+            class_names=list(train.class_names),
+            image_shape=list(train.image_shape),
+            resize=self.image_shape is not None,
+            mean=mean,
+            std=std,
+        )
+
+    def _objective(self, net: jt.Model, config: dict[str, Any]) -> jt.Objective:
+        """Returns what trains: the method, and the probe beside it."""
+        net = net if self.micro_batch is None else jt.micro_batched(net, self.micro_batch)
+        temperature = config["temperature"] or 1.0
+        settings = Settings(temperature, self.queue, self.prototypes, self.view.names(), self.training.steps)
+        objective = PRETEXTS[self.method].build(net, settings)
+        return objective + jt.online_probe(net, len(config["class_names"]), beside=objective)
+
+    def _measured(self, run: Run, train: jt.data.Dataset, test: jt.data.Dataset) -> dict[str, Any]:
+        """Returns how good the best checkpoint's features are, and draws them; measured once per run directory."""
+        path = self.training.out / "representation.json"
+        if path.exists() and (known := json.loads(path.read_text()))["step"] == run.step:
+            return known
+        variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
+        embedded, scores = measured(run, train, test, self.batch_size)
+        some = test.take(min(_PAIRS, len(test)))
+        made = jax.jit(self.view.transform(min(train.image_shape[:2])))(
+            jax.random.key(0), {"image": some.read(np.arange(len(some)))["image"]}, np.arange(len(some))
+        )
+        pair = [representation.embed(run.model, variables, [made], view=view).features for view in ("image", "image2")]
+        facts = {"step": run.step, **scores, "alignment": representation.alignment(*pair)}
+        shown = representation.Embedded(embedded.features[:_PAIRS], embedded.labels[:_PAIRS])
+        representation.plot_embedding(shown, self.training.out / "embedding.png", names=train.class_names)
+        write_atomically(path, json.dumps(facts) + "\n")
+        return facts
+
+
+def measured(
+    run: Run, train: jt.data.Dataset, test: jt.data.Dataset, batch_size: int
+) -> tuple[representation.Embedded, dict[str, float]]:
+    """Returns the features of the test images, and the scores of all: nearest neighbours, linear probe, uniformity.
+
+    Neighbours and probe learn from up to 20,000 training images, spread over all of them.
+    """
+    variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
+    bank = train if len(train) <= _BANK else train.select(np.linspace(0, len(train) - 1, _BANK).astype(int))
+    of_bank, of_test = (
+        representation.embed(run.model, variables, jt.data.eval_batches(split, batch_size)) for split in (bank, test)
+    )
+    scores = {
+        "knn": representation.knn_accuracy(of_bank, of_test),
+        "linear_probe": representation.linear_probe(of_bank, of_test),
+        "uniformity": representation.uniformity(of_test.features[:_PAIRS]),
+    }
+    return of_test, scores
+
+
+def _first(batches: jt.data.Pipeline, transform) -> dict[str, Any]:
+    """Returns a batch of the shapes that training will see, its images zero: nothing is compiled for it."""
+    batch = batches.batch(0)
+    rows = jax.ShapeDtypeStruct((len(batch["label"]),), np.int32)
+    shapes = jax.eval_shape(transform, jax.random.key(0), batch, rows)
+    return {**jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes)), "label": batch["label"]}

@@ -1,0 +1,92 @@
+"""`jaxtransfer contrast`: every method, resumption, what starts from it, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+
+from jaxtransfer.cli import main
+from jaxtransfer.cli.pretexts import PRETEXTS
+from jaxtransfer.train import checkpoints
+
+SMALL = ("--data", "digits/upright", "--split", "train[:200]", "--eval-split", "test[:64]", "--steps", "4")
+SMALL = (*SMALL, "--eval-every", "2", "--batch-size", "16", "--no-flip", "--projection", "16", "8", "--model", "mlp")
+
+
+@pytest.fixture(scope="module")
+def views(own_cache, tmp_path_factory):
+    """A tiny run; copy it before changing it."""
+    out = tmp_path_factory.mktemp("runs") / "views"
+    assert main(("contrast", *SMALL, "--out", str(out))) == 0
+    return out
+
+
+def test_a_run_its_report_and_doing_it_again(run, views, tmp_path):
+    records = [json.loads(line) for line in (views / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/simclr", "train/probe", "train/accuracy"} <= set(records[0])
+    assert {"eval/accuracy", "eval/loss"} <= set(records[-1])
+    report = (views / "report.md").read_text()
+    assert all(fact in report for fact in ("| knn |", "| linear_probe |", "| alignment |", "embedding.png"))
+    assert (views / "embedding.png").stat().st_size > 1000
+
+    again = tmp_path / "again"
+    shutil.copytree(views, again)
+    lines, _ = run("contrast", *SMALL, "--out", again)
+    assert lines[0].startswith("already done")
+    shutil.rmtree(again / "checkpoints" / "step_000000004")
+    run("contrast", *SMALL, "--out", again)
+    ours, theirs = (checkpoints.read(path / "checkpoints", 4).leaves for path in (again, views))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_others_start_from_it(run, refused, views, tmp_path):
+    lines, _ = run("evaluate", views)
+    found = json.loads(lines[-1])
+    assert found["examples"] == 64
+    assert {"knn", "linear_probe", "uniformity"} <= set(found)
+    words = ("--data", "digits/inverted", "--steps", "2", "--batch-size", "16", "--eval-split", "test[:64]")
+    run("finetune", "--from", views, *words, "--method", "l2-sp", "--out", tmp_path / "tuned")
+    run("evaluate", tmp_path / "tuned", "--split", "test[:64]")
+    out = tmp_path / "out"
+    tuning = ("finetune", "--from", views, *words, "--out", out)
+    assert "which learned without classes; finetune it first" in refused(*tuning, "--keep-head")
+    assert "weighs by the source's own loss" in refused(*tuning, "--method", "l2-sp-fisher")
+    assert "predict names classes" in refused("predict", views, tmp_path)
+    assert "compares classes" in refused("distill", "--teacher", views, *words, "--out", out)
+    assert "are scores of classes" in refused("cache-teacher", views, "--out", out)
+    assert "--ways is for runs of meta" in refused("evaluate", views, "--ways", "5")
+    assert not out.exists() or not (out / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PRETEXTS)
+def test_every_method_runs(run, tmp_path, method):
+    crops = ("--crops", "2") if PRETEXTS[method].crops else ()
+    micro = ("--micro-batch", "16") if method == "info-nce" else ()
+    run("contrast", *SMALL[:-2], "--method", method, *crops, *micro, "--queue", "64", "--out", tmp_path / "out")
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(value == value for record in records for value in record.values())
+    run("finetune", "--from", tmp_path / "out", "--data", "digits/noisy", "--steps", "2", "--out", tmp_path / "tuned")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--method", "simclir"), "unknown method 'simclir' (did you mean 'simclr'?); known: barlow-twins,"),
+        (("--model", "mpl"), "unknown model 'mpl'"),
+        (("--batch-size", "20"), "--batch-size must be a multiple of the 8 devices; got 20"),
+        (("--temperature", "0"), "--temperature must be positive and finite; got 0.0"),
+        (("--method", "byol", "--temperature", "0.5"), "--temperature: byol has none; leave it out"),
+        (("--crops", "2"), "--crops: simclr compares two views; small ones are for swav, dino"),
+        (("--size", "2"), "--size must be at least 4; got 2"),
+        (("--least", "1.5"), "--least is a share of the area, in (0, 1]; got 1.5"),
+        (("--strength", "-1"), "--strength must be at least 0; got -1.0"),
+        (("--projection", "8", "0"), "--projection: sizes are at least 1; got 8 0"),
+        (("--micro-batch", "24"), "a batch of 16 doesn't divide into micro-batches of 24"),
+        (("--method", "moco", "--queue", "8"), "the queue holds 8 vectors, fewer than a batch of 16; make it larger"),
+    ],
+)
+def test_refused_before_it_begins(refused, tmp_path, words, expected):
+    assert expected in refused("contrast", *SMALL, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out" / "config.json").exists()
