@@ -5,11 +5,13 @@ Value and gradient of `jt.losses.nt_xent` for N pairs of views, D = 128, float32
 medians. `temp_mb` is what a compiled program needs besides its arguments and results; with `--memory` the peak memory
 of ours (`info_nce` too) is measured in a process of its own, as resident memory above that after the inputs are there.
 
-Command: `python -m experiments.benchmarks.info_nce` (about 2 minutes on two cores; `--tiny` for seconds). Prints one
+Command: `python -m experiments.benchmarks.info_nce` (about 3 minutes on two cores; `--tiny` for seconds). Prints one
 JSON line.
 
-Two busy cores, medians: 0.027 s at N = 1,024 (the plain form 1.28 times that, PyTorch 16 times), 0.30 s at 4,096 (1.9
-and 15 times) with 21 MB for 294 MB of the plain form, 4.7 s at 16,384 with 68 MB. `info_nce` of 65,536: 32 s, 117 MB.
+Two cores, medians: 0.015 s at N = 1,024 (the plain form 1.35 times that, PyTorch 6.5 times), 0.039 s at 2,048 (1.8 and
+13 times), 0.143 s at 4,096 (2.0 and 13 times), 0.65 s at 8,192 (2.2 and 18 times), 2.3 s at 16,384. Peak memory: 27 MB
+at 4,096 where PyTorch takes 1,795 MB, 85 MB at 16,384, where PyTorch takes more than the machine's 20 GB, 375 MB at
+65,536; `info_nce` takes 231 MB there.
 """
 
 import dataclasses
@@ -41,8 +43,10 @@ class InfoNceBenchmark:
     """Timed runs of each form up to 4096 pairs; a third of them beyond."""
     plain_up_to: int = 4096
     """The largest N whose matrix is held, by the plain form and by PyTorch."""
-    memory: tuple[int, ...] = (4096, 16384)
+    memory: tuple[int, ...] = (4096, 16384, 65536)
     """Numbers of pairs whose peak memory is measured."""
+    pytorch: tuple[int, ...] = (4096,)
+    """Numbers of pairs that PyTorch runs once, in a process of its own: time and peak memory; 16384 take over 20 GB."""
     tiny: bool = False
     """A run of seconds, on 64 pairs."""
 
@@ -50,11 +54,12 @@ class InfoNceBenchmark:
 def main(benchmark: InfoNceBenchmark) -> dict[str, Any]:
     """Runs all sizes, prints and returns the results."""
     if benchmark.tiny:
-        benchmark = dataclasses.replace(benchmark, sizes=(64,), repeats=2, memory=(64,))
+        benchmark = dataclasses.replace(benchmark, sizes=(64,), repeats=2, memory=(64,), pytorch=(64,))
     result = {
         "benchmark": "info_nce",
         "rows": [run(size, benchmark) for size in benchmark.sizes],
         "peak_mb": {str(size): measured(size) for size in benchmark.memory},
+        "pytorch": {str(size): alone("peak_of_pytorch", size) for size in benchmark.pytorch if pytorch(inputs(2))},
     }
     print(json.dumps(result), flush=True)
     return result
@@ -72,8 +77,13 @@ def run(size: int, benchmark: InfoNceBenchmark) -> dict[str, Any]:
             forms["pytorch"] = torch_form
     times: dict[str, list[float]] = {name: [] for name in forms}
     repeats = benchmark.repeats if size <= 4096 else -(-benchmark.repeats // 3)
+    names = list(forms)
     for number in range(repeats + 1):
-        for name, form in forms.items():
+        for name in [
+            *names[number % len(names) :],
+            *names[: number % len(names)],
+        ]:  # PyTorch's threads spin on after it
+            form = forms[name]
             begin = time.perf_counter()
             jax.block_until_ready(form(*views))
             if number:
@@ -137,12 +147,14 @@ def pytorch(views) -> Any:
 
 def measured(size: int) -> dict[str, float | None]:
     """Peak memory in MB above the inputs of value and gradient, each loss in a process of its own."""
-    found = {}
-    for name in ("nt_xent", "info_nce"):
-        code = f"from experiments.benchmarks.info_nce import peak; peak({name!r}, {size})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        found[name] = json.loads(done.stdout)
-    return found
+    return {name: alone("peak", name, size) for name in ("nt_xent", "info_nce")}
+
+
+def alone(function: str, *arguments: Any) -> Any:
+    """Returns what a function here prints, called in a process of its own."""
+    code = f"from experiments.benchmarks import info_nce; info_nce.{function}(*{arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def peak(name: str, size: int) -> None:
@@ -152,6 +164,14 @@ def peak(name: str, size: int) -> None:
     before = peak_mb()
     jax.block_until_ready(program(*views))
     print(round(peak_mb() - before, 1))
+
+
+def peak_of_pytorch(size: int) -> None:
+    """Prints the seconds and the rise of the peak memory of one run of PyTorch's form."""
+    form = pytorch(inputs(size))
+    before, begin = peak_mb(), time.perf_counter()
+    form()
+    print(json.dumps({"seconds": round(time.perf_counter() - begin, 3), "mb": round(peak_mb() - before, 1)}))
 
 
 if __name__ == "__main__":
