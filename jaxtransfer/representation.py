@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,12 +182,14 @@ def uniformity(features: np.ndarray, *, t: float = 2.0) -> float:
     return float(np.log((total.sum() - len(x)) / (len(x) * (len(x) - 1))))
 
 
-def plot_embedding(embedded: Embedded, path: str | Path, *, names: Sequence[str] = (), method: Any = None) -> None:
+def plot_embedding(
+    embedded: Embedded, path: str | Path | IO[bytes], *, names: Sequence[str] = (), method: Any = None
+) -> None:
     """Draws embeddings in the plane, coloured by class.
 
     Args:
       embedded: embeddings with labels.
-      path: of the PNG.
+      path: of the PNG, or an open binary file.
       names: of the classes.
       method: what brings them to two dimensions: anything with `fit_transform`, `sklearn.manifold.TSNE()` or
         `umap.UMAP()` say; principal components by default.
