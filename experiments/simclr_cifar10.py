@@ -50,13 +50,13 @@ class Experiment:
     """Data set."""
     model: str = "wrn-10-2"
     """Network; `jaxtransfer models` lists them."""
-    steps: int = 4500
+    steps: int = 4000
     """Updates of SimCLR."""
     batch_size: int = 128
     """Images per update, each seen twice."""
     size: int = 24
     """Side of the views in pixels: smaller ones cost less. Everything after SimCLR sees the images as they are."""
-    temperature: float = 0.2
+    temperature: float = 0.1
     """τ."""
     rate: float = 2e-3
     """Peak learning rate of Adam; it falls to zero along a cosine."""
@@ -64,7 +64,7 @@ class Experiment:
     """Weight decay, decoupled."""
     shots: int = 100
     """Labelled images per class for the fine-tuning."""
-    tune_steps: int = 500
+    tune_steps: int = 400
     """Updates of the fine-tuning and of the training from scratch."""
     tune_rates: tuple[float, ...] = (1e-3, 3e-3)
     """Peak learning rates of Adam that both may choose from, by their test accuracy."""

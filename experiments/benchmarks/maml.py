@@ -53,6 +53,8 @@ class MamlBenchmark:
     """Rows to run: 0 second order, 1 step; 1 with 5; 2 and 3 by first order; 4 with pooling."""
     torch_python: Path | None = None
     """Interpreter with PyTorch; this one by default, if it has it."""
+    learn2learn: Path | None = None
+    """Folder of learn2learn's unpacked sources, whose MAML then takes the place of the plain loop."""
 
 
 def main(benchmark: MamlBenchmark) -> list[dict[str, Any]]:
@@ -77,7 +79,8 @@ def run(row: Row, benchmark: MamlBenchmark, python: str | Path | None) -> dict[s
         if python is not None:
             sizes = {"tasks": benchmark.tasks, "support": WAYS, "query": WAYS * QUERIES}
             options = {"steps": row.steps, "pooled": row.pooled, "first_order": row.first_order, "lr": 0.4}
-            torch = stack.enter_context(TorchLoop(python, model="conv4", **sizes, **options))
+            source = benchmark.learn2learn and str(benchmark.learn2learn)
+            torch = stack.enter_context(TorchLoop(python, model="conv4", learn2learn=source, **sizes, **options))
             torch.seconds(1)
         for _ in range(benchmark.repeats):
             begin = time.perf_counter()

@@ -43,6 +43,8 @@ class Speed:
     """An interpreter that has PyTorch; by default this one, where it does."""
     torch_threads: int = 1
     """Threads of PyTorch's loop; arrays this small are quickest with one, far more so beside other jobs."""
+    learn2learn: Path | None = None
+    """Folder of learn2learn's unpacked sources, whose MAML then takes the place of the plain loop."""
     rounds: int = 15
     """Turns that each side takes."""
     steps_per_call: int = 1_000
@@ -72,7 +74,7 @@ def main(speed: Speed) -> dict[str, Any]:
         theirs = None
         if python is not None:
             size = {"tasks": speed.tasks, "support": speed.shots, "query": speed.shots, "lr": INNER_RATE}
-            size["threads"] = speed.torch_threads
+            size |= {"threads": speed.torch_threads, "learn2learn": speed.learn2learn and str(speed.learn2learn)}
             theirs = stack.enter_context(TorchLoop(python, model="mlp", **size))
             theirs.seconds(speed.torch_steps)
         for _ in range(speed.rounds):
@@ -92,7 +94,12 @@ def main(speed: Speed) -> dict[str, Any]:
         "ratio": None,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
-        **{name: value for name, value in dataclasses.asdict(speed).items() if name != "torch_python"},
+        **{
+            name: value
+            for name, value in dataclasses.asdict(speed).items()
+            if name not in ("torch_python", "learn2learn")
+        },
+        "against": "PyTorch" if speed.learn2learn is None else "learn2learn",
     }
     if about_torch is not None:
         ratios = sorted(rates["many"] / rates["pytorch"] for rates in rounds)

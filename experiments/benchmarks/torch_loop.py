@@ -13,6 +13,8 @@ ends, one of JSON with its `peak_mb` and `version`. The configuration:
 - `hidden` [40, 40] of the MLP; `width` 64, `pooled` true (false: strided), `ways` 5, `image` [1, 28, 28] of Conv4
 - `tasks` 4, `support` and `query` 10: tasks per meta-step and examples per task in all
 - `steps` 1, `first_order` false, `lr` 0.01 of the inner loop, `outer_lr` 0.001, `threads` PyTorch's own choice
+- `learn2learn` null, or the folder of its unpacked sources: then its own MAML makes the clones, gradients and updates.
+  (The package's compiled parts, which newer Pythons don't build, are not needed for that.)
 """
 
 import contextlib
@@ -24,6 +26,7 @@ import resource
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ DEFAULTS = {
     "lr": 0.01,
     "outer_lr": 1e-3,
     "threads": None,
+    "learn2learn": None,
 }
 
 
@@ -125,6 +129,9 @@ def loop(torch: Any, configuration: dict[str, Any]) -> Any:
     optimizer = torch.optim.Adam(parameters, lr=configuration["outer_lr"])
     tasks, lr, second_order = configuration["tasks"], configuration["lr"], not configuration["first_order"]
 
+    if configuration["learn2learn"]:
+        return learn2learn_loop(torch, configuration, parameters, loss, data)
+
     def meta_step():
         total = 0.0
         optimizer.zero_grad()
@@ -141,6 +148,63 @@ def loop(torch: Any, configuration: dict[str, Any]) -> Any:
         return total
 
     return meta_step
+
+
+def learn2learn_loop(torch: Any, configuration: dict[str, Any], parameters: list, loss: Any, data: Any) -> Any:
+    """Returns the same meta-step by learn2learn's MAML around a module of the same weights."""
+    source = Path(configuration["learn2learn"]) / "learn2learn"
+    if not (source / "algorithms" / "maml.py").exists():
+        raise SystemExit(f"torch_loop: expected learn2learn's sources in {configuration['learn2learn']}")
+    for name, folder in (("learn2learn", source), ("learn2learn.algorithms", source / "algorithms")):
+        package = types.ModuleType(name)  # without its __init__, which imports everything
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    from learn2learn.algorithms.maml import MAML  # pyright: ignore[reportMissingImports]
+
+    module = (mlp_module if configuration["model"] == "mlp" else conv4_module)(torch, configuration)
+    with torch.no_grad():
+        for ours, theirs in zip(parameters, module.parameters(), strict=True):
+            theirs.copy_(ours)
+    maml = MAML(module, lr=configuration["lr"], first_order=configuration["first_order"])
+    optimizer = torch.optim.Adam(maml.parameters(), lr=configuration["outer_lr"])
+
+    def meta_step():
+        total = 0.0
+        optimizer.zero_grad()
+        for support_x, support_y, query_x, query_y in zip(*data, strict=True):
+            learner = maml.clone()
+            for _ in range(configuration["steps"]):
+                learner.adapt(loss(learner(support_x), support_y))
+            query_loss = loss(learner(query_x), query_y) / configuration["tasks"]
+            query_loss.backward()
+            total = total + query_loss.detach()
+        optimizer.step()
+        return total
+
+    return meta_step
+
+
+def mlp_module(torch: Any, configuration: dict[str, Any]) -> Any:
+    """Returns the perceptron as a module, its weights in the order of `mlp`."""
+    sizes, layers = [1, *configuration["hidden"], 1], []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def conv4_module(torch: Any, configuration: dict[str, Any]) -> Any:
+    """Returns Conv4 as a module, its weights in the order of `conv4`."""
+    width, pooled = configuration["width"], configuration["pooled"]
+    channels, *sides = configuration["image"]
+    layers = []
+    for _ in range(4):
+        layers.append(torch.nn.Conv2d(channels, width, 3, stride=1 if pooled else 2, padding=1))
+        layers += [torch.nn.BatchNorm2d(width, track_running_stats=False), torch.nn.ReLU()]
+        layers += [torch.nn.MaxPool2d(2)] if pooled else []
+        channels, sides = width, [side // 2 if pooled else -(-side // 2) for side in sides]
+    return torch.nn.Sequential(
+        *layers, torch.nn.Flatten(), torch.nn.Linear(width * math.prod(sides), configuration["ways"])
+    )
 
 
 def mlp(torch: Any, configuration: dict[str, Any]) -> tuple:
