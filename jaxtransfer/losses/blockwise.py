@@ -63,6 +63,16 @@ def others(one: jax.Array, other: jax.Array) -> jax.Array:
     return one != other
 
 
+def everywhere(side: Tree, axis_name: str | None) -> Any:
+    """Returns the rows [N, ...] of all devices of an axis, in order; None without an axis: there are no others."""
+    return None if axis_name is None else jax.lax.all_gather(side, axis_name, tiled=True)
+
+
+def numbers(size: int, axis_name: str | None) -> jax.Array:
+    """Returns the numbers of this device's `size` examples among those of all devices of an axis."""
+    return jnp.arange(size) + (0 if axis_name is None else size * jax.lax.axis_index(axis_name))
+
+
 _FLOOR = -3e38  # below any score, and still finite in float32
 
 
@@ -193,11 +203,18 @@ def _sweep(part, merge, empty, rows: Tree, columns: Tree, chunk: int | None) -> 
             return merge(before, jax.checkpoint(part)(row, block(number))), None
 
         shapes = jax.eval_shape(lambda: part(row, block(0)))
-        start = jax.tree.map(lambda number, x: jnp.full(x.shape, number, x.dtype), empty, shapes)
+        start = jax.tree.map(_full, empty, shapes)
         return jax.lax.scan(step, start, jnp.arange(across))[0]
 
     found = jax.lax.map(along, rows)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[:size], found)
+
+
+def _full(number: float, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns an array of one number; inside `shard_map` it varies over the axes that `like` does, as a loop asks."""
+    axes = getattr(like, "vma", None) or getattr(getattr(like, "manual_axis_type", None), "varying", ())
+    x = jnp.full(like.shape, number, like.dtype)
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
 
 
 def _tiles(size: int, chunk: int | None) -> int:

@@ -4,8 +4,11 @@ Each of them compares the score of the right pair with a sum over the wrong ones
 and no row is empty by accident. The matrix of scores is never held (`reduce_pairs`), value and gradient are exact to
 rounding, and temperature and bias may be learned.
 
-Two arguments are the same in all: `chunk`, the largest side of a tile of the matrix, is chosen by size if None; where
-`mask` [B] is 0 the example is in no pair, its value is 0, and what stands in its rows doesn't matter.
+Three arguments are the same in all: `chunk`, the largest side of a tile of the matrix, is chosen by size if None; where
+`mask` [B] is 0 the example is in no pair, its value is 0, and what stands in its rows doesn't matter. Under `jit` a
+batch that is split over a mesh is one batch by itself. Where each device has a program and rows of its own, under
+`pmap` or `shard_map`, `axis_name` tells over which axis: each device's rows are compared with those of all, and it gets
+the values of its own. The means over the devices, of values and of gradients by parameters, are the whole batch's.
 """
 
 import jax
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import EXACT, kept_rows, wide
 from jaxtransfer.losses._numerics import normalize as unit
-from jaxtransfer.losses.blockwise import LOG_SUM_EXP, SOFTPLUS_SUM, Side, others, reduce_pairs
+from jaxtransfer.losses.blockwise import LOG_SUM_EXP, SOFTPLUS_SUM, Side, everywhere, numbers, others, reduce_pairs
 
 
 def _pair(one: jax.Array, other: jax.Array, mask: jax.Array | None, normalize: bool):
@@ -39,6 +42,7 @@ def info_nce(
     normalize: bool = False,
     chunk: int | None = None,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Computes −log exp(aᵢ·pᵢ/τ) / Σ_j exp(aᵢ·pⱼ/τ) (van den Oord et al. 2018, arXiv:1807.03748).
 
@@ -53,6 +57,7 @@ def info_nce(
       normalize: whether to bring rows to length 1 first; otherwise the scores are raw dot products.
       chunk: the largest side of a tile.
       mask: [B]; 0 leaves an example out.
+      axis_name: of the axis over which the batch is split under `pmap`.
 
     Returns:
       The loss [B], in at least float32; 0 for a row without negatives.
@@ -64,9 +69,9 @@ def info_nce(
     own = jnp.sum(a * p, axis=1) / temperature
     a = a / temperature
     if negatives is None:
-        number = jnp.arange(len(a))
+        number = numbers(len(a), axis_name)
         sides = Side(a, keep, number), Side(p, keep, number)
-        rows, columns = reduce_pairs(LOG_SUM_EXP, *sides, pairs=others, both=symmetric, chunk=chunk)
+        rows, columns = _both_ways(*sides, symmetric, chunk, axis_name)
         values = jax.nn.softplus(rows - own)
         return values if columns is None else (values + jax.nn.softplus(columns - own)) / 2
     if symmetric:
@@ -86,12 +91,23 @@ def info_nce(
     return jnp.where(keep, jax.nn.softplus(rows - own), 0)
 
 
-def _views(z1: jax.Array, z2: jax.Array, temperature, chunk: int | None, mask: jax.Array | None):
+def _both_ways(one: Side, other: Side, symmetric: bool, chunk: int | None, axis_name: str | None):
+    """Returns log Σ exp of each row of one side over the other of all devices, and the same the other way round."""
+    options = {"pairs": others, "chunk": chunk}
+    if axis_name is None:
+        return reduce_pairs(LOG_SUM_EXP, one, other, both=symmetric, **options)
+    rows, _ = reduce_pairs(LOG_SUM_EXP, one, everywhere(other, axis_name), **options)
+    if not symmetric:
+        return rows, None
+    return rows, reduce_pairs(LOG_SUM_EXP, other, everywhere(one, axis_name), **options)[0]
+
+
+def _views(z1, z2, temperature, chunk: int | None, mask: jax.Array | None, axis_name: str | None):
     """Returns cosines z1·z2 [B], log Σ exp over the views of other examples [B, 2], −∞ if none, and what is kept."""
     z1, z2, keep = _pair(z1, z2, mask, True)
     z = jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1])  # views side by side: rows stay on their device
-    side = Side(z / jnp.sqrt(temperature), jnp.repeat(keep, 2), jnp.repeat(jnp.arange(len(z1)), 2))
-    sums, _ = reduce_pairs(LOG_SUM_EXP, side, pairs=others, chunk=chunk)
+    side = Side(z / jnp.sqrt(temperature), jnp.repeat(keep, 2), jnp.repeat(numbers(len(z1), axis_name), 2))
+    sums, _ = reduce_pairs(LOG_SUM_EXP, side, everywhere(side, axis_name), pairs=others, chunk=chunk)
     return jnp.sum(z1 * z2, axis=1), sums.reshape(-1, 2), keep
 
 
@@ -102,6 +118,7 @@ def nt_xent(
     temperature: float | jax.Array = 0.5,
     chunk: int | None = None,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Computes −log exp(cos(z, z⁺)/τ) / Σ_{z' ≠ z} exp(cos(z, z')/τ), the mean over the two views z of an example.
 
@@ -114,6 +131,7 @@ def nt_xent(
       temperature: τ > 0.
       chunk: the largest side of a tile.
       mask: [B]; 0 leaves an example out.
+      axis_name: of the axis over which the batch is split under `pmap`.
 
     Returns:
       The loss [B], in at least float32; 0 in a batch of one.
@@ -121,7 +139,7 @@ def nt_xent(
     Raises:
       InputError: where the shapes do not fit.
     """
-    own, sums, _ = _views(z1, z2, temperature, chunk, mask)
+    own, sums, _ = _views(z1, z2, temperature, chunk, mask, axis_name)
     return jnp.mean(jax.nn.softplus(sums - own[:, None] / temperature), axis=1)
 
 
@@ -133,6 +151,7 @@ def dcl(
     sigma: float | None = None,
     chunk: int | None = None,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Computes −w·cos(z, z⁺)/τ + log Σ_{z' of others} exp(cos(z, z')/τ), the mean over the two views z of an example.
 
@@ -147,6 +166,7 @@ def dcl(
       sigma: σ of the weight, 0.5 in the paper; None for none.
       chunk: the largest side of a tile.
       mask: [B]; 0 leaves an example out.
+      axis_name: of the axis over which the batch is split under `pmap`.
 
     Returns:
       The loss [B], in at least float32; 0 for an example without negatives.
@@ -154,11 +174,13 @@ def dcl(
     Raises:
       InputError: where the shapes do not fit.
     """
-    cosines, sums, keep = _views(z1, z2, temperature, chunk, mask)
+    cosines, sums, keep = _views(z1, z2, temperature, chunk, mask, axis_name)
     own = cosines / temperature
     if sigma is not None:
-        share = jax.nn.softmax(jax.lax.stop_gradient(cosines) / sigma, where=keep)
-        own = own * (2 - jnp.sum(keep) * share)
+        exponents = jax.lax.stop_gradient(cosines) / sigma
+        whole, kept = (exponents, keep) if axis_name is None else everywhere((exponents, keep), axis_name)
+        share = jnp.where(keep, jnp.exp(exponents - jax.nn.logsumexp(whole, where=kept)), 0)
+        own = own * (2 - jnp.sum(kept) * share)
     some = sums > -jnp.inf
     return jnp.mean(jnp.where(some, jnp.where(some, sums, 0) - own[:, None], 0), axis=1)
 
@@ -182,6 +204,7 @@ def supcon(
     inside: bool = False,
     chunk: int | None = None,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Computes −mean_{p of i's label} log exp(zᵢ·z_p/τ) / Σ_{a≠i} exp(zᵢ·z_a/τ) (Khosla et al. 2020, arXiv:2004.11362).
 
@@ -196,6 +219,7 @@ def supcon(
       inside: whether to take the inner form.
       chunk: the largest side of a tile.
       mask: [B]; 0 leaves an example out.
+      axis_name: of the axis over which the batch is split under `pmap`.
 
     Returns:
       The loss [B], the mean over the views, in at least float32; 0 for a row without a positive. The mean over all B
@@ -214,16 +238,19 @@ def supcon(
     keep, label = jnp.repeat(kept_rows(mask, batch), views), jnp.repeat(labels, views)
     (z,) = wide(features.reshape(batch * views, -1))
     z = jnp.where(keep[:, None], z, 0) / jnp.sqrt(temperature)
-    side = Side(z, keep, (jnp.arange(len(z)), label))
-    sums, _ = reduce_pairs(LOG_SUM_EXP, side, pairs=_another, chunk=chunk)
-    group = jnp.searchsorted(jnp.sort(label), label)  # one number below B·V per label
-    count = jax.ops.segment_sum(keep.astype(z.dtype), group, len(z))[group] - 1
+    side = Side(z, keep, (numbers(len(z), axis_name), label))
+    columns = everywhere(side, axis_name)
+    sums, _ = reduce_pairs(LOG_SUM_EXP, side, columns, pairs=_another, chunk=chunk)
+    of_all = columns or side
+    order, size = jnp.sort(of_all.tags[1]), len(of_all.x)
+    group, groups = (jnp.searchsorted(order, labels) for labels in (label, of_all.tags[1]))  # a number for each label
+    count = jax.ops.segment_sum(of_all.keep.astype(z.dtype), groups, size)[group] - 1
     some = keep & (count > 0)
     count = jnp.where(some, count, 1)
     if inside:
-        right = reduce_pairs(LOG_SUM_EXP, side, pairs=_alike, chunk=chunk)[0] - jnp.log(count)
+        right = reduce_pairs(LOG_SUM_EXP, side, columns, pairs=_alike, chunk=chunk)[0] - jnp.log(count)
     else:
-        right = jnp.sum(z * (jax.ops.segment_sum(z, group, len(z))[group] - z), axis=1) / count
+        right = jnp.sum(z * (jax.ops.segment_sum(of_all.x, groups, size)[group] - z), axis=1) / count
     values = jnp.where(some, jnp.where(some, sums, 0) - jnp.where(some, right, 0), 0)
     if base_temperature is not None:
         values = values * (temperature / base_temperature)
@@ -239,6 +266,7 @@ def siglip(
     normalize: bool = False,
     chunk: int | None = None,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Computes −Σ_j log σ(z_ij (aᵢ·bⱼ/τ + bias)), z_ij = 1 for i = j, else −1 (Zhai et al. 2023, arXiv:2303.15343).
 
@@ -250,6 +278,7 @@ def siglip(
       normalize: whether to bring rows to length 1 first, as the paper's towers do.
       chunk: the largest side of a tile.
       mask: [B]; 0 leaves an example out.
+      axis_name: of the axis over which the batch is split under `pmap`.
 
     Returns:
       The sum of each row [B], in at least float32: the mean over the examples is the released loss.
@@ -258,9 +287,9 @@ def siglip(
       InputError: where the shapes do not fit.
     """
     a, b, keep = _pair(a, b, mask, normalize)
-    number, one = jnp.arange(len(a)), jnp.ones((len(a), 1), a.dtype)
+    number, one = numbers(len(a), axis_name), jnp.ones((len(a), 1), a.dtype)
     a = a / temperature
     own = jnp.sum(a * b, axis=1) + bias
-    sides = (Side(jnp.concatenate(x, axis=1), keep, number) for x in ((a, bias * one), (b, one)))
-    wrong, _ = reduce_pairs(SOFTPLUS_SUM, *sides, pairs=others, chunk=chunk)
+    rows, columns = (Side(jnp.concatenate(x, axis=1), keep, number) for x in ((a, bias * one), (b, one)))
+    wrong, _ = reduce_pairs(SOFTPLUS_SUM, rows, everywhere(columns, axis_name) or columns, pairs=others, chunk=chunk)
     return jnp.where(keep, wrong + jax.nn.softplus(-own), 0)

@@ -11,7 +11,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, ema
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key
-from jaxtransfer.objectives.rows import gathered, mean_of_all, unit
+from jaxtransfer.objectives.rows import gathered, kept, unit
 from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
 
@@ -49,14 +49,12 @@ def moco(
 
     def term(outputs, params, state, batch, ctx: Context):
         query, key = (pick(f"model {model.name!r}", outputs[forward], tap) for forward in (fast, slow))
-        rows, mask = gathered({"query": query, "key": jax.lax.stop_gradient(key)}, batch, ctx)
-        keys = state[name]["keys"]
-        values = losses.info_nce(
-            rows["query"], rows["key"], temperature=temperature, negatives=keys, normalize=True, mask=mask
-        )
-        value = mean_of_all(values, mask)
+        mask, keys = batch.get("mask"), state[name]["keys"]
+        query, key = kept(query, mask), kept(jax.lax.stop_gradient(key), mask)
+        values = losses.info_nce(query, key, temperature=temperature, negatives=keys, normalize=True, mask=mask)
+        value = ctx.mean(values, None if mask is None else mask > 0)
         if ctx.train:
-            state = {**state, name: _enqueued(state[name], unit(rows["key"]), mask)}
+            state = {**state, name: _enqueued(state[name], key, batch, ctx)}
         return value.value, state, {"moco": value}
 
     return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue))
@@ -96,15 +94,16 @@ def nnclr(
         taps = {"p": prediction, "z": projection}
         found = {f"{k}{n}": pick(f"model {model.name!r}", one, tap) for k, tap in taps.items()
                  for n, one in enumerate(outputs[run], 1)}  # fmt: skip
-        rows, mask = gathered(found, batch, ctx)
-        support = state[name]["keys"]
+        mask, support = batch.get("mask"), state[name]["keys"]
+        rows = {name: kept(entry, mask) for name, entry in found.items()}
+        options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask, "axis_name": ctx.axis}
         ways = []
         for z, p in (("z1", "p2"), ("z2", "p1")):
             nearest = support[jnp.argmax(unit(jax.lax.stop_gradient(rows[z])) @ support.T, axis=1)]
-            ways.append(losses.info_nce(nearest, rows[p], temperature=temperature, normalize=True, mask=mask))
-        value = mean_of_all((ways[0] + ways[1]) / 2, mask)
+            ways.append(losses.info_nce(nearest, rows[p], **options))
+        value = ctx.mean((ways[0] + ways[1]) / 2, None if mask is None else mask > 0)
         if ctx.train:
-            state = {**state, name: _enqueued(state[name], unit(rows["z1"]), mask)}
+            state = {**state, name: _enqueued(state[name], rows["z1"], batch, ctx)}
         return value.value, state, {"nnclr": value}
 
     return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue))
@@ -124,9 +123,10 @@ def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tu
     return setup
 
 
-def _enqueued(queue: Any, rows: jax.Array, mask: jax.Array) -> Any:
-    """Returns the queue with new vectors in the place of the oldest; those whose mask is 0 are skipped."""
-    size, counted = len(queue["keys"]), mask > 0
+def _enqueued(queue: Any, found: jax.Array, batch: Any, ctx: Context) -> Any:
+    """Returns the queue with all devices' new vectors in the place of the oldest; those whose mask is 0 are skipped."""
+    everywhere, mask = gathered({"key": found}, batch, ctx)
+    rows, size, counted = unit(everywhere["key"]), len(queue["keys"]), mask > 0
     offsets = jnp.cumsum(counted) - 1
     places = jnp.where(counted, (queue["place"] + offsets) % size, size)
     keys = queue["keys"].at[places].set(jax.lax.stop_gradient(rows).astype(queue["keys"].dtype), mode="drop")

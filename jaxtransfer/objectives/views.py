@@ -16,7 +16,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.micro_batches import micro_batched
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Mean, Objective, view_of
-from jaxtransfer.objectives.rows import gathered, mean_of_all, unit
+from jaxtransfer.objectives.rows import gathered, kept, mean_of_all, unit
 from jaxtransfer.objectives.teachers import pick
 
 VIEWS = ("image", "image2")
@@ -34,7 +34,8 @@ def over_views(
     """Builds the mean of `loss(z1, z2)` over the global batch, z the embeddings of two views of each example.
 
     One model runs once on both views together, so batch norm sees both; with `other` each runs on its own view. Under
-    `pmap` all rows of all devices meet; under `jit` they do by themselves. The loss is also given what it names of
+    `jit` all rows of all devices meet by themselves. Under `pmap` a loss that takes `axis_name` gets it and the rows of
+    its device, and gives their values [B]; another one gets the rows of all. The loss is also given what it names of
     `labels` and `mask`.
 
     Args:
@@ -71,9 +72,16 @@ def over_views(
             found["labels"] = view_of(batch, ("label",))
         if "mask" in batch and "mask" not in wants:
             raise InputError("the batch has a mask, but the loss takes none: add mask=None to it")
-        rows, mask = gathered(found, batch, ctx)
-        given = {"mask": mask} if "mask" in batch else {}
-        value = mean_of_all(loss(rows.pop("z1"), rows.pop("z2"), **rows, **given), mask)
+        mask = batch.get("mask")
+        given = {} if mask is None else {"mask": mask}
+        if "axis_name" in wants:
+            rows = {name: kept(entry, mask) for name, entry in found.items()}
+            values = loss(rows.pop("z1"), rows.pop("z2"), **rows, **given, axis_name=ctx.axis)
+            value = ctx.mean(values, None if mask is None else mask > 0)
+        else:
+            rows, everywhere = gathered(found, batch, ctx)
+            given = dict.fromkeys(given, everywhere)
+            value = mean_of_all(loss(rows.pop("z1"), rows.pop("z2"), **rows, **given), everywhere)
         return value.value, state, {name: value}
 
     def check(outputs, batch):
@@ -128,8 +136,8 @@ def info_nce(
     scale, options = f"{phi.name}_temperature", {"symmetric": symmetric, "normalize": normalize, "chunk": chunk}
 
     def at(value: Any) -> Objective:
-        def loss(z1, z2, mask=None):
-            return losses.info_nce(z1, z2, temperature=value, mask=mask, **options)
+        def loss(z1, z2, mask=None, axis_name=None):
+            return losses.info_nce(z1, z2, temperature=value, mask=mask, axis_name=axis_name, **options)
 
         return over_views("info_nce", phi, loss, other=psi, views=views, tap=tap)
 
@@ -173,9 +181,9 @@ def siglip(
     scale, first = f"{phi.name}_siglip", {"log_scale": np.float32(-np.log(temperature)), "bias": np.float32(bias)}
 
     def at(learned) -> Objective:
-        def loss(z1, z2, mask=None):
+        def loss(z1, z2, mask=None, axis_name=None):
             options = {"temperature": jnp.exp(-learned["log_scale"]), "bias": learned["bias"]}
-            return losses.siglip(z1, z2, normalize=True, mask=mask, **options)
+            return losses.siglip(z1, z2, normalize=True, mask=mask, axis_name=axis_name, **options)
 
         return over_views("siglip", phi, loss, other=psi, views=views, tap=tap)
 
@@ -245,9 +253,9 @@ def supcon(
       An objective with the metric `supcon`.
     """
 
-    def loss(z1, z2, labels, mask=None):
+    def loss(z1, z2, labels, mask=None, axis_name=None):
         z = unit(jnp.stack([z1, z2], axis=1))
-        return losses.supcon(z, labels, temperature=temperature, inside=inside, mask=mask)
+        return losses.supcon(z, labels, temperature=temperature, inside=inside, mask=mask, axis_name=axis_name)
 
     return over_views("supcon", model, loss, views=views, tap=tap)
 
