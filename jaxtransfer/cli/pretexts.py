@@ -63,7 +63,7 @@ def _tempered(objective: Callable[..., jt.Objective], **more) -> Callable[[jt.Mo
 
 _WIDE = (512, 512, 512)
 PRETEXTS: dict[str, Pretext] = {  # where a name on the command line becomes code
-    "simclr": Pretext(_tempered(jt.simclr), temperature=0.5),
+    "simclr": Pretext(_tempered(jt.simclr), temperature=0.1),
     "info-nce": Pretext(_tempered(jt.info_nce, learn_temperature=True), temperature=0.2),
     "dcl": Pretext(_tempered(jt.decoupled), temperature=0.1),
     "siglip": Pretext(_tempered(jt.siglip), temperature=0.1),

@@ -152,13 +152,16 @@ def train_step(
         raise InputError(f"steps_per_call must be at least 1; got {steps_per_call}")
 
     def draw_and_update(state: TrainState, data: Any, frozen: tuple):
-        def one(state, _):
-            key = named_key(jax.random.fold_in(state.key, state.step), "sample")
+        def key_of(step):
+            return named_key(jax.random.fold_in(state.key, step), "sample")
+
+        def one(state, key):
             return update(state, placement.share(sample(key, data)), frozen)
 
         if steps_per_call is None:
-            return one(state, None)
-        state, metrics = jax.lax.scan(one, state, None, length=steps_per_call)
+            return one(state, key_of(state.step))
+        keys = jax.vmap(key_of)(state.step + jnp.arange(steps_per_call))  # at once: in the loop each costs two hashes
+        state, metrics = jax.lax.scan(one, state, keys)
         return state, {name: jnp.mean(values) for name, values in metrics.items()}
 
     return TrainStep(draw_and_update, objective.frozen, placement, whole_data=True)

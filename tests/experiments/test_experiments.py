@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from experiments import cross_domain_retrieval, distill_cifar10, finetune_cifar, finetune_folder, omniglot_fewshot
-from experiments.benchmarks import distillation, l2_sp, maml, step_wait, teacher_cache
+from experiments import (
+    cross_domain_retrieval,
+    distill_cifar10,
+    finetune_cifar,
+    finetune_folder,
+    omniglot_fewshot,
+    simclr_cifar10,
+)
+from experiments.benchmarks import distillation, info_nce, l2_sp, maml, step_wait, teacher_cache
 from jaxtransfer.cli import stages
 
 PNG = b"\x89PNG"
@@ -284,3 +291,27 @@ def test_cross_domain_retrieval(tmp_path):
     assert all(0 <= value <= 100 for recall in results["recall"].values() for value in recall.values())
     assert (tmp_path / "embedding.png").read_bytes()[:4] == PNG
     assert "recall@1" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_simclr_cifar10(tmp_path):
+    tiny = simclr_cifar10.Experiment(out=tmp_path, data="digits/upright", model="small-cnn", tiny=True)
+    results = simclr_cifar10.main(tiny)
+    assert all(0 <= results[name] <= 100 for name in ("knn", "linear probe"))
+    assert list(results["shots"]) == ["SimCLR", "scratch"]
+    assert (tmp_path / "embedding.png").read_bytes()[:4] == PNG
+    assert "nearest neighbours" in (tmp_path / "report.md").read_text()
+    assert simclr_cifar10.main(tiny)["shots"] == results["shots"]  # which the runs remember
+    with pytest.raises(jt.InputError, match="at least 1"):
+        simclr_cifar10.main(dataclasses.replace(tiny, tiny=False, shots=0))
+
+
+@pytest.mark.slow
+def test_info_nce_benchmark(capsys):
+    result = info_nce.main(info_nce.InfoNceBenchmark(tiny=True))
+    (row,) = result["rows"]
+    assert row["pairs"] == 64
+    assert row["ours"]["seconds"] > 0
+    assert row["plain"]["ratio"] > 0
+    assert set(result["peak_mb"]["64"]) == {"nt_xent", "info_nce"}
+    assert json.loads(capsys.readouterr().out) == result
