@@ -7,7 +7,10 @@ network fine-tuned from those weights against the same network from scratch, eac
 
     TFDS_DATA_DIR=... python -m experiments.simclr_cifar10
 
-RESULTS
+Two busy cores, 49 minutes, 38 of them SimCLR: nearest neighbours 58.1 %, linear probe 66.2 %; with 100 labels per class
+60.7 % from SimCLR's weights against 50.1 % from scratch, 2 choices of the labels each, +10.7 points. The temperature,
+which matters most, was chosen by the neighbours after 800 steps on views of 16 pixels: 50.4 % with 0.1, 49.2 % with 0.2,
+45.0 % with 0.5.
 
 Offline, in seconds: `--tiny --data digits/upright`.
 """
@@ -33,6 +36,7 @@ from jaxtransfer.representation import (
     Embedded,
     alignment,
     embed,
+    embed_views,
     knn_accuracy,
     linear_probe,
     plot_embedding,
@@ -59,7 +63,7 @@ class Experiment:
     temperature: float = 0.1
     """τ."""
     rate: float = 2e-3
-    """Peak learning rate of Adam; it falls to zero along a cosine."""
+    """Peak learning rate of Adam; it rises over a twentieth of the updates and falls to zero along a cosine."""
     decay: float = 1e-5
     """Weight decay, decoupled."""
     shots: int = 100
@@ -143,11 +147,9 @@ class Bench:
 
     def two_views(self, encoder: Any) -> list[np.ndarray]:
         """Returns the features of two views each of some test images."""
-        some = self.test_data.take(2000)
-        transform = jax.jit(views.two_views(views.simclr(self.experiment.size)))
-        rows = np.arange(len(some))
-        made = transform(jax.random.key(1), {"image": some.read(rows)["image"]}, rows)
-        return [embed(self.model, encoder, [made], view=view).features for view in ("image", "image2")]
+        some, transform = self.test_data.take(2000), views.two_views(views.simclr(self.experiment.size))
+        batches = jt.data.eval_batches(some, min(250, len(some)))
+        return [one.features for one in embed_views(self.model, encoder, batches, transform, key=jax.random.key(1))]
 
     def tune(self, start: Any, rate: float, seed: int, *, name: str) -> float:
         """Returns the test accuracy after training on a few labels per class, from an encoder or from scratch."""

@@ -1,6 +1,6 @@
 """How good a representation is: neighbours, a linear probe, retrieval, how it fills the sphere, and a picture."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -62,6 +62,42 @@ def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = 
     return Embedded(np.concatenate(features), np.concatenate(labels) if labels else np.empty(0, np.int32))
 
 
+def embed_views(
+    model: Model,
+    variables: Any,
+    batches: Sequence[Batch] | Any,
+    transform: Callable[[jax.Array, Batch, Any], Batch],
+    *,
+    key: jax.Array,
+    views: Sequence[str] = ("image", "image2"),
+    tap: str = "features",
+) -> list[Embedded]:
+    """Runs a model in inference mode over random views of all examples, batch by batch: what `alignment` compares.
+
+    Args:
+      model: the model.
+      variables: `{"params": ..., **state}`.
+      batches: such as `jt.data.eval_batches` gives; read once for each view.
+      transform: makes the views (`jt.data.views`); example i of all has the number i.
+      key: of the views.
+      views: the entries that the transform makes.
+      tap: the output that is kept, flattened.
+
+    Returns:
+      An `Embedded` for each view.
+    """
+
+    def seen(view: str) -> Iterable[Batch]:
+        made = jax.jit(lambda batch, rows: transform(key, batch, rows)[view])  # which leaves out what isn't asked for
+        first = 0
+        for batch in batches:
+            size = len(jax.tree.leaves(batch)[0])
+            yield {**batch, view: made(batch, first + np.arange(size))}
+            first += size
+
+    return [embed(model, variables, seen(view), tap=tap, view=view) for view in views]
+
+
 def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: float = 0.07) -> float:
     """Computes the accuracy of the weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
 
@@ -110,13 +146,15 @@ def linear_probe(
       seed: of the held-out part.
 
     Raises:
-      InputError: without labels, for embeddings of other dimensions, or a strength that isn't positive.
+      InputError: without labels, for a single class, embeddings of other dimensions, or a strength below or at 0.
     """
     from sklearn.linear_model import LogisticRegression
 
     _check(train, test)
     if not strengths or min(strengths) <= 0:
         raise InputError(f"strengths must be positive; got {list(strengths)}")
+    if len(np.unique(train.labels)) < 2:
+        raise InputError(f"a linear probe tells classes apart; all {len(train.labels)} training examples are of one")
     mean, std = train.features.mean(0), np.maximum(train.features.std(0), 1e-6)
     x, y = (train.features - mean) / std, train.labels
 
@@ -125,9 +163,12 @@ def linear_probe(
 
     best = strengths[0]
     if len(strengths) > 1:
-        held = np.random.default_rng(seed).permutation(len(x))[: max(1, len(x) // 10)]
-        rest = np.setdiff1d(np.arange(len(x)), held)
-        best = max(strengths, key=lambda strength: fitted(x[rest], y[rest], strength).score(x[held], y[held]))
+        order = np.random.default_rng(seed).permutation(len(x))
+        stays = np.unique(y[order], return_index=True)[1]  # one of each class, which can't be held out
+        held = np.delete(order, stays)[: max(1, len(x) // 10)]
+        rest = np.setdiff1d(order, held)
+        if len(held):
+            best = max(strengths, key=lambda strength: fitted(x[rest], y[rest], strength).score(x[held], y[held]))
     return float(fitted(x, y, best).score((test.features - mean) / std, test.labels))
 
 
@@ -157,8 +198,11 @@ def recall_at_k(
             f"expected queries [N, D], gallery [M, D], relevant [N, M] or [N]; got {queries.shape}, {gallery.shape}, "
             f"{relevant.shape}"
         )
-    if min(ks) < 1 or max(ks) > count:
-        raise InputError(f"k must be between 1 and the gallery's {count}; got {list(ks)}")
+    if not len(ks) or min(ks) < 1 or max(ks) > count or not len(queries):
+        raise InputError(
+            f"expected a query or more, and k between 1 and the gallery's {count}; got {len(queries)} queries and k in "
+            f"{list(ks)}"
+        )
     top = jax.jit(lambda rows, bank: jax.lax.top_k(rows @ bank.T, max(ks))[1])
     bank = jax.device_put(_unit(gallery))
     nearest = np.concatenate([np.asarray(top(rows, bank)) for rows in _blocks(_unit(queries))])[: len(queries)]
@@ -168,6 +212,8 @@ def recall_at_k(
 
 def alignment(one: np.ndarray, other: np.ndarray) -> float:
     """Computes the mean of ‖x̂ − ŷ‖² over pairs [N, D] (Wang and Isola 2020, arXiv:2005.10242); 0 is best."""
+    if np.ndim(one) != 2 or np.shape(one) != np.shape(other) or not len(one):
+        raise InputError(f"alignment is of pairs, [N, D] twice; got {np.shape(one)} and {np.shape(other)}")
     return float(np.mean(np.sum(np.square(_unit(one) - _unit(other)), axis=1)))
 
 
@@ -179,7 +225,10 @@ def uniformity(features: np.ndarray, *, t: float = 2.0) -> float:
     sums = jax.jit(lambda rows, bank: jnp.sum(jnp.exp(-t * jnp.maximum(2 - 2 * rows @ bank.T, 0)), axis=1))
     bank = jax.device_put(x)
     total = np.concatenate([np.asarray(sums(rows, bank)) for rows in _blocks(x)])[: len(x)].astype(np.float64)
-    return float(np.log((total.sum() - len(x)) / (len(x) * (len(x) - 1))))
+    own = np.exp(
+        -t * (2 - 2 * np.sum(np.square(x.astype(np.float64)), axis=1))
+    )  # 1, or e^(−2t) for a vector of length 0
+    return float(np.log(max(total.sum() - own.sum(), 1e-300) / (len(x) * (len(x) - 1))))
 
 
 def plot_embedding(
@@ -197,6 +246,8 @@ def plot_embedding(
     from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
 
+    if len(embedded.features) < 2 or embedded.features.shape[1] < 2:
+        raise InputError(f"a picture needs two embeddings of two dimensions, or more; got {embedded.features.shape}")
     points = (method or PCA(2)).fit_transform(embedded.features)
     figure = Figure(figsize=(6, 5), layout="constrained")
     axis = figure.subplots()

@@ -11,6 +11,7 @@ from jaxtransfer.representation import (
     Embedded,
     alignment,
     embed,
+    embed_views,
     knn_accuracy,
     linear_probe,
     plot_embedding,
@@ -95,6 +96,35 @@ def test_alignment_and_uniformity(rng, monkeypatch):
         uniformity(x[:1])
 
 
+def test_vectors_of_length_zero_are_spread_over_nothing():
+    assert np.isfinite(uniformity(np.zeros((10, 3))))
+    x = np.array([[0.0, 0.0], [3.0, 0.0]])  # squared distance of 0 and a unit vector here: 2 − 2·0
+    assert uniformity(x) == pytest.approx(-4.0, rel=1e-5)
+
+
+def test_views_batch_by_batch():
+    def shifted(key, batch, rows):
+        by = jax.random.normal(key) + rows[:, None, None, None]
+        return {**batch, "image": batch["image"] + by, "image2": batch["image"] - by}
+
+    images = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
+    model, key = jt.models.mlp(2, hidden=()), jax.random.key(3)
+    variables = model.init(key, images)
+    batches = [{"image": images[i : i + 4], "label": np.zeros(len(images[i : i + 4]), int)} for i in (0, 4, 8)]
+    one, two = embed_views(model, variables, batches, shifted, key=key, tap="logits")
+    by = jax.random.normal(key) + np.arange(10)[:, None]
+    for found, x in ((one, images[:, 0, 0] + by), (two, images[:, 0, 0] - by)):
+        expected = model.apply(variables, np.asarray(x)[:, None, None], train=False, key=None)[0]["logits"]
+        np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-5)
+        assert len(found.labels) == 10
+
+
+def test_a_probe_of_few_examples(rng):
+    few = Embedded(rng.normal(size=(3, 4)), np.array([0, 1, 1]))
+    assert 0 <= linear_probe(few, few) <= 1
+    assert linear_probe(Embedded(few.features[:2], few.labels[:2]), few, strengths=(0.1, 1.0)) >= 0
+
+
 def test_a_picture(sets, tmp_path):
     plot_embedding(sets[0], tmp_path / "plane.png", names=("a", "b", "c"))
     assert cv2.imread(str(tmp_path / "plane.png")).shape[1] > 500
@@ -108,5 +138,13 @@ def test_refusals(sets):
         linear_probe(train, Embedded(test.features[:, :5], test.labels))
     with pytest.raises(jt.InputError, match="k of at least 1"):
         knn_accuracy(train, test, k=0)
+    with pytest.raises(jt.InputError, match="all 41 training examples are of one"):
+        linear_probe(Embedded(test.features, np.ones_like(test.labels)), test)
+    with pytest.raises(jt.InputError, match="got 0 queries"):
+        recall_at_k(test.features[:0], test.features, np.zeros(0, int))
+    with pytest.raises(jt.InputError, match=r"of pairs, \[N, D\] twice; got \(5, 6\) and \(1, 6\)"):
+        alignment(test.features[:5], test.features[:1])
+    with pytest.raises(jt.InputError, match="a picture needs two embeddings"):
+        plot_embedding(Embedded(test.features[:1], test.labels[:1]), "plane.png")
     with pytest.raises(jt.InputError, match="strengths must be positive"):
         linear_probe(train, test, strengths=[0.0])

@@ -8,8 +8,8 @@ the rounds; `ratio` is the median of the rounds' ratios. Compiling is counted by
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.sinusoid_speed --torch-python PYTHON
 
 PYTHON is an interpreter with PyTorch; without one, ours alone is measured and `pytorch` is null. `--learn2learn FOLDER`
-has learn2learn's own MAML run there, from its unpacked sources (`pip download learn2learn --no-deps --no-binary :all:`),
-in place of a loop over plain lists of weights, which is leaner than any library.
+has learn2learn's own MAML run there, from its unpacked sources, in place of a loop over plain lists of weights, which
+is leaner than any library. (`pip download learn2learn --no-deps --no-binary :all:` gets the sources.)
 
 Two cores, 30 s: 4,530 meta-steps/s, 60.6 times learn2learn's 74 (quartiles 59.7 and 62.0) and 46 times the plain loop's
 96 (45, 46); with single calls 3,680, 50 times learn2learn's. Compiling takes 1.2 s.

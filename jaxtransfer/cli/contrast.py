@@ -78,9 +78,10 @@ class ViewOptions:
 class Contrast:
     """Train an encoder on views of images, without labels; `finetune --from` starts from it.
 
-    Labels are read for the evaluation alone (and by supcon): a linear probe trains beside the encoder, which it does
-    not change, and its accuracy chooses the checkpoint. The report ends with nearest neighbours, a linear probe to
-    convergence, alignment, uniformity and a picture of the embedding.
+    No encoder but supcon's learns from labels. A linear probe does, beside it, and its accuracy on --eval-split chooses
+    the checkpoint. The report ends with nearest neighbours, a linear probe to convergence, alignment, uniformity and a
+    picture of the embedding. Images of a single class (a folder in a folder) have no probe, and the last checkpoint is
+    used.
 
     Example: jaxtransfer contrast --data cifar10 --model wrn-10-2 --size 24 --out runs/views
     """
@@ -106,7 +107,8 @@ class Contrast:
     batch_size: int = 256
     """Images per update, over all devices; a multiple of their number. They are each other's negatives."""
     micro_batch: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all at once)")] = None
-    """Run the encoder on so many views at a time: the gradient of the whole batch in the memory of a part."""
+    """Run the encoder on so many views at a time: the gradient of the whole batch in the memory of a part. With batch
+    norm it is another one: its statistics are then those of the parts."""
     temperature: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --method)")
     ] = None
@@ -115,9 +117,9 @@ class Contrast:
         tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: usual for --method)")
     ] = ()
     """Sizes of the layers of the projection on the encoder, the last one that of the embedding."""
-    queue: int = 4096
+    queue: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4096)")] = None
     """Vectors that moco and nnclr remember."""
-    prototypes: int = 512
+    prototypes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")] = None
     """Clusters of swav."""
 
     def run(self) -> None:
@@ -126,14 +128,16 @@ class Contrast:
         training, out = self.training, self.training.out
         train, test = load_pair(self.data, self.image_shape, seed=training.seed)
         config = self._config(train)
+        transform = self.view.transform(min(train.image_shape[:2]))
         with opened(out, config):
             encoder = build_model(config)
             check_model_takes(encoder, self.model, train)
             net = with_heads(encoder, self.method, tuple(config["projection"]))
             objective = self._objective(net, config)
             batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
-            transform = self.view.transform(min(train.image_shape[:2]))
-            jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises what can't be
+            state = jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises
+            self._check_whole_images(net, state, train)
+        probed = train.classes > 1
         fitted = jt.fit(
             objective,
             training.optimizer_for(training.steps),
@@ -141,8 +145,9 @@ class Contrast:
             transform=transform,
             steps=training.steps,
             key=training.seed,
-            eval_data=jt.data.eval_batches(test, self.batch_size),
-            eval_objective=jt.online_probe(net, train.classes),
+            eval_data=jt.data.eval_batches(test, self.batch_size) if probed else None,
+            eval_objective=jt.online_probe(net, train.classes) if probed else None,
+            save_every=training.eval_every or max(1, training.steps // 10),
             eval_every=training.eval_every,
             patience=training.patience,
             out=out,
@@ -152,7 +157,7 @@ class Contrast:
             mode=training.mode,
             log=announcer(""),
         )
-        rows = self._measured(load_run(out), train, test)
+        rows = self._measured(load_run(out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
         title = f"{self.method} on {self.data.data}, {self.model}"
         facts = {name: shown(value) for name, value in config.items()}
@@ -170,12 +175,13 @@ class Contrast:
         at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes")
         divides_by_devices("batch_size", self.batch_size)
         row = PRETEXTS[self.method]
+        for name in ("temperature", "queue", "prototypes"):
+            if getattr(self, name) is not None and getattr(row, name) is None:
+                raise InputError(f"--{name}: {self.method} has none; leave it out")
         if self.projection and min(self.projection) < 1:
             raise InputError(f"--projection: sizes are at least 1; got {' '.join(map(str, self.projection))}")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(f"--temperature must be positive and finite; got {self.temperature}")
-        if self.temperature is not None and row.temperature is None:
-            raise InputError(f"--temperature: {self.method} has none; leave it out")
         if self.view.crops and not row.crops:
             listed = ", ".join(name for name, one in PRETEXTS.items() if one.crops)
             raise InputError(f"--crops: {self.method} compares two views; small ones are for {listed}")
@@ -194,8 +200,8 @@ class Contrast:
             micro_batch=self.micro_batch,
             temperature=self.temperature or row.temperature,
             projection=list(self.projection or row.projection),
-            queue=self.queue,
-            prototypes=self.prototypes,
+            queue=self.queue or row.queue,
+            prototypes=self.prototypes or row.prototypes,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
             resize=self.image_shape is not None,
@@ -206,24 +212,33 @@ class Contrast:
     def _objective(self, net: jt.Model, config: dict[str, Any]) -> jt.Objective:
         """Returns what trains: the method, and the probe beside it."""
         net = net if self.micro_batch is None else jt.micro_batched(net, self.micro_batch)
-        temperature = config["temperature"] or 1.0
-        settings = Settings(temperature, self.queue, self.prototypes, self.view.names(), self.training.steps)
-        objective = PRETEXTS[self.method].build(net, settings)
-        return objective + jt.online_probe(net, len(config["class_names"]), beside=objective)
+        told = (config[name] or 0 for name in ("temperature", "queue", "prototypes"))
+        objective = PRETEXTS[self.method].build(net, Settings(*told, self.view.names(), self.training.steps))
+        classes = len(config["class_names"])
+        return objective + jt.online_probe(net, classes, beside=objective) if classes > 1 else objective
 
-    def _measured(self, run: Run, train: jt.data.Dataset, test: jt.data.Dataset) -> dict[str, Any]:
+    def _check_whole_images(self, net: jt.Model, state: jt.TrainState, train: jt.data.Dataset) -> None:
+        """Raises for a network that takes images of one size, where the views have another than the images."""
+        variables = {"params": state.params[net.name], **state.state.get(net.name, {})}
+        image = jax.ShapeDtypeStruct((1, *train.image_shape), np.uint8)
+        try:
+            jax.eval_shape(lambda v, x: net.apply(v, x, train=False, key=None)[0], variables, image)
+        except Exception as error:  # whatever a network of another library raises
+            raise InputError(
+                f"{self.model} takes images of one size, and is evaluated on whole ones, {train.image_shape}: leave "
+                f"--size out, or bring the images to a square by --image-shape"
+            ) from error
+
+    def _measured(self, run: Run, train: jt.data.Dataset, test: jt.data.Dataset, transform) -> dict[str, Any]:
         """Returns how good the best checkpoint's features are, and draws them; measured once per run directory."""
         path = self.training.out / "representation.json"
         if path.exists() and (known := json.loads(path.read_text()))["step"] == run.step:
             return known
         variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
         embedded, scores = measured(run, train, test, self.batch_size)
-        some = test.take(min(_PAIRS, len(test)))
-        made = jax.jit(self.view.transform(min(train.image_shape[:2])))(
-            jax.random.key(0), {"image": some.read(np.arange(len(some)))["image"]}, np.arange(len(some))
-        )
-        pair = [representation.embed(run.model, variables, [made], view=view).features for view in ("image", "image2")]
-        facts = {"step": run.step, **scores, "alignment": representation.alignment(*pair)}
+        some = jt.data.eval_batches(test.take(min(_PAIRS, len(test))), self.batch_size)
+        pair = representation.embed_views(run.model, variables, some, transform, key=jax.random.key(0))
+        facts = {"step": run.step, **scores, "alignment": representation.alignment(*(one.features for one in pair))}
         shown = representation.Embedded(embedded.features[:_PAIRS], embedded.labels[:_PAIRS])
         representation.plot_embedding(shown, self.training.out / "embedding.png", names=train.class_names)
         write_atomically(path, json.dumps(facts) + "\n")
@@ -235,9 +250,13 @@ def measured(
 ) -> tuple[representation.Embedded, dict[str, float]]:
     """Returns the features of the test images, and the scores of all: nearest neighbours, linear probe, uniformity.
 
-    Neighbours and probe learn from up to 20,000 training images, spread over all of them.
+    Neighbours and probe learn from up to 20,000 training images, spread over all of them; of a single class they have
+    nothing to tell.
     """
     variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
+    if train.classes < 2:
+        features = representation.embed(run.model, variables, jt.data.eval_batches(test, batch_size))
+        return features, {"uniformity": representation.uniformity(features.features[:_PAIRS])}
     bank = train if len(train) <= _BANK else train.select(np.linspace(0, len(train) - 1, _BANK).astype(int))
     of_bank, of_test = (
         representation.embed(run.model, variables, jt.data.eval_batches(split, batch_size)) for split in (bank, test)

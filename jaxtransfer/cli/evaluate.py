@@ -77,6 +77,8 @@ class Evaluate:
         test = self._dataset(run)
         own = self.data in (None, run.config["data"])
         train = self._dataset(run, run.config["split"] if own else "train")
+        if own and run.config["shots"]:
+            train = train.subset(per_class=run.config["shots"], seed=run.config["seed"])
         _, scores = measured(run, train, test, self.batch_size)
         return {"data": test.name, "split": test.split, "examples": len(test), **scores}
 

@@ -12,10 +12,10 @@ from jaxtransfer import models
 
 
 class Settings(NamedTuple):
-    """What an objective may be told.
+    """What an objective may be told, the usual where nothing was asked for; 0 for what it has not.
 
     Attributes:
-      temperature: τ, that of the method where none was asked for.
+      temperature: τ.
       queue: vectors that moco and nnclr remember.
       prototypes: of swav.
       crops: the names of the small views, for swav and dino.
@@ -40,6 +40,8 @@ class Pretext:
       last_norm: whether the projection ends in batch norm.
       last_bias: whether it ends in a bias.
       temperature: the usual one; None where the method has none.
+      queue: the usual length of its queue, likewise.
+      prototypes: the usual number of its clusters, likewise.
       crops: whether it takes small views besides the two.
     """
 
@@ -49,6 +51,8 @@ class Pretext:
     last_norm: bool = False
     last_bias: bool = True
     temperature: float | None = None
+    queue: int | None = None
+    prototypes: int | None = None
     crops: bool = False
 
 
@@ -68,13 +72,16 @@ PRETEXTS: dict[str, Pretext] = {  # where a name on the command line becomes cod
     "dcl": Pretext(_tempered(jt.decoupled), temperature=0.1),
     "siglip": Pretext(_tempered(jt.siglip), temperature=0.1),
     "supcon": Pretext(_tempered(jt.supcon), temperature=0.1),
-    "moco": Pretext(lambda net, s: jt.moco(net, queue=s.queue, temperature=s.temperature, decay=0.99), temperature=0.2),
+    "moco": Pretext(
+        lambda net, s: jt.moco(net, queue=s.queue, temperature=s.temperature, decay=0.99), temperature=0.2, queue=4096
+    ),
     "nnclr": Pretext(
         lambda net, s: jt.nnclr(net, queue=s.queue, temperature=s.temperature),
         projection=(512, 512, 128),
         prediction=True,
         last_norm=True,
         temperature=0.1,
+        queue=4096,
     ),
     "byol": Pretext(lambda net, s: jt.byol(net, decay=_rising(0.99, s.steps)), prediction=True),
     "simsiam": Pretext(lambda net, s: jt.simsiam(net), projection=_WIDE, prediction=True, last_norm=True),
@@ -83,6 +90,7 @@ PRETEXTS: dict[str, Pretext] = {  # where a name on the command line becomes cod
     "swav": Pretext(
         lambda net, s: jt.swav(net, prototypes=s.prototypes, temperature=s.temperature, crops=s.crops),
         temperature=0.1,
+        prototypes=512,
         crops=True,
     ),
     "dino": Pretext(

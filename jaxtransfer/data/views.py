@@ -214,6 +214,10 @@ def many_views(views: dict[str, Transform], *, of: str = "image") -> Callable[[j
         images = batch[of]
         if images.ndim != 4:
             raise InputError(f"expected images [B, H, W, C] in batch[{of!r}]; got shape {images.shape}")
+        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"expected images of type uint8, or floating in [0, 1], in batch[{of!r}]; got {images.dtype}"
+            )
         images = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
         made = {

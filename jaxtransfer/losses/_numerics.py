@@ -1,4 +1,7 @@
-"""What the distillation losses share: lengths and spreads whose gradients stay finite, pooling, checks of shapes."""
+"""What losses share: lengths and spreads whose gradients stay finite, pooling, checks of shapes.
+
+NaN stays NaN: what has gone wrong must not come out as a finite loss.
+"""
 
 import jax
 import jax.core
@@ -19,15 +22,15 @@ def wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 def norm(x: jax.Array, axis: int = -1) -> jax.Array:
     """Computes ‖x‖ along an axis, which stays as 1; the gradient of length 0 is 0."""
     squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    none = squares == 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
 
 
 def normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:
     """Computes x / max(‖x‖, eps); a vector no longer than eps has no direction, its gradient is 0 instead of 1/eps."""
     length = norm(x, axis)
-    long = length > eps
-    return jnp.where(long, x / jnp.where(long, length, 1), jax.lax.stop_gradient(x / eps))
+    short = length <= eps
+    return jnp.where(short, jax.lax.stop_gradient(x / eps), x / jnp.where(short, 1, length))
 
 
 def centre(x: jax.Array, axis: int = -1, keep: jax.Array | None = None) -> jax.Array:
@@ -43,7 +46,7 @@ def centre(x: jax.Array, axis: int = -1, keep: jax.Array | None = None) -> jax.A
     count = jnp.maximum(jnp.sum(kept, axis=axis, keepdims=True), 1).astype(x.dtype)
     rest = jnp.where(kept, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0)
     noise = jnp.square(4 * jnp.finfo(x.dtype).eps) * jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-    return jnp.where(jnp.sum(jnp.square(rest), axis=axis, keepdims=True) > noise, rest, 0)
+    return jnp.where(jnp.sum(jnp.square(rest), axis=axis, keepdims=True) <= noise, 0, rest)
 
 
 def _bins(size: int, out: int) -> np.ndarray:
@@ -94,12 +97,12 @@ def check_maps(student: jax.Array, teacher: jax.Array, *, channels: bool = False
 
 
 def kept_rows(mask: jax.Array | None, batch: int) -> jax.Array:
-    """Returns booleans [B]: true where the mask is not 0; without a mask everywhere."""
+    """Returns booleans [B]: true where the mask is above 0; without a mask everywhere."""
     if mask is None:
         return jnp.ones(batch, bool)
     if mask.shape != (batch,):
         raise InputError(f"mask must have one entry per example, ({batch},); got {mask.shape}")
-    return mask != 0
+    return mask > 0
 
 
 def check_temperature(temperature) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import kept_rows, normalize, wide
+from jaxtransfer.losses._numerics import check_temperature, kept_rows, normalize, wide
 
 
 def negative_cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -105,8 +105,9 @@ def swav(
       The loss [B], in at least float32.
 
     Raises:
-      InputError: where the shapes or numbers of views do not fit.
+      InputError: where the shapes or numbers of views do not fit, or a temperature isn't positive.
     """
+    check_temperature(temperature)
     views = _same_rows(scores, "scores", 2)
     batch, prototypes = views[0].shape
     if not 1 <= codes <= len(views) or (queues is not None and len(queues) != codes):
@@ -148,8 +149,10 @@ def dino(
       The loss [B], in at least float32.
 
     Raises:
-      InputError: where the shapes or numbers of views do not fit.
+      InputError: where the shapes or numbers of views do not fit, or a temperature isn't positive.
     """
+    check_temperature(student_temperature)
+    check_temperature(teacher_temperature)
     s, t = _same_rows(student, "student", 2), _same_rows(teacher, "teacher", 1)
     if len(t) > len(s) or t[0].shape != s[0].shape or center.shape != s[0].shape[1:]:
         raise InputError(

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import EXACT, kept_rows, wide
+from jaxtransfer.losses._numerics import EXACT, check_temperature, kept_rows, wide
 from jaxtransfer.losses._numerics import normalize as unit
 from jaxtransfer.losses.blockwise import LOG_SUM_EXP, SOFTPLUS_SUM, Side, everywhere, numbers, others, reduce_pairs
 
 
-def _pair(one: jax.Array, other: jax.Array, mask: jax.Array | None, normalize: bool):
+def _pair(one: jax.Array, other: jax.Array, temperature, mask: jax.Array | None, normalize: bool):
     """Returns both embeddings in at least float32, 0 where they are left out, and what is kept [B]."""
+    check_temperature(temperature)
     if one.ndim != 2 or one.shape != other.shape:
         raise InputError(
             f"the two sides must be embeddings [batch, dim] of one shape, row i of each a pair; got {one.shape} and "
@@ -63,9 +64,9 @@ def info_nce(
       The loss [B], in at least float32; 0 for a row without negatives.
 
     Raises:
-      InputError: where the shapes do not fit, or both directions are asked for with given negatives.
+      InputError: where the shapes do not fit, τ isn't positive, or both directions are asked for with given negatives.
     """
-    a, p, keep = _pair(anchors, positives, mask, normalize)
+    a, p, keep = _pair(anchors, positives, temperature, mask, normalize)
     own = jnp.sum(a * p, axis=1) / temperature
     a = a / temperature
     if negatives is None:
@@ -104,7 +105,7 @@ def _both_ways(one: Side, other: Side, symmetric: bool, chunk: int | None, axis_
 
 def _views(z1, z2, temperature, chunk: int | None, mask: jax.Array | None, axis_name: str | None):
     """Returns cosines z1·z2 [B], log Σ exp over the views of other examples [B, 2], −∞ if none, and what is kept."""
-    z1, z2, keep = _pair(z1, z2, mask, True)
+    z1, z2, keep = _pair(z1, z2, temperature, mask, True)
     z = jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1])  # views side by side: rows stay on their device
     side = Side(z / jnp.sqrt(temperature), jnp.repeat(keep, 2), jnp.repeat(numbers(len(z1), axis_name), 2))
     sums, _ = reduce_pairs(LOG_SUM_EXP, side, everywhere(side, axis_name), pairs=others, chunk=chunk)
@@ -137,7 +138,7 @@ def nt_xent(
       The loss [B], in at least float32; 0 in a batch of one.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or τ isn't positive.
     """
     own, sums, _ = _views(z1, z2, temperature, chunk, mask, axis_name)
     return jnp.mean(jax.nn.softplus(sums - own[:, None] / temperature), axis=1)
@@ -172,7 +173,7 @@ def dcl(
       The loss [B], in at least float32; 0 for an example without negatives.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or τ isn't positive.
     """
     cosines, sums, keep = _views(z1, z2, temperature, chunk, mask, axis_name)
     own = cosines / temperature
@@ -181,7 +182,7 @@ def dcl(
         whole, kept = (exponents, keep) if axis_name is None else everywhere((exponents, keep), axis_name)
         share = jnp.where(keep, jnp.exp(exponents - jax.nn.logsumexp(whole, where=kept)), 0)
         own = own * (2 - jnp.sum(kept) * share)
-    some = sums > -jnp.inf
+    some = ~jnp.isneginf(sums)
     return jnp.mean(jnp.where(some, jnp.where(some, sums, 0) - own[:, None], 0), axis=1)
 
 
@@ -226,8 +227,9 @@ def supcon(
       counts those rows too (the released code is NaN there).
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or τ isn't positive.
     """
+    check_temperature(temperature)
     hard = jnp.issubdtype(labels.dtype, jnp.integer)
     if features.ndim not in (2, 3) or labels.shape != features.shape[:1] or not hard:
         raise InputError(
@@ -284,9 +286,9 @@ def siglip(
       The sum of each row [B], in at least float32: the mean over the examples is the released loss.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or τ isn't positive.
     """
-    a, b, keep = _pair(a, b, mask, normalize)
+    a, b, keep = _pair(a, b, temperature, mask, normalize)
     number, one = numbers(len(a), axis_name), jnp.ones((len(a), 1), a.dtype)
     a = a / temperature
     own = jnp.sum(a * b, axis=1) + bias

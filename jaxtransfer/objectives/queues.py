@@ -52,7 +52,7 @@ def moco(
         mask, keys = batch.get("mask"), state[name]["keys"]
         query, key = kept(query, mask), kept(jax.lax.stop_gradient(key), mask)
         values = losses.info_nce(query, key, temperature=temperature, negatives=keys, normalize=True, mask=mask)
-        value = ctx.mean(values, None if mask is None else mask > 0)
+        value = ctx.mean(values, mask)
         if ctx.train:
             state = {**state, name: _enqueued(state[name], key, batch, ctx)}
         return value.value, state, {"moco": value}
@@ -101,7 +101,7 @@ def nnclr(
         for z, p in (("z1", "p2"), ("z2", "p1")):
             nearest = support[jnp.argmax(unit(jax.lax.stop_gradient(rows[z])) @ support.T, axis=1)]
             ways.append(losses.info_nce(nearest, rows[p], **options))
-        value = ctx.mean((ways[0] + ways[1]) / 2, None if mask is None else mask > 0)
+        value = ctx.mean((ways[0] + ways[1]) / 2, mask)
         if ctx.train:
             state = {**state, name: _enqueued(state[name], rows["z1"], batch, ctx)}
         return value.value, state, {"nnclr": value}

@@ -25,12 +25,12 @@ def gathered(rows: dict[str, Any], batch: Batch, ctx: Context) -> tuple[dict[str
 
 
 def mean_of_all(values: jax.Array, mask: jax.Array) -> Mean:
-    """Returns the mean of values [B] of all devices' rows, or a scalar of them, counted by `mask` [B]."""
+    """Returns the mean of values [B] of all devices' rows, or a scalar of them, weighted by `mask` [B]."""
     if values.ndim == 0:
         count = jnp.sum(mask).astype(values.dtype)
         return Mean(values * count, count)
-    weights = (mask > 0).astype(values.dtype)
-    return Mean(jnp.sum(jnp.where(weights > 0, values, 0)), jnp.sum(weights))
+    weights = mask.astype(values.dtype)
+    return Mean(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
 
 
 def unit(rows: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxtransfer.objectives.rows import gathered, kept, mean_of_all, unit
 from jaxtransfer.objectives.teachers import pick
 
 VIEWS = ("image", "image2")
+_LEAST_TEMPERATURE = 0.01  # of CLIP: the scores are scaled by 100 at most
 
 
 def over_views(
@@ -77,7 +78,7 @@ def over_views(
         if "axis_name" in wants:
             rows = {name: kept(entry, mask) for name, entry in found.items()}
             values = loss(rows.pop("z1"), rows.pop("z2"), **rows, **given, axis_name=ctx.axis)
-            value = ctx.mean(values, None if mask is None else mask > 0)
+            value = ctx.mean(values, mask)
         else:
             rows, everywhere = gathered(found, batch, ctx)
             given = dict.fromkeys(given, everywhere)
@@ -125,10 +126,11 @@ def info_nce(
       An objective with the metric `info_nce`.
 
     Raises:
-      InputError: for a temperature that isn't positive.
+      InputError: for a temperature that isn't positive, or is to be learned from below 0.01.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature must be positive; got {temperature}")
+    if not temperature > 0 or (learn_temperature and temperature < _LEAST_TEMPERATURE):
+        least = f"at least {_LEAST_TEMPERATURE} to be learned" if learn_temperature else "positive"
+        raise InputError(f"temperature must be {least}; got {temperature}")
     if psi is phi:
         psi = None
     if micro_batch is not None:
@@ -146,7 +148,7 @@ def info_nce(
         return fixed
 
     def term(outputs, params, state, batch, ctx):
-        value = jnp.exp(-jnp.minimum(params[scale]["log_scale"], np.log(100.0)))
+        value = jnp.exp(-_at_most(params[scale]["log_scale"], -np.log(_LEAST_TEMPERATURE)))
         loss, state, metrics = at(value).loss(outputs, params, state, batch, ctx)
         return loss, state, {**metrics, "info_nce/temperature": Mean(value, jnp.ones(()))}
 
@@ -154,6 +156,18 @@ def info_nce(
         return {scale: {"log_scale": jnp.asarray(-np.log(temperature), jnp.float32)}}, {}
 
     return dataclasses.replace(fixed, loss=term, setup=setup)
+
+
+@jax.custom_vjp
+def _at_most(x: jax.Array, bound: float) -> jax.Array:
+    """Returns min(x, bound), whose derivative beyond the bound is that of x for a step back and 0 for one further."""
+    return jnp.minimum(x, bound)
+
+
+_at_most.defvjp(
+    lambda x, bound: (jnp.minimum(x, bound), (x < bound, bound)),
+    lambda kept, change: (jnp.where(kept[0] | (change > 0), change, 0), jnp.zeros_like(kept[1])),
+)
 
 
 def siglip(

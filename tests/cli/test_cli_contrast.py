@@ -60,13 +60,27 @@ def test_others_start_from_it(run, refused, views, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_single_class_has_no_probe(run, folder, tmp_path):
+    images = folder(classes=1, each=40)
+    words = ("--data", f"folder:{images}", "--image-shape", "8", "8", "3", "--batch-size", "8", "--steps", "6")
+    lines, _ = run("contrast", *words, "--model", "mlp", "--out", tmp_path / "out")
+    assert "alignment" in lines[-1]
+    assert "knn" not in lines[-1]
+    assert json.loads((tmp_path / "out" / "representation.json").read_text())["step"] == 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PRETEXTS)
 def test_every_method_runs(run, tmp_path, method):
     crops = ("--crops", "2") if PRETEXTS[method].crops else ()
     micro = ("--micro-batch", "16") if method == "info-nce" else ()
-    run("contrast", *SMALL[:-2], "--method", method, *crops, *micro, "--queue", "64", "--out", tmp_path / "out")
-    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert all(value == value for record in records for value in record.values())
+    queue = ("--queue", "64") if PRETEXTS[method].queue else ()
+    run("contrast", *SMALL[:-2], "--method", method, *crops, *micro, *queue, "--out", tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert f"train/{method.replace('-', '_')}" in first
+    found = json.loads((tmp_path / "out" / "representation.json").read_text())
+    assert set(found) == {"step", "knn", "linear_probe", "uniformity", "alignment"}
+    assert found["linear_probe"] > 0.5
     run("finetune", "--from", tmp_path / "out", "--data", "digits/noisy", "--steps", "2", "--out", tmp_path / "tuned")
 
 
@@ -78,6 +92,9 @@ def test_every_method_runs(run, tmp_path, method):
         (("--batch-size", "20"), "--batch-size must be a multiple of the 8 devices; got 20"),
         (("--temperature", "0"), "--temperature must be positive and finite; got 0.0"),
         (("--method", "byol", "--temperature", "0.5"), "--temperature: byol has none; leave it out"),
+        (("--queue", "64"), "--queue: simclr has none; leave it out"),
+        (("--method", "moco", "--prototypes", "64"), "--prototypes: moco has none; leave it out"),
+        (("--size", "6"), "mlp takes images of one size, and is evaluated on whole ones, (8, 8, 1): leave --size out"),
         (("--crops", "2"), "--crops: simclr compares two views; small ones are for swav, dino"),
         (("--size", "2"), "--size must be at least 4; got 2"),
         (("--least", "1.5"), "--least is a share of the area, in (0, 1]; got 1.5"),

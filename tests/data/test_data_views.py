@@ -93,6 +93,25 @@ def test_colours_in_random_order_stay_in_range(image):
     assert one.shape == (200, 9, 7, 1)
 
 
+def test_the_hue_turns_by_up_to_a_share_of_the_circle():
+    patch = np.full((2, 2, 3), [0.6, 0.45, 0.4], np.float32)  # far from the clipping
+    to_plane = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # I and Q of YIQ
+    turned, own = of(views.color_jitter(0, 0, 0, hue=0.1), patch)[:, 0, 0] @ to_plane.T, to_plane @ patch[0, 0]
+    angles = np.angle((turned[:, 0] + 1j * turned[:, 1]) / (own[0] + 1j * own[1]), deg=True)
+    assert -36.01 < angles.min() < -33
+    assert 33 < angles.max() < 36.01
+    np.testing.assert_allclose(angles.std(), 36 / np.sqrt(3), rtol=0.1)
+
+
+def test_simclr_changes_and_greys_as_often_as_the_paper():
+    patch = np.full((2, 2, 3), [0.6, 0.45, 0.4], np.float32)  # which crops and flips leave as it is
+    out = of(views.simclr(), patch, jax.random.split(jax.random.key(1), 2000))[:, 0, 0]
+    is_grey, untouched = np.ptp(out, axis=1) < 1e-6, np.abs(out - patch[0, 0]).max(1) < 1e-6
+    assert abs(is_grey.mean() - 0.2) < 0.03
+    assert abs(untouched.mean() - 0.2 * 0.8) < 0.03
+    np.testing.assert_allclose(of(views.simclr(strength=0), patch), patch[None].repeat(200, 0), atol=1e-6)
+
+
 def test_grey_solarised_and_blurred(image):
     np.testing.assert_allclose(of(views.greyscale(), image)[0], np.repeat(grey(image)[..., None], 3, -1), rtol=1e-5)
     expected = np.where(image >= 0.5, 1 - image, image)
@@ -164,3 +183,7 @@ def test_refusals():
             build()
     with pytest.raises(jt.InputError, match=r"expected images \[B, H, W, C\] in batch\['image'\]; got shape \(4, 3\)"):
         views.two_views(views.greyscale())(jax.random.key(0), {"image": np.zeros((4, 3))}, jnp.arange(4))
+    with pytest.raises(jt.InputError, match=r"uint8, or floating in \[0, 1\], in batch\['image'\]; got int32"):
+        views.two_views(views.greyscale())(
+            jax.random.key(0), {"image": np.zeros((4, 2, 2, 3), np.int32)}, jnp.arange(4)
+        )

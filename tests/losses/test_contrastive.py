@@ -221,6 +221,35 @@ def test_degenerate_embeddings(pair):
     np.testing.assert_array_equal(values[1][6], 0)  # no positive
 
 
+def test_nan_stays_nan_and_temperatures_are_checked(pair):
+    x, y = (jnp.asarray(z, jnp.float32) for z in pair)
+    one_nan = x.at[2, 1].set(jnp.nan)
+    centre, soft = jnp.zeros(x.shape[1]), [x, y]
+    losses = {
+        "info_nce": lambda x, t: info_nce(x, y, temperature=t),
+        "nt_xent": lambda x, t: nt_xent(x, y, temperature=t),
+        "dcl": lambda x, t: dcl(x, y, temperature=t),
+        "supcon": lambda x, t: supcon(x, LABELS, temperature=t),
+        "siglip": lambda x, t: siglip(x, y, temperature=t, bias=0.0),
+        "swav": lambda x, t: jt.losses.swav([x, y], temperature=t),
+        "dino": lambda x, t: jt.losses.dino([x, y], soft, center=centre, student_temperature=t),
+    }
+    without = {
+        "triplet": lambda x: jt.losses.triplet(x, y, y + 1),
+        "mined_triplet": lambda x: jt.losses.mined_triplet(x, LABELS),
+        "barlow_twins": lambda x: jt.losses.barlow_twins(x, y),
+        "vicreg": lambda x: jt.losses.vicreg(x, y),
+        "negative_cosine": lambda x: jt.losses.negative_cosine(x, y),
+    }
+    every = {**{name: lambda x, loss=loss: loss(x, 0.5) for name, loss in losses.items()}, **without}
+    found = jax.jit(lambda x: {k: jnp.mean(loss(x)) for k, loss in every.items()}, compiler_options=QUICK)(one_nan)
+    assert [name for name, value in found.items() if not np.isnan(value)] == []
+    for loss in losses.values():
+        for temperature in (0.0, -1.0, np.inf):
+            with pytest.raises(jt.InputError, match="temperature must be positive and finite"):
+                loss(x, temperature)
+
+
 def test_a_batch_of_one(pair):
     def losses(x, y):
         found = [nt_xent(x, y), dcl(x, y, sigma=0.5), info_nce(x, y, temperature=0.5), supcon(x, LABELS[:1])]

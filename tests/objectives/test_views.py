@@ -53,6 +53,33 @@ def test_info_nce_of_one_tower():
     np.testing.assert_allclose(loss, np_info_nce(*both(model, params, state, batch), 0.3), rtol=1e-5)
 
 
+def test_a_learned_temperature_returns_from_its_bound():
+    model, batch = network(), a_batch()
+    objective = jt.info_nce(model, temperature=0.01, learn_temperature=True)
+    params, state = objective.init(KEY, batch)
+    for beyond, name in ((0.0, "at the bound"), (3.0, "beyond it")):
+        here = {**params, "model_temperature": {"log_scale": jnp.float32(np.log(100) + beyond)}}
+        value, slopes = jax.value_and_grad(lambda p: objective(p, state, batch, jt.Context(key=KEY))[0])(here)
+        exact = jt.info_nce(model, temperature=0.01)
+        np.testing.assert_allclose(value, exact(params, state, batch, jt.Context(key=KEY))[0], rtol=1e-5, err_msg=name)
+        assert slopes["model_temperature"]["log_scale"] > 0, name  # of random embeddings: a smaller scale is better
+    with pytest.raises(jt.InputError, match=r"at least 0\.01 to be learned; got 0\.005"):
+        jt.info_nce(model, temperature=0.005, learn_temperature=True)
+
+
+def test_a_mask_weighs_examples_alike_in_all():
+    model, batch = predicting(), {**a_batch(rows=4), "mask": np.array([1, 1, 0.25, 0], np.float32)}
+    for build in (jt.simclr, jt.siglip, jt.byol, jt.simsiam, jt.swav, jt.dino):
+        objective = build(model)
+        params, state = objective.init(KEY, batch)
+        _, _, metrics = objective(params, state, batch, jt.Context(key=KEY))
+        assert float(metrics[objective.name].count) == 2.25, objective.name
+    for build in (jt.moco, jt.nnclr):
+        objective = build(model, queue=8)
+        params, state = objective.init(KEY, batch)
+        assert float(objective(params, state, batch, jt.Context(key=KEY))[2][objective.name].count) == 2.25
+
+
 def test_two_towers_and_a_learned_temperature():
     phi, psi, batch = network(), network("psi", sizes=(12, D)), a_batch()
     batch = {**batch, "text": batch.pop("image2")[:, :2]}
