@@ -212,8 +212,9 @@ class Contrast:
     def _objective(self, net: jt.Model, config: dict[str, Any]) -> jt.Objective:
         """Returns what trains: the method, and the probe beside it."""
         net = net if self.micro_batch is None else jt.micro_batched(net, self.micro_batch)
-        told = (config[name] or 0 for name in ("temperature", "queue", "prototypes"))
-        objective = PRETEXTS[self.method].build(net, Settings(*told, self.view.names(), self.training.steps))
+        told = {name: config[name] or 0 for name in ("temperature", "queue", "prototypes")}
+        settings = Settings(**told, crops=self.view.names(), steps=self.training.steps)
+        objective = PRETEXTS[self.method].build(net, settings)
         classes = len(config["class_names"])
         return objective + jt.online_probe(net, classes, beside=objective) if classes > 1 else objective
 

@@ -100,7 +100,8 @@ class Evaluate:
         if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
             raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} is one of {run.config['command']}")
         name = self.data or run.config["data"]
-        split = split or self.split or (run.config.get("eval_split", "test") if self.data is None else "test")
+        usual = run.config.get("eval_split", "test") if self.data is None else "test"
+        split = split or self.split or str(usual)
         shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
         dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape)
         check_fits(run, dataset, self.directory)

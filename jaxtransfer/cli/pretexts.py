@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -112,7 +112,7 @@ PRETEXTS: dict[str, Pretext] = {  # where a name on the command line becomes cod
 def with_heads(encoder: jt.Model, name: str, projection: tuple[int, ...]) -> jt.Model:
     """Returns the encoder with the heads of a method, the projection of the given sizes."""
     row = PRETEXTS[name]
-    heads = {"projection": models.head(*projection, last_norm=row.last_norm, last_bias=row.last_bias)}
+    heads: dict[str, Any] = {"projection": models.head(*projection, last_norm=row.last_norm, last_bias=row.last_bias)}
     if row.prediction:
         size = projection[-1]
         heads["prediction"] = ("projection", models.head(max(1, size // 4) if name == "simsiam" else 512, size))

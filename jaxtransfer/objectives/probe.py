@@ -66,8 +66,8 @@ def online_probe(
     def term(outputs, params, state, batch, ctx: Context):
         labels, mask = view_of(batch, ("label",)), batch.get("mask")
         scores = [logits(params[name], kept(x, mask)) for x in features(outputs)]
-        entropy = sum(losses.cross_entropy(one, labels) for one in scores) / len(scores)
-        right = sum(losses.top_k(one, labels) for one in scores) / len(scores)
+        entropy = jnp.mean(jnp.stack([losses.cross_entropy(one, labels) for one in scores]), axis=0)
+        right = jnp.mean(jnp.stack([losses.top_k(one, labels) for one in scores]), axis=0)
         value = ctx.mean(entropy, mask)
         return value.value, state, {"probe": value, "accuracy": ctx.mean(right, mask)}
 
