@@ -76,14 +76,17 @@ class ViewOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """Train an encoder on views of images, without labels; `finetune --from` starts from it.
+    """Train an encoder on views of images, without labels, for `finetune --from`.
 
-    No encoder but supcon's learns from labels. A linear probe does, beside it, and its accuracy on --eval-split chooses
-    the checkpoint. The report ends with nearest neighbours, a linear probe to convergence, alignment, uniformity and a
-    picture of the embedding. Images of a single class (a folder in a folder) have no probe, and the last checkpoint is
-    used.
+    Labels only teach a linear probe beside the encoder (and supcon's encoder).
 
-    Example: jaxtransfer contrast --data cifar10 --model wrn-10-2 --size 24 --out runs/views
+    The probe's accuracy on --eval-split chooses the checkpoint.
+
+    The report adds neighbours, a probe to convergence and a picture.
+
+    Of a single class there is no probe, and the last checkpoint is used.
+
+    Example: jaxtransfer contrast --data cifar10 --size 24 --out runs/views
     """
 
     data: DataOptions

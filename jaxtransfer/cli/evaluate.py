@@ -20,8 +20,9 @@ from jaxtransfer.errors import InputError
 class Evaluate:
     """Evaluate a run on every example of a split; prints one JSON line.
 
-    A run of `meta` is evaluated on episodes of its test classes, one of `contrast` by nearest neighbours and a linear
-    probe that learn from the split it was trained on, or from --data's train.
+    A run of `meta` is evaluated on episodes of its test classes.
+
+    One of `contrast` by neighbours and a probe that learn from its own split.
 
     Example: jaxtransfer evaluate runs/a --data digits/noisy
     """
