@@ -67,6 +67,7 @@ def test_a_learned_temperature_returns_from_its_bound():
         jt.info_nce(model, temperature=0.005, learn_temperature=True)
 
 
+@pytest.mark.slow
 def test_a_mask_weighs_examples_alike_in_all():
     model, batch = predicting(), {**a_batch(rows=4), "mask": np.array([1, 1, 0.25, 0], np.float32)}
     for build in (jt.simclr, jt.siglip, jt.byol, jt.simsiam, jt.swav, jt.dino):
