@@ -4,11 +4,13 @@ Conv4-64 with batch norm on 28×28 images, 5 ways, 1 shot, 15 queries, 32 tasks,
 first order, with one and five inner steps, and the form with pooling by second order with one. Ours and PyTorch's
 take turns in one run; a row is the medians, their ratio, and the peak memory of the process up to then.
 
-Command: `python -m experiments.benchmarks.maml` (about 5 minutes on two cores; `--torch-python PATH` names an
-interpreter with PyTorch where this one has none; without PyTorch ours alone is timed). Prints one JSON line per row.
+Command: `python -m experiments.benchmarks.maml` (about 3 minutes on two cores; `--torch-python PATH` names an
+interpreter with PyTorch where this one has none; without PyTorch ours alone is timed; `--learn2learn FOLDER` has
+learn2learn's own MAML run in place of the plain loop). Prints one JSON line per row.
 
-Two cores, medians of 9: second order with one step 0.33 s against PyTorch's 0.74 s (2.2×), with five 0.66 s against
-1.73 s (2.6×, below the 3 that is the aim), with pooling 1.52 s against 2.09 s (1.4×).
+Two cores, against learn2learn's MAML, medians of 7: second order with one step 0.26 s against 0.67 s (2.5×), with five
+0.51 s against 1.32 s (2.6×, below the 3 that is the aim), with pooling 1.28 s against 1.93 s (1.5×); first order 0.23 s
+against 0.43 s (1.9×) and with five steps 0.30 s against 0.69 s (2.3×).
 """
 
 import contextlib

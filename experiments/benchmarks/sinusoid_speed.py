@@ -11,8 +11,9 @@ PYTHON is an interpreter with PyTorch; without one, ours alone is measured and `
 has learn2learn's own MAML run there, from its unpacked sources, in place of a loop over plain lists of weights, which
 is leaner than any library. (`pip download learn2learn --no-deps --no-binary :all:` gets the sources.)
 
-Two cores, 30 s: 4,530 meta-steps/s, 60.6 times learn2learn's 74 (quartiles 59.7 and 62.0) and 46 times the plain loop's
-96 (45, 46); with single calls 3,680, 50 times learn2learn's. Compiling takes 1.2 s.
+Two cores, 30 s each: 4,570 meta-steps/s, 60.7 times learn2learn's 75 (quartiles 53.6 and 61.6; 60.6, 59.7 and 62.0 in a
+run before) and 47 times the plain loop's 98 (45, 48); with single calls 3,810, 50 times learn2learn's. Compiling takes
+1.2 s.
 """
 
 import contextlib
