@@ -21,7 +21,7 @@ def views(own_cache, tmp_path_factory):
     return out
 
 
-def test_a_run_its_report_and_doing_it_again(run, views, tmp_path):
+def test_a_run_and_its_report(views):
     records = [json.loads(line) for line in (views / "metrics.jsonl").read_text().splitlines()]
     assert {"train/simclr", "train/probe", "train/accuracy"} <= set(records[0])
     assert {"eval/accuracy", "eval/loss"} <= set(records[-1])
@@ -29,6 +29,9 @@ def test_a_run_its_report_and_doing_it_again(run, views, tmp_path):
     assert all(fact in report for fact in ("| knn |", "| linear_probe |", "| alignment |", "embedding.png"))
     assert (views / "embedding.png").stat().st_size > 1000
 
+
+@pytest.mark.slow
+def test_a_run_is_done_once_and_resumes(run, views, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(views, again)
     lines, _ = run("contrast", *SMALL, "--out", again)

@@ -140,7 +140,8 @@ def test_an_example_draws_by_its_number(rng):
     assert np.abs(np.asarray(other["image"] - both["image"])).mean() > 0.01
 
 
-@pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_the_step_makes_the_same_views_on_any_devices(rng, mode):
     model = jt.models.with_heads(jt.models.mlp(4, hidden=(12,)), projection=jt.models.head(8, 5, batch_norm=False))
     objective, optimizer = jt.simclr(model), optax.sgd(0.1)

@@ -45,6 +45,7 @@ def compare(given, values, slopes):
         np.testing.assert_allclose(slopes[name], slope, rtol=1e-5, atol=1e-5 * np.abs(slope).max(), err_msg=name)
 
 
+@pytest.mark.slow  # objectives do so in their tests, too
 def test_pmap(given):
     def run(params, *rows):
         (_, values), slopes = jax.value_and_grad(all_of_them, has_aux=True)(params, *rows, "devices")

@@ -53,6 +53,7 @@ def test_info_nce_of_one_tower():
     np.testing.assert_allclose(loss, np_info_nce(*both(model, params, state, batch), 0.3), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_temperature_returns_from_its_bound():
     model, batch = network(), a_batch()
     objective = jt.info_nce(model, temperature=0.01, learn_temperature=True)
