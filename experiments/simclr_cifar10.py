@@ -3,14 +3,15 @@
 Two views of each image, crops with changed colours, have to find each other among those of the whole batch:
 −log exp(zᵢᵀzⱼ/τ) / Σ_{k≠i} exp(zᵢᵀzₖ/τ) over unit vectors z (Chen et al. 2020). Then, on the test split: the weighted
 vote of the nearest training images and a linear probe on the frozen features; and with a few labels per class, the
-network fine-tuned from those weights against the same network from scratch, each with the better of two learning rates.
+network fine-tuned from those weights, at once or the head first (LP-FT), against the same network from scratch, each
+with the better of two learning rates.
 
     TFDS_DATA_DIR=... python -m experiments.simclr_cifar10
 
-Two busy cores, 49 minutes, 38 of them SimCLR: nearest neighbours 58.1 %, linear probe 66.2 %; with 100 labels per class
-60.7 % from SimCLR's weights against 50.1 % from scratch, 2 choices of the labels each, +10.7 points. The temperature
-matters most; the neighbours of 3,000 test images chose it after 800 steps on views of 16 pixels: 50.4 % with 0.1, 49.2
-with 0.2, 45.0 with 0.5.
+Two busy cores, 52 minutes, 38 of them SimCLR: nearest neighbours 58.1 %, linear probe 66.2 %; with 100 labels per class,
+2 choices of them, 61.3 % by LP-FT and 60.7 % by fine-tuning at once against 50.1 % from scratch: +11.3 points. The
+temperature matters most; the neighbours of 3,000 test images chose it after 800 steps on views of 16 pixels: 50.4 %
+with 0.1, 49.2 with 0.2, 45.0 with 0.5.
 
 Offline, in seconds: `--tiny --data digits/upright`.
 """
@@ -42,6 +43,9 @@ from jaxtransfer.representation import (
     plot_embedding,
     uniformity,
 )
+
+LP_FT = "SimCLR, LP-FT"  # the head alone for the first quarter of the steps (Kumar et al. 2022)
+HEAD_RATE = 1e-2  # of Adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +107,11 @@ def main(experiment: Experiment) -> dict[str, Any]:
                 str(rate): [bench.tune(start, rate, seed, name=name) for seed in range(e.seeds)]
                 for rate in e.tune_rates
             }
-            for name, start in (("SimCLR", encoder), ("scratch", None))
+            for name, start in (("SimCLR", encoder), (LP_FT, encoder), ("scratch", None))
         },
     }
     best = {name: max(np.mean(values) for values in rates.values()) for name, rates in results["shots"].items()}
-    results["gain"] = round(float(best["SimCLR"] - best["scratch"]), 2)
+    results["gain"] = round(float(max(best["SimCLR"], best[LP_FT]) - best["scratch"]), 2)
     results["simclr seconds"], results["seconds"] = seconds, round(time.perf_counter() - begin, 1)
     _show(e, results, test, bench.test_data.class_names)
     return results
@@ -162,18 +166,36 @@ class Bench:
             state = {self.model.name: {kind: values for kind, values in start.items() if kind != "params"}}
         channels = few.image_shape[-1]
         changes = augment.compose(augment.random_crop(4), *([augment.random_flip()] if channels == 3 else []))
+        batches, out = (
+            jt.data.pipeline(few, min(64, len(few)), seed=seed, augment=changes),
+            e.out / _folder(name, rate, seed),
+        )
+        config = self._config("shots", "tune_steps", *(["steps", "size"] if start is not None else []))
+        steps, head = e.tune_steps, e.tune_steps // 4 if name == LP_FT else 0
+        if head:
+            (probe,) = jt.methods.linear_probe(self.model, optax.adam(optax.cosine_decay_schedule(HEAD_RATE, head)))
+            kept = {"key": seed, "params": params, "state": state, "config": config, "keep": 1}
+            first = jt.fit(
+                probe.objective_after(params, state),
+                probe.optimizer,
+                batches,
+                steps=head,
+                out=out.with_name(f"{out.name}-head"),
+                **kept,
+            ).state
+            steps, params, state = steps - head, first.params, first.state
         fitted = jt.fit(
             jt.classification(self.model),
-            optax.adamw(optax.cosine_decay_schedule(rate, e.tune_steps), weight_decay=1e-4),
-            jt.data.pipeline(few, min(64, len(few)), seed=seed, augment=changes),
-            steps=e.tune_steps,
+            optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=1e-4),
+            batches,
+            steps=steps,
             key=seed,
             params=params,
             state=state,
             eval_data=jt.data.eval_batches(self.test_data, 256),
-            eval_every=e.tune_steps,
-            out=e.out / f"{name}-rate{rate:g}-seed{seed}",
-            config=self._config("shots", "tune_steps", *(["steps", "size"] if start is not None else [])),
+            eval_every=steps,
+            out=out,
+            config=config,
             keep=1,
         )
         accuracy = round(100 * fitted.history[-1]["eval/accuracy"], 2)
@@ -182,6 +204,10 @@ class Bench:
 
     def _config(self, *names: str) -> dict[str, str]:
         return {name: str(getattr(self.experiment, name)) for name in ("data", "model", *names)}
+
+
+def _folder(name: str, rate: float, seed: int) -> str:
+    return f"{name.replace(', ', '-')}-rate{rate:g}-seed{seed}"
 
 
 def _show(experiment: Experiment, results: dict[str, Any], test: Embedded, names) -> None:

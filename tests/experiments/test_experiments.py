@@ -298,7 +298,7 @@ def test_simclr_cifar10(tmp_path):
     tiny = simclr_cifar10.Experiment(out=tmp_path, data="digits/upright", model="small-cnn", tiny=True)
     results = simclr_cifar10.main(tiny)
     assert all(0 <= results[name] <= 100 for name in ("knn", "linear probe"))
-    assert list(results["shots"]) == ["SimCLR", "scratch"]
+    assert list(results["shots"]) == ["SimCLR", "SimCLR, LP-FT", "scratch"]
     assert (tmp_path / "embedding.png").read_bytes()[:4] == PNG
     assert "nearest neighbours" in (tmp_path / "report.md").read_text()
     assert simclr_cifar10.main(tiny)["shots"] == results["shots"]  # which the runs remember
