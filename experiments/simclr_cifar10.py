@@ -166,10 +166,8 @@ class Bench:
             state = {self.model.name: {kind: values for kind, values in start.items() if kind != "params"}}
         channels = few.image_shape[-1]
         changes = augment.compose(augment.random_crop(4), *([augment.random_flip()] if channels == 3 else []))
-        batches, out = (
-            jt.data.pipeline(few, min(64, len(few)), seed=seed, augment=changes),
-            e.out / _folder(name, rate, seed),
-        )
+        batches = jt.data.pipeline(few, min(64, len(few)), seed=seed, augment=changes)
+        out = e.out / f"{name.replace(', ', '-')}-rate{rate:g}-seed{seed}"
         config = self._config("shots", "tune_steps", *(["steps", "size"] if start is not None else []))
         steps, head = e.tune_steps, e.tune_steps // 4 if name == LP_FT else 0
         if head:
@@ -204,10 +202,6 @@ class Bench:
 
     def _config(self, *names: str) -> dict[str, str]:
         return {name: str(getattr(self.experiment, name)) for name in ("data", "model", *names)}
-
-
-def _folder(name: str, rate: float, seed: int) -> str:
-    return f"{name.replace(', ', '-')}-rate{rate:g}-seed{seed}"
 
 
 def _show(experiment: Experiment, results: dict[str, Any], test: Embedded, names) -> None:

@@ -6,7 +6,7 @@ medians. `temp_mb` is what a compiled program needs besides its arguments and re
 of ours (`info_nce` too) is measured in a process of its own, as resident memory above that after the inputs are there.
 
 Command: `python -m experiments.benchmarks.info_nce` (about 3 minutes on two cores; `--tiny` for seconds). Prints one
-JSON line.
+JSON line. The figures at 2,048 and 8,192 take `--sizes 2048 8192 --plain-up-to 8192`.
 
 Two cores, medians: 0.015 s at N = 1,024 (the plain form 1.35 times that, PyTorch 6.5 times), 0.039 s at 2,048 (1.8 and
 13 times), 0.143 s at 4,096 (2.0 and 13 times), 0.65 s at 8,192 (2.2 and 18 times), 2.3 s at 16,384. Peak memory: 27 MB
