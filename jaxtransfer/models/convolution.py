@@ -35,8 +35,23 @@ def _by_patches(x, kernel, stride):
         return x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
 
     patches = jnp.concatenate([shifted(i, j) for i in range(height) for j in range(width)], axis=-1)
-    product = patches.reshape(-1, height * width * channels) @ kernel.reshape(-1, filters)
+    product = _product(patches.reshape(-1, height * width * channels), kernel.reshape(-1, filters))
     return product.reshape(x.shape[0], rows, columns, filters)
+
+
+_MANY = 1000  # rows, from where on the form of the weight gradient matters more than that of the product
+
+
+def _product(patches, kernel):
+    """Returns patches @ kernel, for many patches in the form whose weight gradient is fast.
+
+    XLA's CPU takes patchesᵀ @ gradient [K, D] at 40 % of the peak and gradientᵀ @ patches [D, K] at 70 %. The latter is
+    the derivative in the transposed kernel; behind the barrier XLA doesn't turn it back into the former.
+    """
+    if patches.shape[0] < _MANY or kernel.shape[0] <= kernel.shape[1]:
+        return patches @ kernel
+    transposed = jax.lax.optimization_barrier(kernel.T)
+    return jax.lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())))
 
 
 class Conv(nn.Module):

@@ -22,6 +22,13 @@ def loops(x, kernel, stride):
     return np.stack(out, 1)
 
 
+@pytest.fixture(params=[1000, 0], ids=["few", "many"])
+def many(request, monkeypatch):
+    """Both forms of the product with the patches, whatever their number."""
+    monkeypatch.setattr(convolution, "_MANY", request.param)
+
+
+@pytest.mark.usefixtures("many")
 @pytest.mark.parametrize("form", [convolution._by_patches, convolution._by_convolution])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 3), (1, 2, 3), (5, 4, 1), (8, 6, 5)])
@@ -31,7 +38,7 @@ def test_it_is_a_convolution(rng, form, stride, height, width, size):
     np.testing.assert_allclose(form(x, kernel, stride), loops(x, kernel, stride), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "many")
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_formulations_agree_in_second_derivatives(rng, stride):
     x, kernel, direction = (rng.normal(size=shape) for shape in ((2, 5, 6, 2), (3, 3, 2, 3), (3, 3, 2, 3)))
