@@ -18,6 +18,17 @@ PNG = b"\x89PNG"
 
 
 @pytest.mark.slow
+def test_both_ranges_of_the_frequency(tmp_path):
+    options = {"shots": (2,), "meta_steps": 4, "steps_per_call": 4, "test_tasks": 3}
+    results = sinusoid.main(sinusoid.Sinusoid(out=tmp_path, **options))
+    assert {name: part["options"]["frequency"] for name, part in results.items()} == {
+        "varying": (0.8, 1.2),
+        "fixed": (1.0, 1.0),
+    }
+    assert all((tmp_path / name / "steps.png").read_bytes().startswith(PNG) for name in results)
+
+
+@pytest.mark.slow
 def test_tiny_run(tmp_path, capsys):
     results = sinusoid.main(sinusoid.Sinusoid(out=tmp_path / "out", tiny=True))
     printed = capsys.readouterr().out
