@@ -39,7 +39,7 @@ def _by_patches(x, kernel, stride):
     return product.reshape(x.shape[0], rows, columns, filters)
 
 
-_MANY = 1000  # rows, from where on the form of the weight gradient matters more than that of the product
+_MANY = 200  # rows, from where on the form of the weight gradient matters more than that of the product
 
 
 def _product(patches, kernel):

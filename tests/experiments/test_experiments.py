@@ -205,7 +205,7 @@ def test_omniglot_fewshot(tmp_path, monkeypatch, capsys, method):
 
 @pytest.mark.slow
 def test_maml_benchmark(capsys):
-    rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, rows=(0, 4)))
+    rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, devices=1, rows=(0, 4)))
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
     assert all(row["seconds"] > 0 for row in rows)
 

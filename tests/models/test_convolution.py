@@ -22,13 +22,6 @@ def loops(x, kernel, stride):
     return np.stack(out, 1)
 
 
-@pytest.fixture(params=[1000, 0], ids=["few", "many"])
-def many(request, monkeypatch):
-    """Both forms of the product with the patches, whatever their number."""
-    monkeypatch.setattr(convolution, "_MANY", request.param)
-
-
-@pytest.mark.usefixtures("many")
 @pytest.mark.parametrize("form", [convolution._by_patches, convolution._by_convolution])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 3), (1, 2, 3), (5, 4, 1), (8, 6, 5)])
@@ -36,6 +29,12 @@ def test_it_is_a_convolution(rng, form, stride, height, width, size):
     x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
     kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
     np.testing.assert_allclose(form(x, kernel, stride), loops(x, kernel, stride), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(params=[200, 0], ids=["few", "many"])
+def many(request, monkeypatch):
+    """Both forms of the product with the patches, whatever their number."""
+    monkeypatch.setattr(convolution, "_MANY", request.param)
 
 
 @pytest.mark.usefixtures("x64", "many")
