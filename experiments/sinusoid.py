@@ -23,8 +23,8 @@ points, and two thirds of that with ω = 1; seeds 0 to 2, seed 0 alone with ω =
     Meta-SGD, ω = 1      0.40                  0.23                  0.12
 
 The frequency is what makes the first curves hard. More training doesn't change the picture: on other curves MAML's
-0.87 at 5 points becomes 0.86 with five times the updates, 0.83 with eight times the tasks in each, and 0.82 with SOAP
-for Adam. More steps at test time go on helping MAML; Meta-SGD's rates are made for one step, and a few diverge.
+0.87 at 5 points becomes 0.86 with five times the updates and 0.83 with eight times the tasks in each. More steps
+at test time go on helping MAML; Meta-SGD's rates are made for one step, and a few diverge.
 """
 
 import dataclasses
@@ -150,15 +150,15 @@ def main(options: Sinusoid) -> dict[str, Any]:
     if options.frequency is not None:
         return run(options, options.frequency)
     return {
-        name: run(dataclasses.replace(options, frequency=frequency, out=options.out / name), frequency)
+        name: run(dataclasses.replace(options, out=options.out / name), frequency)
         for name, frequency in DISTRIBUTIONS.items()
     }
 
 
 def run(options: Sinusoid, omega: tuple[float, float]) -> dict[str, Any]:
     """Trains and tests every network on curves whose ω lies in one range."""
+    options, frequency = dataclasses.replace(options, frequency=omega), jnp.asarray(omega)
     console, begin = Console(), time.perf_counter()
-    frequency = jnp.asarray(omega)
     tests = {k: _test_episodes(options, k, frequency) for k in options.shots}
     learned: dict[str, dict[int, Learned]] = {method: {} for method in METHODS}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -202,7 +202,7 @@ def run(options: Sinusoid, omega: tuple[float, float]) -> dict[str, Any]:
     results["seconds"] = round(time.perf_counter() - begin, 1)
     results["test_seconds"] = round(results["seconds"] - trained_in, 1)
     (options.out / "sinusoid.json").write_text(json.dumps(results, indent=1) + "\n")
-    _show(results, options, console)
+    _show(results, options, omega, console)
     return results
 
 
@@ -294,24 +294,23 @@ def _check(options: Sinusoid) -> None:
         raise jt.InputError(f"--frequency takes the lowest and the highest; got {options.frequency}")
 
 
-def _show(results: dict[str, Any], options: Sinusoid, console: Console) -> None:
+def _show(results: dict[str, Any], options: Sinusoid, omega: tuple[float, float], console: Console) -> None:
     caption = f"mean squared error after one step, ± 95 % interval over {options.test_tasks} test curves"
-    low, high = options.frequency or PROTOCOL
-    omega = f"ω = {low:g}" if low == high else f"ω in [{low:g}, {high:g}]"
-    table = Table(title=f"Sinusoid regression, {omega}", caption=caption)
+    curves = f"ω = {omega[0]:g}" if omega[0] == omega[1] else f"ω in [{omega[0]:g}, {omega[1]:g}]"
+    table = Table(title=f"Sinusoid regression, {curves}", caption=caption)
     table.add_column("method")
     for header in ("trained with", *(f"tested with {k}" for k in options.shots), "published", "seconds"):
         table.add_column(header, justify="right")
     for method, by_shots in results["mse"].items():
         for trained, cells in by_shots.items():
             found = [f"{cell['mean']:.3f} ± {cell['interval']:.3f}" for cell in cells.values()]
-            published = PUBLISHED[method].get(trained) if options.frequency == PROTOCOL else None
+            published = PUBLISHED[method].get(trained) if omega == PROTOCOL else None
             seconds = f"{results['train_seconds'][method][trained]:.1f}"
             table.add_row(method, str(trained), *found, f"{published:.2f}" if published else "–", seconds)
     if not console.is_terminal:
         console.width = 120
     console.print(table)
-    if options.frequency == PROTOCOL:
+    if omega == PROTOCOL:
         console.print("published: the same number of points in training and test", highlight=False)
     console.print(f"{results['seconds']} s; numbers and plots: {options.out}", soft_wrap=True)
 

@@ -59,7 +59,7 @@ class MamlBenchmark:
     tasks: int = 32
     """Tasks per meta-step."""
     devices: int | None = None
-    """Devices that share the tasks, by pmap. By default all; on a CPU each core is one."""
+    """Devices that share the tasks, by pmap; as many as divide them by default. On a CPU each core is one."""
     rows: tuple[int, ...] = tuple(range(len(ROWS)))
     """Rows to run: 0 second order, 1 step; 1 with 5; 2 and 3 by first order; 4 with pooling."""
     torch_python: Path | None = None
@@ -81,7 +81,8 @@ def main(benchmark: MamlBenchmark) -> list[dict[str, Any]]:
 
 def run(row: Row, benchmark: MamlBenchmark, python: str | Path | None) -> dict[str, Any]:
     """Times one workload."""
-    devices = benchmark.devices or jax.local_device_count()
+    present = range(1, jax.local_device_count() + 1)
+    devices = benchmark.devices or max(count for count in present if benchmark.tasks % count == 0)
     step, state, batch = ours(row, benchmark.tasks, devices)
     begin = time.perf_counter()
     state = jax.block_until_ready(step.placed(state, batch)[0])
@@ -149,5 +150,6 @@ def ours(row: Row, tasks: int, devices: int = 1) -> tuple[jt.TrainStep, jt.Train
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", cores or 1)
     main(tyro.cli(MamlBenchmark, description=__doc__))

@@ -45,8 +45,8 @@ _MANY = 200  # rows, from where on the form of the weight gradient matters more 
 def _product(patches, kernel):
     """Returns patches @ kernel, for many patches in the form whose weight gradient is fast.
 
-    XLA's CPU takes patchesᵀ @ gradient [K, D] at 40 % of the peak and gradientᵀ @ patches [D, K] at 70 %. The latter is
-    the derivative in the transposed kernel; behind the barrier XLA doesn't turn it back into the former.
+    XLA's CPU takes patchesᵀ @ gradient [K, D] at half of the peak and gradientᵀ @ patches [D, K] at 70 to 80 %. The
+    latter is the derivative in the transposed kernel; behind the barrier XLA doesn't turn it back into the former.
     """
     if patches.shape[0] < _MANY or kernel.shape[0] <= kernel.shape[1]:
         return patches @ kernel

@@ -204,9 +204,11 @@ def test_omniglot_fewshot(tmp_path, monkeypatch, capsys, method):
 
 
 @pytest.mark.slow
-def test_maml_benchmark(capsys):
-    rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, devices=1, rows=(0, 4)))
+@pytest.mark.parametrize(("given", "row"), [(1, 4), (None, 0)])
+def test_maml_benchmark(capsys, given, row):
+    rows = maml.main(maml.MamlBenchmark(repeats=1, tasks=2, devices=given, rows=(row,)))
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert rows[0]["devices"] == (given or 2)  # of eight, as many as share two tasks
     assert all(row["seconds"] > 0 for row in rows)
 
 
