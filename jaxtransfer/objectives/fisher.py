@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Context, Objective
 
 
@@ -49,9 +50,10 @@ def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iter
         return jax.tree.map(add, total, grads), count + jnp.sum(mask)
 
     total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)
-    count, frozen = jnp.zeros(()), [handle.tree for handle in objective.frozen]
+    count, frozen, in_flight = jnp.zeros(()), [handle.tree for handle in objective.frozen], InFlight()
     for batch in batches:
         total, count = accumulate(total, count, params, state, batch, frozen)
+        in_flight.add(count)
     if not count:
         raise InputError("fisher_diagonal: expected at least one example, got none; is the split empty?")
     return jax.tree.map(lambda t: t / count.astype(t.dtype), total)

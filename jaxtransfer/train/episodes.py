@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.train.placement import Placement
 from jaxtransfer.train.state import TrainState
@@ -74,6 +75,7 @@ def evaluate_episodes(
     single = jax.jit(metrics_of)
     several = jax.jit(jax.vmap(metrics_of, in_axes=(None, 0, None)))
     parts: list[dict[str, jax.Array]] = []
+    in_flight = InFlight()
     for batch in batches:
         count = jax.tree.leaves(batch)[0].shape[0]
         one_by_one = jax.default_backend() == "cpu" and mesh is None
@@ -87,6 +89,7 @@ def evaluate_episodes(
             else:
                 chunk = jax.tree.map(lambda x, rows=slice(first, first + size): x[rows], batch)
                 parts.append(several(weights, placement.batch(chunk), frozen))
+            in_flight.add(parts[-1])
     if not parts:
         raise InputError("expected at least one episode to evaluate, got none")
     rows = jax.device_get(parts)

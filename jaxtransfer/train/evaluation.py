@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
@@ -38,10 +39,11 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
 
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
         frozen = placement.frozen(objective.frozen)
-        state, sums = placement.whole(state), None
+        state, sums, in_flight = placement.whole(state), None, InFlight()
         for batch in batches:
             part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)
             sums = part if sums is None else add(sums, part)
+            in_flight.add(sums)
         if sums is None:
             raise InputError("evaluate: expected at least one batch, got none; is the split empty?")
         return {name: float(mean.value) for name, mean in jax.device_get(sums).items()}

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
+from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import loggers
 from jaxtransfer.train.batches import DrawnInside, FromHost
@@ -22,8 +23,6 @@ from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.run import open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
-
-_IN_FLIGHT = 2  # calls that the host runs ahead of the devices
 
 
 class Fitted(NamedTuple):
@@ -159,16 +158,15 @@ def fit(
         stack.callback(source.close)
         source.open(start, steps)
         pending: deque[_Call] = deque()
-        number = start
+        in_flight, number = InFlight(), start
         while number < steps:
-            if len(pending) >= _IN_FLIGHT:
-                jax.block_until_ready(pending[-_IN_FLIGHT].metrics)
             size = plan.size(number)
             with clock.waiting():
                 advance = source.next(size)
             current, metrics = advance(current)
             number += size
             pending.append(_Call(number - size + 1, number, metrics))
+            in_flight.add(metrics)
             clock.stepped(metrics, size)
             bar(number, "")
             if plan.logs(number):

@@ -36,6 +36,12 @@ class Placement:
             self.replicated = NamedSharding(line, PartitionSpec())
             self.split = NamedSharding(line, PartitionSpec(AXIS))
 
+    @property
+    def on_cpus(self) -> bool:
+        """Whether programs run on CPU devices, of which there are several."""
+        platform = self.devices[0].platform if self.devices else jax.default_backend()
+        return platform == "cpu" and jax.device_count("cpu") > 1
+
     def whole(self, values: Any) -> Any:
         """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is."""
         if self.replicated is None:

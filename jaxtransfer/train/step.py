@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
@@ -21,13 +22,15 @@ Transform = Callable[[jax.Array, Any, jax.Array], Batch]
 class TrainStep:
     """A compiled `step(state, batch) -> (state, metrics)`; made by `train_step`.
 
-    The state is donated: use the one that comes back. Metrics stay on the device until they are read.
+    The state is donated: use the one that comes back. Metrics stay on the device until they are read. Where there
+    are several CPU devices a call waits until no more than two are under way: see `InFlight`.
     """
 
     def __init__(self, update: Callable, frozen: tuple, placement: Placement, *, whole_data: bool):
         self.placement = placement
         self.place = placement.whole if whole_data else placement.batch
         self._frozen = frozen
+        self._in_flight = InFlight() if placement.on_cpus else None
         self._extra = ()
         if placement.mode == "pmap":
             assert placement.devices is not None
@@ -53,7 +56,10 @@ class TrainStep:
 
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update from what `place(batch)` gave: the batch on the devices, transferred ahead of the step."""
-        return self._compiled(*self._arguments(state, batch))
+        state, metrics = self._compiled(*self._arguments(state, batch))
+        if self._in_flight is not None:
+            self._in_flight.add(metrics)
+        return state, metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
