@@ -77,8 +77,8 @@ def test_value_and_gradient_equal_the_loop_written_out(steps, adapt, names, at_o
     batch = episodes(rng, np.float64)
     objective = jt.maml(OBJECTIVE, inner=optax.sgd(RATE), steps=steps, adapt=adapt, at_once=at_once)
     params, state = objective.init(jax.random.key(0), batch)
-    got = jax.value_and_grad(lambda p: meta_loss(objective, p, state, batch))(params)
-    expected = jax.value_and_grad(lambda p: written_out(p, batch, steps, names))(params)
+    got = jax.jit(jax.value_and_grad(lambda p: meta_loss(objective, p, state, batch)))(params)
+    expected = jax.jit(jax.value_and_grad(lambda p: written_out(p, batch, steps, names)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, expected)
 
 
