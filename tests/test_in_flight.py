@@ -1,7 +1,7 @@
 """The host runs ahead of the devices by two calls, whoever drives them."""
 
 import dataclasses
-import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.in_flight import InFlight
-from jaxtransfer.train.evaluation import eval_step
 
 MODEL = jt.models.mlp(3, hidden=(4,))
 COUNT = 12
@@ -29,12 +28,13 @@ def slow(x):
 
 @pytest.mark.parametrize("calls", [1, 3])
 def test_waits_for_the_call_before_the_last_ones(calls):
-    in_flight, outputs, program = InFlight(calls), [], jax.jit(slow)
+    in_flight, outputs, done, program = InFlight(calls), [], [], jax.jit(slow)
     for number in range(COUNT):
         outputs.append(program(np.float32(number)))
         in_flight.add({"out": outputs[-1]})
         assert all(out.is_ready() for out in outputs[:-calls])
-    assert not outputs[-1].is_ready()
+        done.append(outputs[-1].is_ready())
+    assert not all(done)  # it does run ahead
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,37 @@ def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
         assert all(loss.is_ready() for loss in losses[:-2])
 
 
-def test_evaluation_does_not_queue_its_batches(objective):
-    state, asked = jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch()), []
-    run = eval_step(objective, mesh=jax.make_mesh((8,), ("data",)))
+@pytest.fixture
+def calls(monkeypatch):
+    """What each call of whoever runs programs in a loop gave."""
+    seen: list[Any] = []
 
-    def batches():
-        for _ in range(COUNT):
-            asked.append(time.perf_counter())
-            yield batch()
+    class Watched(InFlight):
+        def add(self, outputs):
+            super().add(outputs)
+            seen.append(outputs)
+            assert all(leaf.is_ready() for leaf in jax.tree.leaves(seen[:-2]))
 
-    run(state, [batch()])  # compiles
-    run(state, batches())
-    assert asked[-1] - asked[0] > (time.perf_counter() - asked[0]) / 2
+    for module in ("train.loop", "train.evaluation", "train.episodes", "objectives.fisher"):
+        monkeypatch.setattr(f"jaxtransfer.{module}.InFlight", Watched)
+    return seen
+
+
+def test_evaluation_does_not_queue_its_batches(objective, calls):
+    state = jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch())
+    jt.evaluate(objective, state, [batch()] * COUNT, mesh=jax.make_mesh((8,), ("data",)))
+    assert len(calls) == COUNT
+
+
+def test_neither_do_the_others(calls):
+    objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
+    state = jt.fit(objective, optimizer, [batch()] * COUNT, steps=COUNT).state
+    assert len(calls) == COUNT
+    calls.clear()
+    jt.objectives.fisher_diagonal(objective, state.params, state.state, [batch()] * COUNT)
+    assert len(calls) == COUNT
+    calls.clear()
+    episodes = {"support": batch(), "query": batch()}
+    episodes = jax.tree.map(lambda x: np.stack([x] * 4), episodes)
+    jt.evaluate_episodes(jt.maml(objective, inner=optax.sgd(0.1), steps=1), state, [episodes] * 3)
+    assert len(calls) == 4 * 3  # on a CPU one by one
