@@ -32,8 +32,9 @@ def test_waits_for_the_call_before_the_last_ones(calls):
     for number in range(COUNT):
         outputs.append(program(np.float32(number)))
         in_flight.add({"out": outputs[-1]})
-        assert all(out.is_ready() for out in outputs[:-calls])
         done.append(outputs[-1].is_ready())
+        in_flight.wait()
+        assert all(out.is_ready() for out in outputs[: len(outputs) + 1 - calls])
     assert not all(done)  # it does run ahead
 
 
@@ -61,16 +62,44 @@ def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
         assert all(loss.is_ready() for loss in losses[:-2])
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_metrics_are_the_callers(devices):
+    objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
+    mesh = None if devices == 1 else jax.make_mesh((devices,), ("data",))
+    step, state = (
+        jt.train_step(objective, optimizer, mesh=mesh),
+        jt.init(objective, optimizer, jax.random.key(0), batch()),
+    )
+    for _ in range(5):
+        state, metrics = step(state, batch())
+        for metric in metrics.values():
+            metric.delete()  # as donating it does
+    assert int(state.step) == 5
+
+
+def test_a_trace_leaves_nothing_behind():
+    objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
+    step = jt.train_step(objective, optimizer)
+    state = jt.init(objective, optimizer, jax.random.key(0), batch())
+    with jax.checking_leaks():
+        shapes = jax.eval_shape(step, state, batch())
+    assert shapes[1]["loss"].shape == ()
+    assert int(step(state, batch())[0].step) == 1
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What each call of whoever runs programs in a loop gave."""
     seen: list[Any] = []
 
     class Watched(InFlight):
+        def wait(self):
+            super().wait()
+            assert all(leaf.is_ready() for leaf in jax.tree.leaves(seen[:-1]))
+
         def add(self, outputs):
             super().add(outputs)
             seen.append(outputs)
-            assert all(leaf.is_ready() for leaf in jax.tree.leaves(seen[:-2]))
 
     for module in ("train.loop", "train.evaluation", "train.episodes", "objectives.fisher"):
         monkeypatch.setattr(f"jaxtransfer.{module}.InFlight", Watched)
@@ -83,11 +112,14 @@ def test_evaluation_does_not_queue_its_batches(objective, calls):
     assert len(calls) == COUNT
 
 
-def test_neither_do_the_others(calls):
-    objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
-    state = jt.fit(objective, optimizer, [batch()] * COUNT, steps=COUNT).state
+def test_neither_does_the_loop(objective, calls):
+    jt.fit(objective, optax.sgd(0.1), [batch()] * COUNT, steps=COUNT, log_every=COUNT)
     assert len(calls) == COUNT
-    calls.clear()
+
+
+def test_neither_do_the_others(calls):
+    objective = jt.classification(MODEL)
+    state = jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch())
     jt.objectives.fisher_diagonal(objective, state.params, state.state, [batch()] * COUNT)
     assert len(calls) == COUNT
     calls.clear()

@@ -52,6 +52,7 @@ def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iter
     total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)
     count, frozen, in_flight = jnp.zeros(()), [handle.tree for handle in objective.frozen], InFlight()
     for batch in batches:
+        in_flight.wait()
         total, count = accumulate(total, count, params, state, batch, frozen)
         in_flight.add(count)
     if not count:

@@ -83,6 +83,7 @@ def evaluate_episodes(
         if size < 1 or count % size:
             raise InputError(f"at_once must divide the episodes of a batch: got {size} for {count} episodes")
         for first in range(0, count, size):
+            in_flight.wait()
             if size == 1 and mesh is None:
                 one = jax.tree.map(lambda x, row=first: x[row], batch)
                 parts.append(jax.tree.map(lambda x: x[None], single(weights, one, frozen)))

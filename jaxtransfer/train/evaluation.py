@@ -41,6 +41,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         frozen = placement.frozen(objective.frozen)
         state, sums, in_flight = placement.whole(state), None, InFlight()
         for batch in batches:
+            in_flight.wait()
             part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)
             sums = part if sums is None else add(sums, part)
             in_flight.add(sums)

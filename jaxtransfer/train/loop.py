@@ -160,6 +160,7 @@ def fit(
         pending: deque[_Call] = deque()
         in_flight, number = InFlight(), start
         while number < steps:
+            in_flight.wait()
             size = plan.size(number)
             with clock.waiting():
                 advance = source.next(size)

@@ -1,5 +1,6 @@
 """Where arrays live: whole on every device, or split by rows over the devices of a mesh."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,11 @@ class Placement:
             self.replicated = NamedSharding(line, PartitionSpec())
             self.split = NamedSharding(line, PartitionSpec(AXIS))
 
-    @property
-    def on_cpus(self) -> bool:
-        """Whether programs run on CPU devices, of which there are several."""
+    @functools.cached_property
+    def where_cpus_are_several(self) -> bool:
+        """Whether programs run on CPU devices, on one or more of several that this process has."""
         platform = self.devices[0].platform if self.devices else jax.default_backend()
-        return platform == "cpu" and jax.device_count("cpu") > 1
+        return platform == "cpu" and jax.local_device_count("cpu") > 1
 
     def whole(self, values: Any) -> Any:
         """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is."""

@@ -23,14 +23,15 @@ class TrainStep:
     """A compiled `step(state, batch) -> (state, metrics)`; made by `train_step`.
 
     The state is donated: use the one that comes back. Metrics stay on the device until they are read. Where there
-    are several CPU devices a call waits until no more than two are under way: see `InFlight`.
+    are several CPU devices, which queued calls can lock for ever, a call waits until fewer than two are under way: see
+    `InFlight`. On other devices a loop may run ahead as far as JAX lets it.
     """
 
     def __init__(self, update: Callable, frozen: tuple, placement: Placement, *, whole_data: bool):
         self.placement = placement
         self.place = placement.whole if whole_data else placement.batch
         self._frozen = frozen
-        self._in_flight = InFlight() if placement.on_cpus else None
+        self._in_flight = InFlight()
         self._extra = ()
         if placement.mode == "pmap":
             assert placement.devices is not None
@@ -56,9 +57,11 @@ class TrainStep:
 
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update from what `place(batch)` gave: the batch on the devices, transferred ahead of the step."""
+        if not self.placement.where_cpus_are_several:
+            return self._compiled(*self._arguments(state, batch))
+        self._in_flight.wait()
         state, metrics = self._compiled(*self._arguments(state, batch))
-        if self._in_flight is not None:
-            self._in_flight.add(metrics)
+        self._in_flight.add(jnp.copy(metrics["loss"]))  # its own: a caller may donate or delete the metrics
         return state, metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:

@@ -103,6 +103,7 @@ def test_the_hue_turns_by_up_to_a_share_of_the_circle():
     np.testing.assert_allclose(angles.std(), 36 / np.sqrt(3), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_simclr_changes_and_greys_as_often_as_the_paper():
     patch = np.full((2, 2, 3), [0.6, 0.45, 0.4], np.float32)  # which crops and flips leave as it is
     out = of(views.simclr(), patch, jax.random.split(jax.random.key(1), 2000))[:, 0, 0]

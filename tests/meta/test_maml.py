@@ -67,10 +67,10 @@ def written_out(params, batch, steps, adapted=("body", "head"), rates=None):
     ("steps", "adapt", "names", "at_once"),
     [
         (1, ".*", ("body", "head"), None),
-        (3, ".*", ("body", "head"), 1),
+        pytest.param(3, ".*", ("body", "head"), 1, marks=pytest.mark.slow),
         (3, ".*", ("body", "head"), 2),
         (3, "head", ("head",), None),
-        (1, "body", ("body",), 2),
+        pytest.param(1, "body", ("body",), 2, marks=pytest.mark.slow),
     ],
 )
 def test_value_and_gradient_equal_the_loop_written_out(steps, adapt, names, at_once, rng, x64):

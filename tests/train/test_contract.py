@@ -125,7 +125,8 @@ def batches(rng, count):
     return out
 
 
-ALIKE = ("label smoothing", "l2 only", "scheduled", "siglip", "decoupled", "supcon", "barlow twins", "simsiam", "nnclr")
+ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
+ALIKE |= {"simsiam", "nnclr", "swav"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in OBJECTIVES])

@@ -69,7 +69,7 @@ def test_parity(reference, mesh_of, place):
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((4,), marks=pytest.mark.slow), (2, 2)])
 def test_batches_placed_on_an_explicit_mesh(reference, mesh_of, shape, mode):
     objective, optimizer, batches, want, _ = reference
     mesh = mesh_of(*shape)
