@@ -24,8 +24,9 @@ points, and two thirds of that with ω = 1; seeds 0 to 2, seed 0 alone with ω =
 
 The frequency is what makes the first curves hard. More training doesn't change the picture: on other curves MAML's
 0.87 at 5 points becomes 0.86 with five times the updates and 0.83 with eight times the tasks in each, Meta-SGD's 0.41
-at 10 points becomes 0.37 with eight times the tasks and 0.36 with four times the updates besides. Nor do other first
-weights help: the kinks of the first layer spread over [-5, 5], PyTorch's initialisation, larger or smaller weights.
+at 10 points becomes 0.37 with eight times the tasks and 0.36 with four times the updates besides, at twice the rate.
+Nor do other first weights help (seed 0, 5 points): the kinks of the first layer spread over [-5, 5], PyTorch's
+initialisation, larger or smaller weights.
 More steps at test time go on helping MAML; Meta-SGD's rates are made for one step, and a few diverge.
 """
 

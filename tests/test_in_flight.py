@@ -66,10 +66,8 @@ def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
 def test_metrics_are_the_callers(devices):
     objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
     mesh = None if devices == 1 else jax.make_mesh((devices,), ("data",))
-    step, state = (
-        jt.train_step(objective, optimizer, mesh=mesh),
-        jt.init(objective, optimizer, jax.random.key(0), batch()),
-    )
+    step = jt.train_step(objective, optimizer, mesh=mesh)
+    state = jt.init(objective, optimizer, jax.random.key(0), batch())
     for _ in range(5):
         state, metrics = step(state, batch())
         for metric in metrics.values():
