@@ -10,8 +10,8 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.errors import InputError
 from jaxtransfer.train import checkpoints
-from jaxtransfer.train.loop import score_of
 from jaxtransfer.train.run import read_config
+from jaxtransfer.train.selection import score_of
 
 _NEEDED = ("class_names", "model", "image_shape", "mean", "std", "data", "split")
 

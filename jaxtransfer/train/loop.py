@@ -1,7 +1,5 @@
 """The loop: one for every objective, resumable at any step."""
 
-import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -13,13 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
+from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
-from jaxtransfer.train import loggers
+from jaxtransfer.train import loggers, selection
 from jaxtransfer.train.batches import DrawnInside, FromHost
 from jaxtransfer.train.checkpoints import Checkpoints, fill
+from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
+from jaxtransfer.train.plan import Plan
+from jaxtransfer.train.records import Call, evaluated, flush
 from jaxtransfer.train.run import open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
@@ -117,7 +118,7 @@ def fit(
     if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
         raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-    better = score_of(monitor, maximize)
+    better = selection.score_of(monitor, maximize)
     with ExitStack() as stack:
         checkpoints = None
         if out is not None:
@@ -132,14 +133,14 @@ def fit(
         )
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
-        plan = _Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together)
+        plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together)
         start, history = 0, []
         if checkpoints is not None and (restored := checkpoints.restore()):
             current, start = TrainState(*fill(current, restored.leaves)), restored.step
         if out is not None:
             history = loggers.read_jsonl(Path(out) / "metrics.jsonl", up_to=start)
-        best = _best(history, better)
-        if start >= steps or _exhausted(history, better, patience):
+        best = selection.best(history, better)
+        if start >= steps or selection.exhausted(history, better, patience):
             return Fitted(current, history, best, {})
 
         sinks: list[loggers.Logger] = [history.append]
@@ -154,10 +155,10 @@ def fit(
         if eval_data is not None:
             evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
 
-        clock = _Clock(rows=len(jax.tree.leaves(source.first)[0]))
+        clock = Clock(rows=len(jax.tree.leaves(source.first)[0]))
         stack.callback(source.close)
         source.open(start, steps)
-        pending: deque[_Call] = deque()
+        pending: deque[Call] = deque()
         in_flight, number = InFlight(), start
         while number < steps:
             in_flight.wait()
@@ -166,12 +167,12 @@ def fit(
                 advance = source.next(size)
             current, metrics = advance(current)
             number += size
-            pending.append(_Call(number - size + 1, number, metrics))
+            pending.append(Call(number - size + 1, number, metrics))
             in_flight.add(metrics)
             clock.stepped(metrics, size)
             bar(number, "")
             if plan.logs(number):
-                record = _flush(pending, checkpoints)
+                record = flush(pending, checkpoints)
                 for sink in sinks:
                     sink(record)
                 if timing_sink:
@@ -180,167 +181,19 @@ def fit(
             meta: dict[str, Any] = {}
             if evaluate is not None and plan.evaluates(number):
                 assert eval_data is not None
-                meta = _evaluated(evaluate(current, eval_data), number, monitor, checkpoints)
+                meta = evaluated(evaluate(current, eval_data), number, monitor, checkpoints)
                 for sink in sinks:
                     sink(meta)
-            done = _exhausted(history, better, patience)
+            done = selection.exhausted(history, better, patience)
             if checkpoints is not None and (plan.saves(number) or done):
                 checkpoints.save(number, current, meta)
             if done:
                 break
         jax.block_until_ready(current.step)
-        return Fitted(current, history, _best(history, better), clock.report())
+        return Fitted(current, history, selection.best(history, better), clock.report())
 
 
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and (value < 1 or int(value) != value):
             raise InputError(f"{name} must be a positive whole number; got {value}")
-
-
-class _Plan(NamedTuple):
-    """When to log, evaluate and save; a function of the step alone, so a resumed run does it at the same steps."""
-
-    steps: int
-    eval_every: int
-    save_every: int
-    log_every: int
-    together: int  # steps in one call; the periods are multiples of it
-
-    @classmethod
-    def of(cls, steps, eval_every, save_every, log_every, evaluates, together=1) -> "_Plan":
-        eval_every = eval_every or max(1, steps // 10)
-        save_every = save_every or eval_every
-
-        def whole_calls(period: int) -> int:
-            return -(-period // together) * together
-
-        return cls(
-            steps,
-            whole_calls(eval_every if evaluates else steps + 1),
-            whole_calls(save_every),
-            whole_calls(log_every or max(1, steps // 50)),
-            together,
-        )
-
-    def size(self, number: int) -> int:
-        """Steps of the call that follows step `number`."""
-        return min(self.together - number % self.together, self.steps - number)
-
-    def _every(self, number: int, period: int) -> bool:
-        return number % period == 0 or number == self.steps
-
-    def evaluates(self, number: int) -> bool:
-        return self._every(number, self.eval_every)
-
-    def saves(self, number: int) -> bool:
-        return self._every(number, self.save_every)
-
-    def logs(self, number: int) -> bool:  # also before each save, so that no bad step is saved
-        return self._every(number, self.log_every) or self.saves(number) or self.evaluates(number)
-
-
-class _Clock:
-    """Wall time, how much of it was spent waiting for data, and the compilation told apart."""
-
-    def __init__(self, rows: int):
-        self.rows, self.begin, self.waited, self.compiled = rows, time.perf_counter(), 0.0, 0.0
-        self.steps = self.first = 0
-
-    def waiting(self):
-        clock = self
-
-        class Waiting:
-            def __enter__(self):
-                self.start = time.perf_counter()
-
-            def __exit__(self, *_):
-                clock.waited += time.perf_counter() - self.start
-
-        return Waiting()
-
-    def stepped(self, metrics, size: int) -> None:
-        self.steps += size
-        if self.first == 0:  # the first call compiles
-            self.first = size
-            jax.block_until_ready(metrics)
-            self.compiled = time.perf_counter() - self.begin - self.waited
-
-    def report(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.begin
-        running = max(seconds - self.compiled, 1e-9)
-        return {
-            "seconds": seconds,
-            "compile_seconds": self.compiled,
-            "data_wait_fraction": self.waited / seconds,
-            "examples_per_second": (self.steps - self.first) * self.rows / running,
-        }
-
-
-class _Call(NamedTuple):
-    """The metrics of the steps `first` to `last`, means over them."""
-
-    first: int
-    last: int
-    metrics: dict[str, jax.Array]
-
-
-def _flush(pending: deque[_Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
-    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
-    calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
-    pending.clear()
-    for first, last, row in calls:
-        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            where = f"at step {last}" if first == last else f"within steps {first} to {last}"
-            raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
-    sizes = [call.last - call.first + 1 for call in calls]
-    means = {
-        f"train/{name}": float(np.average([call.metrics[name] for call in calls], weights=sizes))
-        for name in calls[0].metrics
-    }
-    return {"step": calls[-1].last, **means}
-
-
-def _evaluated(metrics: dict[str, float], number: int, monitor: str | None, checkpoints: Checkpoints | None):
-    """Returns the record of an evaluation, whose loss must be finite."""
-    if monitor is not None and monitor not in metrics:
-        raise unknown("metric to monitor", monitor, metrics)
-    if not math.isfinite(metrics["loss"]):
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        raise _not_finite(f"the loss of the evaluation is not finite after step {number}", metrics, bad, checkpoints)
-    return {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
-
-
-def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: Checkpoints | None):
-    terms, last = [name for name in bad if name != "loss"] or bad, ""
-    if checkpoints is not None:
-        last = f"; {checkpoints.last_good()}"
-    return NonFiniteLossError(
-        f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
-        f"check the data"
-    )
-
-
-def score_of(monitor: str | None = None, maximize: bool = True) -> Callable[[dict[str, Any]], float | None]:
-    """Returns the score of an evaluation record, the larger the better, or None where it holds no evaluation."""
-
-    def score(record: dict[str, Any]) -> float | None:
-        if monitor is not None:
-            value = record.get(f"eval/{monitor}", math.nan)
-            return None if math.isnan(value) else (value if maximize else -value)
-        if "eval/accuracy" in record:
-            return record["eval/accuracy"]
-        return -record["eval/loss"] if "eval/loss" in record else None
-
-    return score
-
-
-def _best(history: list[dict], score) -> dict | None:
-    scored = [record for record in history if score(record) is not None]
-    return max(scored, key=score) if scored else None
-
-
-def _exhausted(history: list[dict], score, patience: int | None) -> bool:
-    """Returns whether the last `patience` evaluations brought no improvement."""
-    values = [value for record in history if (value := score(record)) is not None]
-    return patience is not None and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

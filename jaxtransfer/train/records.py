@@ -1,0 +1,55 @@
+"""What a run notes of its steps and evaluations; a value that is not finite ends it."""
+
+import math
+from collections import deque
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxtransfer.errors import NonFiniteLossError, unknown
+from jaxtransfer.train.checkpoints import Checkpoints
+
+
+class Call(NamedTuple):
+    """The metrics of the steps `first` to `last`, means over them."""
+
+    first: int
+    last: int
+    metrics: dict[str, jax.Array]
+
+
+def flush(pending: deque[Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
+    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
+    calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
+    pending.clear()
+    for first, last, row in calls:
+        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+            where = f"at step {last}" if first == last else f"within steps {first} to {last}"
+            raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
+    sizes = [call.last - call.first + 1 for call in calls]
+    means = {
+        f"train/{name}": float(np.average([call.metrics[name] for call in calls], weights=sizes))
+        for name in calls[0].metrics
+    }
+    return {"step": calls[-1].last, **means}
+
+
+def evaluated(metrics: dict[str, float], number: int, monitor: str | None, checkpoints: Checkpoints | None):
+    """Returns the record of an evaluation, whose loss must be finite."""
+    if monitor is not None and monitor not in metrics:
+        raise unknown("metric to monitor", monitor, metrics)
+    if not math.isfinite(metrics["loss"]):
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        raise _not_finite(f"the loss of the evaluation is not finite after step {number}", metrics, bad, checkpoints)
+    return {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
+
+
+def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: Checkpoints | None):
+    terms, last = [name for name in bad if name != "loss"] or bad, ""
+    if checkpoints is not None:
+        last = f"; {checkpoints.last_good()}"
+    return NonFiniteLossError(
+        f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
+        f"check the data"
+    )
