@@ -4,6 +4,7 @@ from jaxtransfer.data import augment, views
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
+from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
@@ -21,6 +22,7 @@ __all__ = [
     "augment",
     "available",
     "eval_batches",
+    "fingerprint",
     "load",
     "open_outputs",
     "outputs_note",

@@ -104,6 +104,14 @@ class Dataset:
         """Size of all decoded images in bytes."""
         return len(self) * int(np.prod(self.image_shape))
 
+    @property
+    def origin(self) -> tuple[Source, np.ndarray | None]:
+        """The source that the examples were taken from before any decoding, and their numbers there; None for all."""
+        source, taken = getattr(self.source, "origin", None) or (self.source, None)
+        if self.rows is None or taken is None:
+            return source, taken if self.rows is None else self.rows
+        return source, taken[self.rows]
+
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)
 
@@ -249,7 +257,7 @@ class Dataset:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return replace(self, source=ArraySource(image, label), rows=None, resize=False)
+        return replace(self, source=ArraySource(image, label, self.origin), rows=None, resize=False)
 
     @property
     def _title(self):

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxtransfer.data import images
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.fingerprint import of_array, of_files
 from jaxtransfer.errors import InputError, unknown
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -35,6 +36,13 @@ class FolderSource:
     def read_labels(self):
         """All labels, int32 [N]."""
         return np.array([label for _, label in self.files], np.int32)
+
+    def fingerprint(self, rows) -> dict[str, str]:
+        """Digests of the labels, and of the files' names and contents, for the examples `rows`, or for all."""
+        files = self.files if rows is None else [self.files[row] for row in rows]
+        labels = np.array([label for _, label in files], np.int32)
+        images = of_files((f"{label}/{path.name}", path) for path, label in files)
+        return {"data": "folder", "labels": of_array(labels), "images": images}
 
 
 def load_folder(path, split: str, image_shape=None) -> Dataset:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxtransfer.data import images
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.fingerprint import of_array, of_records
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
 
@@ -22,10 +23,14 @@ class TfdsSource:
     Attributes:
       examples: the split's random-access source with decoded images.
       undecoded: the same without decoding images.
+      name: the builder's full name, "cifar10/3.0.2".
+      files: the record files of the split.
     """
 
     examples: Any
     undecoded: Any
+    name: str
+    files: tuple[Path, ...]
 
     def __len__(self):
         return len(self.examples)
@@ -44,6 +49,11 @@ class TfdsSource:
             part = self.undecoded.__getitems__(list(range(start, min(start + 1024, len(self)))))
             labels[start : start + 1024] = [example["label"] for example in part]
         return labels
+
+    def fingerprint(self, rows) -> dict[str, str]:
+        """The set's name and version, digests of its record files and of the numbers of its examples."""
+        rows = np.arange(len(self)) if rows is None else rows
+        return {"data": self.name, "records": of_records(self.files), "rows": of_array(rows)}
 
 
 def _image_and_label(example):
@@ -161,6 +171,8 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
             source = TfdsSource(
                 builder.as_data_source(split),
                 builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
+                builder.info.full_name,
+                _files(builder, split),
             )
             size = len(source)
             if size:
@@ -171,3 +183,8 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
     if not size:
         raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
     return Dataset(name, split, class_names, shape, source, resize=image_shape is not None)
+
+
+def _files(builder, split: str) -> tuple[Path, ...]:
+    names = builder.info.splits[split].filenames
+    return tuple(Path(builder.data_dir) / name for name in sorted(names))

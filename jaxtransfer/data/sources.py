@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxtransfer.data.fingerprint import of_array
+
 
 class Source(Protocol):
     """Where examples come from: read by number, all labels at once without decoding images."""
@@ -29,10 +31,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples held in memory: `images` uint8 [N, H, W, C] and `labels` int32 [N]."""
+    """Examples held in memory: `images` uint8 [N, H, W, C] and `labels` int32 [N].
+
+    `origin` is the source that they were decoded from, with the numbers of its examples, or None for all of them.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    origin: tuple[Any, np.ndarray | None] | None = None
 
     def __len__(self):
         return len(self.labels)
@@ -47,3 +53,8 @@ class ArraySource:
     def read_labels(self):
         """All labels, int32 [N]."""
         return self.labels
+
+    def fingerprint(self, rows: np.ndarray | None) -> dict[str, str]:
+        """Digests of the examples `rows`, or of all."""
+        images, labels = (self.images, self.labels) if rows is None else (self.images[rows], self.labels[rows])
+        return {"labels": of_array(labels), "images": of_array(images)}
