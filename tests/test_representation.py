@@ -1,5 +1,9 @@
 """Measures of a representation against loops and scikit-learn."""
 
+import logging
+import subprocess
+import sys
+
 import cv2
 import jax
 import numpy as np
@@ -12,8 +16,10 @@ from jaxtransfer.representation import (
     alignment,
     embed,
     embed_views,
+    embedder,
     knn_accuracy,
     linear_probe,
+    neighbours,
     plot_embedding,
     recall_at_k,
     uniformity,
@@ -148,3 +154,115 @@ def test_refusals(sets):
         plot_embedding(Embedded(test.features[:1], test.labels[:1]), "plane.png")
     with pytest.raises(jt.InputError, match="strengths must be positive"):
         linear_probe(train, test, strengths=[0.0])
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_is_not_finite_scores_nan(sets, poison):
+    for train, test in ((_poisoned(sets[0], poison), sets[1]), (sets[0], _poisoned(sets[1], poison))):
+        assert np.isnan(knn_accuracy(train, test))
+        assert np.isnan(linear_probe(train, test))
+        found = recall_at_k(test.features, train.features, np.zeros(len(test.features), int), ks=(1, 5))
+        assert found.keys() == {1, 5}
+        assert np.isnan(list(found.values())).all()
+        assert np.isnan(alignment(train.features[:30], test.features[:30]))
+    assert np.isnan(uniformity(_poisoned(sets[0], poison).features))
+
+
+def _poisoned(embedded, value):
+    features = embedded.features.copy()
+    features[3, 2] = value
+    return Embedded(features, embedded.labels)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_cosine_knows_no_scale(sets, scale):
+    plain = [knn_accuracy(*sets, k=5), alignment(sets[0].features[:9], sets[1].features[:9])]
+    train, test = (Embedded(np.float32(one.features * scale), one.labels) for one in sets)
+    assert [knn_accuracy(train, test, k=5), alignment(train.features[:9], test.features[:9])] == pytest.approx(plain)
+    assert uniformity(train.features) == pytest.approx(uniformity(sets[0].features), rel=1e-5)
+
+
+def test_neighbours_of_many_classes_in_blocks_of_the_bank(rng, monkeypatch):
+    monkeypatch.setattr("jaxtransfer.representation.neighbours._BANK_BLOCK", 64)
+    bank = Embedded(rng.normal(size=(300, 5)).astype(np.float32), rng.integers(0, 40, 300) * 1000)
+    test = Embedded(rng.normal(size=(50, 5)).astype(np.float32), rng.integers(0, 40, 50) * 1000)
+    unit = lambda x: np.float64(x) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    cosines = unit(test.features) @ unit(bank.features).T
+    guesses = []
+    for row in cosines:
+        near = np.argsort(-row)[:30]
+        guesses.append(np.bincount(bank.labels[near], np.exp(row[near] / 0.5)).argmax())
+    for test_labels in (test.labels, np.array(guesses)):  # all right where the labels are what the reference says
+        found = knn_accuracy(bank, Embedded(test.features, test_labels), k=30, temperature=0.5)
+        assert found == np.mean(np.array(guesses) == test_labels)
+
+
+def test_equal_votes_go_to_the_first_class():
+    bank = Embedded(np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([7, 4, 9]))
+    assert knn_accuracy(bank, Embedded(np.array([[1.0, 0]]), np.array([4])), k=2) == 1
+
+
+@pytest.mark.slow
+def test_votes_take_no_memory_per_class():
+    """In a process of its own, whose peak is this call's: 1,024 queries, 200 neighbours, 10,000 classes."""
+    code = """
+import resource
+import numpy as np
+from jaxtransfer.representation import Embedded, knn_accuracy
+rng = np.random.default_rng(0)
+sets = [Embedded(rng.normal(size=(n, 8)).astype(np.float32), rng.integers(0, 10_000, n)) for n in (3000, 1024)]
+knn_accuracy(*(Embedded(one.features, one.labels % 5) for one in sets), k=3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+knn_accuracy(*sets)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150  # MiB; a table [1024, 10000] of float32 is 39, one for each neighbour 7,800
+
+
+def test_the_program_of_the_votes_is_bounded(rng):
+    """1,024 queries by 8,192 vectors of a bank at a time are 34 MB; a bank twice as long takes no more."""
+    floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+    bounds = []
+    for blocks in (2, 4):
+        labels = jax.ShapeDtypeStruct((blocks, 8192), np.int32)
+        program = neighbours.voted.lower(floats(1024, 8), floats(blocks, 8192, 8), labels, floats(), k=200).compile()
+        bounds.append(program.memory_analysis().temp_size_in_bytes / 2**20)
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.01)
+    assert bounds[0] < 150
+
+
+def test_neighbours_compile_once_per_shape(sets, caplog):
+    sets = [
+        Embedded(np.tile(one.features, (2, 1)), np.tile(one.labels, 2)) for one in sets
+    ]  # shapes of this test alone
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        for temperature, classes in ((0.07, 3), (0.1, 3), (0.1, 50)):
+            more = [Embedded(one.features + temperature, one.labels + classes) for one in sets]
+            knn_accuracy(*more, k=5, temperature=temperature)
+        compiled = [record for record in caplog.messages if record.startswith("Compiling jit(voted)")]
+        assert len(compiled) == 1, caplog.messages
+        knn_accuracy(*sets, k=6)
+        assert sum(record.startswith("Compiling jit(voted)") for record in caplog.messages) == 2
+
+
+def test_an_embedder_compiles_once(rng):
+    traced, net = [], jt.models.mlp(3, hidden=(5,))
+
+    def apply(variables, inputs, *, train, key):
+        traced.append(inputs.shape)
+        return net.apply(variables, inputs, train=train, key=key)
+
+    images = rng.integers(0, 256, (9, 4, 4, 1), dtype=np.uint8)
+    batches = jt.data.eval_batches(jt.data.Dataset.from_arrays(images, np.arange(9) % 3), 4)
+    run = embedder(jt.Model(net.init, apply))
+    for seed in range(3):
+        run(net.init(jax.random.key(seed), images), batches)
+    assert traced == [(4, 4, 4, 1)]
+
+
+def test_labels_that_are_no_class_numbers_are_refused(sets):
+    train, test = sets
+    for labels in (train.labels.astype(str), train.labels + 0.5, train.labels - 1):
+        with pytest.raises(jt.InputError, match="labels are class numbers"):
+            knn_accuracy(Embedded(train.features, labels), test)

@@ -1,107 +1,38 @@
 """How good a representation is: neighbours, a linear probe, retrieval, how it fills the sphere, and a picture."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch
+from jaxtransfer.representation.embedding import Embedded, embed, embed_views, embedder
+from jaxtransfer.representation.neighbours import banked, finite, nearest, potentials, unit, voted
+
+__all__ = [
+    "Embedded",
+    "alignment",
+    "embed",
+    "embed_views",
+    "embedder",
+    "knn_accuracy",
+    "linear_probe",
+    "plot_embedding",
+    "recall_at_k",
+    "uniformity",
+]
 
 _BLOCK = 1024  # queries that are compared at a time
-
-
-class Embedded(NamedTuple):
-    """Embeddings of a data set.
-
-    Attributes:
-      features: float32 [N, D].
-      labels: int32 [N]; empty where the batches have none.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-
-
-def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = "features", view: str = "image"):
-    """Runs a model in inference mode over all examples.
-
-    Args:
-      model: the model.
-      variables: `{"params": ..., **state}`.
-      batches: such as `jt.data.eval_batches` gives; rows with `mask` 0 are left out.
-      tap: the output that is kept, flattened.
-      view: the entry of the batch.
-
-    Returns:
-      An `Embedded`.
-
-    Raises:
-      InputError: for an output that does not exist, and where there is no example.
-    """
-
-    @jax.jit
-    def run(variables, inputs):
-        outputs, _ = model.apply(variables, inputs, train=False, key=None)
-        if tap not in outputs:
-            raise InputError(f"model {model.name!r} has no output {tap!r}; it has {', '.join(sorted(outputs))}")
-        return outputs[tap].reshape(len(outputs[tap]), -1).astype(jnp.float32)
-
-    features, labels, variables = [], [], jax.device_put(variables)
-    for batch in batches:
-        kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0
-        features.append(np.asarray(run(variables, batch[view]))[kept])
-        if "label" in batch:
-            labels.append(np.asarray(batch["label"])[kept])
-    if not features or not sum(map(len, features)):
-        raise InputError("embed: expected at least one example, got none; is the split empty?")
-    return Embedded(np.concatenate(features), np.concatenate(labels) if labels else np.empty(0, np.int32))
-
-
-def embed_views(
-    model: Model,
-    variables: Any,
-    batches: Sequence[Batch] | Any,
-    transform: Callable[[jax.Array, Batch, Any], Batch],
-    *,
-    key: jax.Array,
-    views: Sequence[str] = ("image", "image2"),
-    tap: str = "features",
-) -> list[Embedded]:
-    """Runs a model in inference mode over random views of all examples, batch by batch: what `alignment` compares.
-
-    Args:
-      model: the model.
-      variables: `{"params": ..., **state}`.
-      batches: such as `jt.data.eval_batches` gives; read once for each view.
-      transform: makes the views (`jt.data.views`); example i of all has the number i.
-      key: of the views.
-      views: the entries that the transform makes.
-      tap: the output that is kept, flattened.
-
-    Returns:
-      An `Embedded` for each view.
-    """
-
-    def seen(view: str) -> Iterable[Batch]:
-        made = jax.jit(lambda batch, rows: transform(key, batch, rows)[view])  # which leaves out what isn't asked for
-        first = 0
-        for batch in batches:
-            size = len(jax.tree.leaves(batch)[0])
-            yield {**batch, view: made(batch, first + np.arange(size))}
-            first += size
-
-    return [embed(model, variables, seen(view), tap=tap, view=view) for view in views]
 
 
 def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: float = 0.07) -> float:
     """Computes the accuracy of the weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
 
-    Each of the k nearest training examples by the cosine votes for its class with the weight exp(cosine / τ).
+    Each of the k nearest training examples by the cosine votes for its class with the weight exp(cosine / τ); of
+    classes with as many votes the first is chosen. Compiles once per shape, in memory that grows neither with the
+    classes nor, beyond the embeddings themselves, with their number.
 
     Args:
       train: embeddings with labels.
@@ -110,7 +41,7 @@ def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: 
       temperature: τ.
 
     Returns:
-      The share of test examples whose class has the most votes.
+      The share of test examples whose class has the most votes; NaN where an embedding is not finite.
 
     Raises:
       InputError: without labels, for embeddings of other dimensions, for k below one.
@@ -118,16 +49,11 @@ def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: 
     _check(train, test)
     if k < 1 or not temperature > 0:
         raise InputError(f"expected k of at least 1 and a positive temperature; got {k} and {temperature}")
-    classes, k = int(max(train.labels.max(), test.labels.max())) + 1, min(k, len(train.features))
-
-    @jax.jit
-    def votes(queries, bank, labels):
-        cosines, nearest = jax.lax.top_k(queries @ bank.T, k)
-        weights = jnp.exp((cosines - cosines[:, :1]) / temperature)
-        return jnp.argmax(jnp.sum(jax.nn.one_hot(labels[nearest], classes) * weights[..., None], axis=1), axis=-1)
-
-    bank, labels = jax.device_put((_unit(train.features), train.labels))
-    guesses = [np.asarray(votes(rows, bank, labels)) for rows in _blocks(_unit(test.features))]
+    if not (finite(train.features) and finite(test.features)):
+        return float("nan")
+    k = min(k, len(train.features))
+    bank, labels = jax.device_put(banked(unit(train.features), np.asarray(train.labels, np.int32)))
+    guesses = [np.asarray(voted(rows, bank, labels, temperature, k=k)) for rows in _blocks(unit(test.features))]
     return float(np.mean(np.concatenate(guesses)[: len(test.labels)] == test.labels))
 
 
@@ -145,6 +71,9 @@ def linear_probe(
       strengths: of the penalty.
       seed: of the held-out part.
 
+    Returns:
+      The share of test examples that it classifies rightly; NaN where an embedding is not finite.
+
     Raises:
       InputError: without labels, for a single class, embeddings of other dimensions, or a strength below or at 0.
     """
@@ -155,8 +84,11 @@ def linear_probe(
         raise InputError(f"strengths must be positive; got {list(strengths)}")
     if len(np.unique(train.labels)) < 2:
         raise InputError(f"a linear probe tells classes apart; all {len(train.labels)} training examples are of one")
-    mean, std = train.features.mean(0), np.maximum(train.features.std(0), 1e-6)
-    x, y = (train.features - mean) / std, train.labels
+    if not (finite(train.features) and finite(test.features)):
+        return float("nan")
+    mean, std = (moment(train.features, axis=0, dtype=np.float64) for moment in (np.mean, np.std))
+    x, others = (((one.features - mean) / np.maximum(std, 1e-6)).astype(np.float32) for one in (train, test))
+    y = train.labels
 
     def fitted(x, y, strength):
         return LogisticRegression(C=1 / (strength * len(x)), max_iter=2000, tol=1e-5).fit(x, y)
@@ -169,7 +101,7 @@ def linear_probe(
         rest = np.setdiff1d(order, held)
         if len(held):
             best = max(strengths, key=lambda strength: fitted(x[rest], y[rest], strength).score(x[held], y[held]))
-    return float(fitted(x, y, best).score((test.features - mean) / std, test.labels))
+    return float(fitted(x, y, best).score(others, test.labels))
 
 
 def recall_at_k(
@@ -184,7 +116,7 @@ def recall_at_k(
       ks: the k's, each at most M.
 
     Returns:
-      The share of queries, by k.
+      The share of queries, by k; NaN where an embedding is not finite.
 
     Raises:
       InputError: for shapes that do not fit, or a k out of range.
@@ -203,28 +135,39 @@ def recall_at_k(
             f"expected a query or more, and k between 1 and the gallery's {count}; got {len(queries)} queries and k in "
             f"{list(ks)}"
         )
-    top = jax.jit(lambda rows, bank: jax.lax.top_k(rows @ bank.T, max(ks))[1])
-    bank = jax.device_put(_unit(gallery))
-    nearest = np.concatenate([np.asarray(top(rows, bank)) for rows in _blocks(_unit(queries))])[: len(queries)]
-    hits = np.take_along_axis(relevant, nearest, axis=1)
+    if not (finite(queries) and finite(gallery)):
+        return dict.fromkeys(ks, float("nan"))
+    bank, most = jax.device_put(unit(gallery)), max(ks)
+    parts = [np.asarray(nearest(rows, bank, k=most)) for rows in _blocks(unit(queries))]
+    found = np.concatenate(parts)[: len(queries)]
+    hits = np.take_along_axis(relevant, found, axis=1)
     return {k: float(hits[:, :k].any(axis=1).mean()) for k in ks}
 
 
 def alignment(one: np.ndarray, other: np.ndarray) -> float:
-    """Computes the mean of ‖x̂ − ŷ‖² over pairs [N, D] (Wang and Isola 2020, arXiv:2005.10242); 0 is best."""
+    """Computes the mean of ‖x̂ − ŷ‖² over pairs [N, D] (Wang and Isola 2020, arXiv:2005.10242); 0 is best.
+
+    NaN where an embedding is not finite.
+    """
     if np.ndim(one) != 2 or np.shape(one) != np.shape(other) or not len(one):
         raise InputError(f"alignment is of pairs, [N, D] twice; got {np.shape(one)} and {np.shape(other)}")
-    return float(np.mean(np.sum(np.square(_unit(one) - _unit(other)), axis=1)))
+    if not (finite(one) and finite(other)):
+        return float("nan")
+    return float(np.mean(np.sum(np.square(unit(one) - unit(other)), axis=1)))
 
 
 def uniformity(features: np.ndarray, *, t: float = 2.0) -> float:
-    """Computes log mean exp(−t ‖x̂ᵢ − x̂ⱼ‖²) over all pairs i ≠ j of [N, D] (Wang and Isola 2020); lower is better."""
-    x = _unit(features)
-    if len(x) < 2:
-        raise InputError(f"uniformity is of pairs; got {len(x)} embeddings")
-    sums = jax.jit(lambda rows, bank: jnp.sum(jnp.exp(-t * jnp.maximum(2 - 2 * rows @ bank.T, 0)), axis=1))
+    """Computes log mean exp(−t ‖x̂ᵢ − x̂ⱼ‖²) over all pairs i ≠ j of [N, D] (Wang and Isola 2020); lower is better.
+
+    NaN where an embedding is not finite.
+    """
+    if len(features) < 2:
+        raise InputError(f"uniformity is of pairs; got {len(features)} embeddings")
+    if not finite(features):
+        return float("nan")
+    x = unit(features)
     bank = jax.device_put(x)
-    total = np.concatenate([np.asarray(sums(rows, bank)) for rows in _blocks(x)])[: len(x)].astype(np.float64)
+    total = np.concatenate([np.asarray(potentials(rows, bank, t)) for rows in _blocks(x)])[: len(x)].astype(np.float64)
     own = np.exp(
         -t * (2 - 2 * np.sum(np.square(x.astype(np.float64)), axis=1))
     )  # 1, or e^(−2t) for a vector of length 0
@@ -266,13 +209,11 @@ def _check(train: Embedded, test: Embedded) -> None:
             raise InputError(
                 f"{name}: expected a label for each embedding; got {len(one.labels)} and {len(one.features)}"
             )
+        kind = np.asarray(one.labels)
+        if not np.issubdtype(kind.dtype, np.integer) or kind.min() < 0:
+            raise InputError(f"{name}: labels are class numbers, integers of at least 0; got {kind.dtype} {kind[:3]}")
     if train.features.shape[1] != test.features.shape[1]:
         raise InputError(f"expected the same dimensions; got {train.features.shape[1]} and {test.features.shape[1]}")
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _blocks(rows: np.ndarray) -> Iterable[np.ndarray]:

@@ -1,0 +1,103 @@
+"""Embeddings of a data set: a model run in inference mode over all examples, or over random views of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Batch
+
+
+class Embedded(NamedTuple):
+    """Embeddings of a data set.
+
+    Attributes:
+      features: float32 [N, D].
+      labels: int32 [N]; empty where the batches have none.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = "features", view: str = "image"):
+    """Runs a model in inference mode over all examples.
+
+    Args:
+      model: the model.
+      variables: `{"params": ..., **state}`.
+      batches: such as `jt.data.eval_batches` gives; rows with `mask` 0 are left out.
+      tap: the output that is kept, flattened.
+      view: the entry of the batch.
+
+    Returns:
+      An `Embedded`.
+
+    Raises:
+      InputError: for an output that does not exist, and where there is no example.
+    """
+    return embedder(model, tap=tap, view=view)(variables, batches)
+
+
+def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Callable[[Any, Iterable[Batch]], Embedded]:
+    """Compiles `embed` for many calls: `run(variables, batches) -> Embedded`."""
+
+    @jax.jit
+    def compiled(variables, inputs):
+        outputs, _ = model.apply(variables, inputs, train=False, key=None)
+        if tap not in outputs:
+            raise InputError(f"model {model.name!r} has no output {tap!r}; it has {', '.join(sorted(outputs))}")
+        return outputs[tap].reshape(len(outputs[tap]), -1).astype(jnp.float32)
+
+    def run(variables: Any, batches: Iterable[Batch]) -> Embedded:
+        features, labels, variables = [], [], jax.device_put(variables)
+        for batch in batches:
+            kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0
+            features.append(np.asarray(compiled(variables, batch[view]))[kept])
+            if "label" in batch:
+                labels.append(np.asarray(batch["label"])[kept])
+        if not features or not sum(map(len, features)):
+            raise InputError("embed: expected at least one example, got none; is the split empty?")
+        return Embedded(np.concatenate(features), np.concatenate(labels) if labels else np.empty(0, np.int32))
+
+    return run
+
+
+def embed_views(
+    model: Model,
+    variables: Any,
+    batches: Sequence[Batch] | Any,
+    transform: Callable[[jax.Array, Batch, Any], Batch],
+    *,
+    key: jax.Array,
+    views: Sequence[str] = ("image", "image2"),
+    tap: str = "features",
+) -> list[Embedded]:
+    """Runs a model in inference mode over random views of all examples, batch by batch: what `alignment` compares.
+
+    Args:
+      model: the model.
+      variables: `{"params": ..., **state}`.
+      batches: such as `jt.data.eval_batches` gives; read once for each view.
+      transform: makes the views (`jt.data.views`); example i of all has the number i.
+      key: of the views.
+      views: the entries that the transform makes.
+      tap: the output that is kept, flattened.
+
+    Returns:
+      An `Embedded` for each view.
+    """
+
+    def seen(view: str) -> Iterable[Batch]:
+        made = jax.jit(lambda batch, rows: transform(key, batch, rows)[view])  # which leaves out what isn't asked for
+        first = 0
+        for batch in batches:
+            size = len(jax.tree.leaves(batch)[0])
+            yield {**batch, view: made(batch, first + np.arange(size))}
+            first += size
+
+    return [embed(model, variables, seen(view), tap=tap, view=view) for view in views]
