@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxtransfer.data import images
 from jaxtransfer.data.columns import Column, as_column, selected
+from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
 from jaxtransfer.data.sources import ArraySource, Source
 from jaxtransfer.errors import InputError
 
@@ -51,8 +52,8 @@ class Dataset:
 
         Args:
           images: uint8 [N, H, W, C].
-          labels: integers [N].
-          class_names: one name per class; by default the numbers up to the largest label.
+          labels: integers [N], or the names of the classes.
+          class_names: one name per class; by default the numbers up to the largest label, or the names, sorted.
           name: the name that messages show.
           split: the split that messages show.
 
@@ -62,18 +63,13 @@ class Dataset:
         Raises:
           InputError: for another dtype or shape, or a label outside of the classes.
         """
-        images, labels = np.asarray(images), np.asarray(labels)
+        images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise InputError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise InputError(
-                f"labels must be integers [{len(images)}], one per image, got {labels.dtype} {list(labels.shape)}"
-            )
-        if class_names is None:
-            class_names = map(str, range(int(labels.max(initial=-1)) + 1))
-        source = ArraySource(images, labels.astype(np.int32))
-        dataset = cls(name, split, tuple(class_names), images.shape[1:], source)
-        _ = dataset.labels  # checks them
+        labels, class_names = class_labels(labels, len(images), class_names)
+        _check_range(labels, class_names, f"{name} ({split})")
+        dataset = cls(name, split, class_names, images.shape[1:], ArraySource(images, labels.astype(np.int32)))
+        _ = dataset.labels  # held from now on
         return dataset
 
     @property
@@ -90,8 +86,9 @@ class Dataset:
         """
         labels = np.asarray(self.source.read_labels())
         labels = labels if self.rows is None else labels[self.rows]
-        for index in np.flatnonzero((labels < 0) | (labels >= self.classes))[:1]:
-            self._check_label(int(index), int(labels[index]))
+        if labels.size and not (labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)):
+            whole_label(labels.tolist()[0], self._title, 0)  # raises
+        _check_range(labels, self.class_names, self._title)
         return labels.astype(np.int32)
 
     @property
@@ -116,10 +113,10 @@ class Dataset:
         return len(self.source) if self.rows is None else len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        size = len(self)
+        size, index = len(self), int(example_numbers(index, "a data set"))
         if not -size <= index < size:
             raise IndexError(f"example {index} of {size}")
-        index = int(index) % size
+        index %= size
         example = self._checked(index, self.source[index if self.rows is None else int(self.rows[index])])
         return example | {name: column[np.array([index])][0] for name, column in self.columns.items()}
 
@@ -132,7 +129,7 @@ class Dataset:
         Returns:
           `image` uint8 [n, H, W, C], `label` int32 [n] and the columns [n, ...], fresh arrays.
         """
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = example_numbers(indices, "read")
         return self._images(indices) | {name: column[indices] for name, column in self.columns.items()}
 
     def with_columns(self, columns: Mapping[str, Any], *, of_image: bool = False) -> "Dataset":
@@ -188,9 +185,9 @@ class Dataset:
           indices: integers [n] in [0, N), repeats allowed.
 
         Raises:
-          InputError: for an index outside of [0, N).
+          InputError: for an index outside of [0, N), or one that is no whole number.
         """
-        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        indices = example_numbers(indices, "select").reshape(-1)
         for index in indices[(indices < 0) | (indices >= len(self))][:1]:
             raise InputError(f"{self._title}: example {index} asked, it has {len(self)}, numbered from 0")
         columns = {name: selected(column, indices) for name, column in self.columns.items()}
@@ -198,6 +195,7 @@ class Dataset:
 
     def take(self, n: int) -> "Dataset":
         """The first `n` examples; all of them when there are fewer."""
+        n = int(example_numbers(n, "take"))
         if n < 0:
             raise InputError(f"take needs a number of examples of at least 0, got {n}")
         return self.select(np.arange(min(n, len(self))))
@@ -218,6 +216,7 @@ class Dataset:
         Raises:
           InputError: names a class with too few examples.
         """
+        per_class = int(example_numbers(per_class, "subset"))
         if per_class < 1 or seed < 0:
             raise InputError(f"subset needs per_class >= 1 and seed >= 0, got {per_class} and {seed}")
         chosen = []
@@ -264,8 +263,9 @@ class Dataset:
         return f"{self.name} ({self.split})"
 
     def _checked(self, index, example):
-        image, label = example["image"], int(example["label"])
-        self._check_label(index, label)
+        image, label = example["image"], whole_label(example["label"], self._title, index)
+        if not 0 <= label < self.classes:
+            raise _out_of_range(index, label, self.class_names, self._title)
         if image.shape != self.image_shape:
             if not self.resize:
                 raise InputError(
@@ -275,9 +275,15 @@ class Dataset:
             image = images.fit(image, self.image_shape)
         return {**example, "image": image, "label": label}
 
-    def _check_label(self, index, label):
-        if not 0 <= label < self.classes:
-            raise InputError(
-                f"{self._title}: example {index} has label {label}, expected 0 to {self.classes - 1} "
-                f"({self.classes} classes); mend the data or take a split with labels"
-            )
+
+def _check_range(labels: np.ndarray, class_names, title: str) -> None:
+    """Raises for the first label [N] that is no class; before any cast, which would bring it into the range."""
+    for index in np.flatnonzero((labels < 0) | (labels >= len(class_names)))[:1]:
+        raise _out_of_range(index, labels[index], class_names, title)
+
+
+def _out_of_range(index, label, class_names, title: str) -> InputError:
+    return InputError(
+        f"{title}: example {index} has label {label}, expected 0 to {len(class_names) - 1} "
+        f"({len(class_names)} classes); mend the data or take a split with labels"
+    )
