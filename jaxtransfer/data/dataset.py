@@ -276,6 +276,19 @@ class Dataset:
         return {**example, "image": image, "label": label}
 
 
+def check_dataset(given: Any, what: str) -> None:
+    """Raises for what is no `Dataset`, naming the way to one."""
+    if isinstance(given, Dataset):
+        return
+    if isinstance(given, Mapping | tuple | list) or hasattr(given, "shape"):
+        remedy = "make one of arrays: jt.data.Dataset.from_arrays(images, labels)"
+    elif isinstance(given, str):
+        remedy = "load it: jt.data.load(name, split)"
+    else:
+        remedy = "jt.data.load and jt.data.Dataset.from_arrays make one"
+    raise InputError(f"{what} takes a jt.data.Dataset, got {type(given).__name__}; {remedy}")
+
+
 def _check_range(labels: np.ndarray, class_names, title: str) -> None:
     """Raises for the first label [N] that is no class; before any cast, which would bring it into the range."""
     for index in np.flatnonzero((labels < 0) | (labels >= len(class_names)))[:1]:

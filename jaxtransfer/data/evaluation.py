@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxtransfer.data.augment import Rows
-from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.pipeline import augmented, check_augment, held, host_rows
 from jaxtransfer.data.stream import Stream
 from jaxtransfer.errors import InputError
@@ -43,6 +43,7 @@ def eval_batches(
       InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, a transform of images of
         which a column is a function.
     """
+    check_dataset(dataset, "eval_batches")
     rows = host_rows(batch_size, shard)
     if not len(dataset):
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to evaluate on")

@@ -1,7 +1,6 @@
 """Whole numbers from users: labels of classes and numbers of examples, checked before they are cast."""
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def whole_label(label: Any, title: str, index: int) -> int:
         ) from None
 
 
-def example_numbers(indices: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+def example_numbers(indices: Any, what: str) -> np.ndarray:
     """Returns numbers of examples as int64 of their shape, which must be whole; [] is none of them.
 
     Raises:

@@ -1,16 +1,15 @@
 """The training pipeline: batch i is a pure function of (seed, i)."""
 
-import functools
-
 import numpy as np
 
 from jaxtransfer.data.augment import Rows
-from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.dataset import Dataset, check_dataset
+from jaxtransfer.data.order import Order
 from jaxtransfer.data.stream import ENDLESS, Stream
 from jaxtransfer.errors import InputError, unknown
 
 _MEMORY_LIMIT = 2 * 2**30  # bytes; larger data sets are read from their files each time
-_ORDER, _AUGMENT = 0, 1  # first word of a seed: what the numbers are for
+_AUGMENT = 1  # first word of a seed: what the numbers are for
 
 
 def pipeline(
@@ -29,12 +28,14 @@ def pipeline(
 
     Example j of the stream is row `permutation(seed, j // N)[j % N]` of the data set, and batch i holds the
     examples i B to (i + 1) B - 1: every epoch has each example once, and a batch may end one epoch and begin
-    the next. Augmentation is seeded by (seed, i). The position is the number of the next batch, which is the
-    training step.
+    the next. None holds an example twice, as losses that tell examples apart would take it for another one: where
+    the parts of a batch share some, they change places with later ones of their epoch. Augmentation is seeded by
+    (seed, i). The position is the number of the next batch, which is the training step.
 
     Args:
       dataset: the examples.
-      batch_size: examples of the global batch, over all hosts; it may exceed the data set.
+      batch_size: examples of the global batch, over all hosts; it may exceed the data set, whose examples a batch
+        then holds several times.
       seed: non-negative integer.
       augment: a transform from `jaxtransfer.data.augment`, or `(batch, rng) -> batch`.
       shuffle: whether epochs are permuted; otherwise the order of the data set.
@@ -50,14 +51,15 @@ def pipeline(
       `augment` changes them, b = B / count.
 
     Raises:
-      InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, unusable options,
-        augmentation of images of which a column is a function.
+      InputError: for an empty data set or what is none, a batch size below 1 or not divisible by the hosts, unusable
+        options, augmentation of images of which a column is a function.
 
     Example:
       >>> batches = pipeline(load("digits/upright", "train"), 128, seed=0).iterate(start=0)
       >>> next(batches)["image"].shape
       (128, 8, 8, 1)
     """
+    check_dataset(dataset, "pipeline")
     rows = host_rows(batch_size, shard)
     if not len(dataset):
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to train on")
@@ -86,7 +88,7 @@ class Pipeline:
         self.steps_per_epoch = -(-len(dataset) // rows.total)
         self._rows, self._seed, self._augment, self._shuffle = rows, seed, augment, shuffle
         self._threads, self._prefetch = threads, prefetch
-        self._order = functools.lru_cache(maxsize=4)(self._permutation)
+        self._order = Order(len(dataset), rows.total, seed)
         self._gather = _device_gather(dataset) if on_device else None
 
     def batch(self, i: int) -> dict[str, np.ndarray]:
@@ -120,17 +122,8 @@ class Pipeline:
 
     def _examples(self, i, rows):
         """Numbers of the examples in rows `start` to `stop` of batch i."""
-        stream = np.arange(i * rows.total + rows.start, i * rows.total + rows.stop)
-        epochs, places = np.divmod(stream, len(self.dataset))
-        if not self._shuffle:
-            return places
-        examples = np.empty(len(stream), np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            examples[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
-        return examples
-
-    def _permutation(self, epoch):
-        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset))
+        places = np.arange(i * rows.total + rows.start, i * rows.total + rows.stop)
+        return self._order.rows(places) if self._shuffle else places % len(self.dataset)
 
 
 def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
@@ -151,6 +144,8 @@ def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
 
         shard = jax.process_index(), jax.process_count()
     index, count = shard
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool):
+        raise InputError(f"batch_size must be a whole number, got {batch_size!r}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if count < 1 or not 0 <= index < count:

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxtransfer.data import augment, pipeline
+from jaxtransfer.data import augment, eval_batches, pipeline
 from jaxtransfer.errors import InputError
 
 
@@ -28,8 +28,57 @@ def test_each_epoch_has_every_example_once(numbered, numbers, size):
     epochs = [seen[start : start + 10].tolist() for start in range(0, count, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    expected = np.concatenate([np.random.default_rng([0, 5, epoch]).permutation(10) for epoch in range(4)])
-    np.testing.assert_array_equal(seen[:count], expected)
+    if not 10 % size or size > 10:  # no batch ends one epoch and begins the next, or none can do without repeats
+        expected = np.concatenate([np.random.default_rng([0, 5, epoch]).permutation(10) for epoch in range(4)])
+        np.testing.assert_array_equal(seen[:count], expected)
+
+
+@pytest.mark.parametrize(
+    ("n", "size"), [(300, 256), (257, 256), (256, 256), (511, 256), (513, 256), (700, 256), (7, 5)]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_batch_holds_an_example_once_and_an_epoch_each(numbered, numbers, n, size, seed):
+    stream = pipeline(numbered(n), size, seed=seed, threads=0)
+    epochs = 8
+    batches = [numbers(stream.batch(i)) for i in range(-(-epochs * n // size))]
+    assert [len(np.unique(batch)) for batch in batches] == [size] * len(batches)
+    seen = np.concatenate(batches)[: epochs * n].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(seen, axis=1), np.tile(np.arange(n), (epochs, 1)))
+    assert len({tuple(epoch) for epoch in seen}) == epochs
+    plain = np.array([np.random.default_rng([0, seed, epoch]).permutation(n) for epoch in range(epochs)])
+    np.testing.assert_array_equal(seen[0], plain[0])
+    # only what a batch would hold twice moved, and what it changed places with
+    moved = (seen != plain).sum(axis=1)
+    begun = [epoch * n % size for epoch in range(epochs)]
+    assert all(count <= 2 * min(rows, size - rows) for count, rows in zip(moved, begun, strict=True))
+
+
+@pytest.mark.parametrize(("n", "size"), [(300, 256), (700, 256), (7, 5)])
+def test_batches_in_any_order_and_of_any_host_are_the_same(numbered, numbers, n, size):
+    expected = [numbers(pipeline(numbered(n), size, threads=0).batch(i)) for i in range(30)]
+    stream = pipeline(numbered(n), size, threads=0)
+    for i in np.random.default_rng(0).permutation(30):
+        np.testing.assert_array_equal(numbers(stream.batch(int(i))), expected[i])
+    if size % 2 == 0:
+        halves = [pipeline(numbered(n), size, shard=(index, 2), threads=0) for index in range(2)]
+        for i in (29, 3, 17):
+            np.testing.assert_array_equal(np.concatenate([numbers(half.batch(i)) for half in halves]), expected[i])
+
+
+def test_each_row_is_as_likely_at_each_place(numbered, numbers):
+    counts, seeds = np.zeros((7, 7)), 1000
+    for seed in range(seeds):
+        stream = pipeline(numbered(7), 5, seed=seed, threads=0)
+        seen = np.concatenate([numbers(stream.batch(i)) for i in range(2, 5)])
+        counts[np.arange(7), seen[4:11]] += 1  # epoch 2: places 14 to 20 of the stream
+    statistic = np.sum((counts - seeds / 7) ** 2 / (seeds / 7))
+    assert statistic < 73.4  # chi square of 36 degrees of freedom: above in 1 of 4,000 runs of fair draws
+
+
+def test_a_batch_larger_than_the_data_holds_examples_as_often_as_any_other(numbered, numbers):
+    counts = np.bincount(numbers(pipeline(numbered(10), 23).batch(1)), minlength=10)
+    assert counts.sum() == 23
+    assert counts.max() - counts.min() <= 2
 
 
 def test_without_shuffle_the_order_is_that_of_the_data(numbered, numbers):
@@ -162,6 +211,8 @@ def test_threads_end_when_the_iterator_is_dropped_closed_or_fails(numbered):
     ("arguments", "text"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 8.0}, r"batch_size must be a whole number, got 8\.0"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
         ({"batch_size": 8, "shard": (0, 3)}, "does not divide by the 3 hosts"),
         ({"batch_size": 8, "shard": (2, 2)}, "shard must be"),
         ({"batch_size": 8, "seed": -1}, "seed >= 0"),
@@ -181,3 +232,19 @@ def test_an_empty_data_set_and_a_negative_position(numbered):
         pipeline(numbered(10), 4).iterate(-1)
     with pytest.raises(InputError, match="from 0"):
         pipeline(numbered(10), 4).batch(-1)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"image": np.zeros((8, 4, 4, 1), np.uint8), "label": np.zeros(8, int)}, r"got dict; make one of arrays"),
+        ((np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, int)), r"got tuple; make one of arrays"),
+        (np.zeros((8, 4, 4, 1), np.uint8), r"got ndarray; make one of arrays: jt\.data\.Dataset\.from_arrays"),
+        ("digits/upright", r"got str; load it: jt\.data\.load"),
+        (None, r"got NoneType; "),
+    ],
+)
+def test_what_is_no_data_set_is_told_the_way_to_one(given, text):
+    for make in (pipeline, eval_batches):
+        with pytest.raises(InputError, match=f"{make.__name__} takes a jt.data.Dataset, {text}"):
+            make(given, 4)
