@@ -47,8 +47,8 @@ def write_report(
         lines += ["", f"## {heading}", "", *table(header, rows)]
     if timing := read_jsonl(directory / "timing.jsonl"):
         names = {"seconds": "seconds", "compile_seconds": "of it compiling", "examples_per_second": "examples/s"}
-        rows = [(label, timing[-1][name]) for name, label in names.items()]
-        rows.append(("waiting for data", f"{100 * timing[-1]['data_wait_fraction']:.2f} %"))
+        rows = [(label, timing[-1].get(name)) for name, label in names.items()]
+        rows.append(("waiting for data", f"{100 * timing[-1].get('data_wait_fraction', math.nan):.2f} %"))
         lines += ["", "## Time (since the last start)", "", *table(("", ""), rows)]
     if curves:
         plot_curves(curves, directory / "curves.png")
@@ -148,7 +148,7 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list, li
     curves: dict[str, dict[str, tuple[list, list]]] = {}
     for record in history:
         for name, value in record.items():
-            if name != "step":
+            if "/" in name:  # beside the step
                 side, metric = name.split("/", 1)
                 steps, values = curves.setdefault(metric, {}).setdefault(side, ([], []))
                 steps.append(record["step"])

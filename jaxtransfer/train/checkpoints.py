@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: written aside, digested, renamed; verified before they are used."""
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import json
@@ -95,9 +96,15 @@ class Checkpoints:
             self._writer.shutdown()
 
     def restore(self) -> Restored | None:
-        """Returns the newest checkpoint that is whole, or None; damaged ones are set aside with a warning."""
+        """Returns the newest checkpoint that is whole, or None; damaged ones are set aside with a warning.
+
+        Raises:
+          InputError: where a link lies among the checkpoints, which saving would follow to files of somebody else.
+        """
+        for entry in (*self.directory.glob(".writing-*"), *(_path(self.directory, step) for step in self.steps())):
+            _refuse_link(entry)
         for leftover in self.directory.glob(".writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         for step in reversed(self.steps()):
             try:
                 return read(self.directory, step)
@@ -108,9 +115,11 @@ class Checkpoints:
 
     def _write(self, step: int, leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         final, temporary = _path(self.directory, step), self.directory / f".writing-{step}"
+        _refuse_link(temporary)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+            temporary.mkdir()  # raises where something has come there since: what is written into is our own
             _orbax().save(temporary / "state", args=ocp.args.PyTreeSave({p: v for p, v in leaves.items() if v.size}))
             (temporary / "meta.json").write_text(json.dumps({"step": step, **meta}))
             digests = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
@@ -122,7 +131,7 @@ class Checkpoints:
                 shutil.rmtree(final)
             temporary.rename(final)
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             reason = str(error).partition(" [")[0]  # Orbax appends its whole plan
             if os.strerror(errno.ENOSPC) in reason:
                 reason = os.strerror(errno.ENOSPC)
@@ -148,7 +157,7 @@ class Checkpoints:
             if step not in kept:  # renamed first: a kill in between leaves no half of it under its name
                 rubbish = self.directory / f".writing-pruned-{step}"
                 _path(self.directory, step).rename(rubbish)
-                shutil.rmtree(rubbish, ignore_errors=True)
+                _remove(rubbish)
 
 
 class DamagedCheckpointError(InputError):
@@ -169,10 +178,13 @@ def read(directory: str | Path, step: int | None = None) -> Restored:
         raise InputError(f"expected {wanted} in {directory}; found {there or 'none'}")
     step = there[-1] if step is None else step
     path = _path(directory, step)
+    _refuse_link(path)
     try:
         digests = json.loads((path / _DIGESTS).read_text())
-        bad = [name for name, digest in digests.items() if _digest(path / name) != digest]
-        if bad:
+        written = {str(file.relative_to(path)) for file in _files(path)} - {_DIGESTS}
+        if missing := sorted(written - digests.keys()):  # an emptied list would verify nothing
+            raise ValueError(f"{_DIGESTS} lacks {missing[0]}")
+        if bad := [name for name, digest in digests.items() if _digest(path / name) != digest]:
             raise ValueError(f"{bad[0]} has changed since it was written")
         meta = json.loads((path / "meta.json").read_text())
         return Restored(step, _orbax().restore(path / "state"), meta)
@@ -249,7 +261,25 @@ def steps(directory: Path) -> list[int]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    """Returns the files of a checkpoint; not those that desktops and network file systems leave in any folder."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".nfs", ".DS_")))
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a link to {os.readlink(path)}; expected a folder of this run's own, since a link would be "
+            f"written through. Remove it, and run the same command again"
+        )
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder or a file, as far as that works; a link is left alone."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif not path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _digest(file: Path) -> str:

@@ -64,7 +64,7 @@ def evaluate_episodes(
     """
     placement = Placement(mesh, "jit")
     frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
-    weights = placement.whole(jax.device_put((state.params, state.state, state.step)))
+    weights = placement.whole(jax.device_put((state.params, state.state, state.step)), "state")
 
     def metrics_of(weights, episode, frozen):
         params, state, step = weights

@@ -39,7 +39,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
 
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
         frozen = placement.frozen(objective.frozen)
-        state, sums, in_flight = placement.whole(state), None, InFlight()
+        state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
         for batch in batches:
             in_flight.wait()
             part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)

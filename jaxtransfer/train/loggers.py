@@ -1,59 +1,72 @@
 """Where metrics go: a JSONL file that survives interruption, TensorBoard, a progress bar."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxtransfer.train.run import write_atomically
+from jaxtransfer.train.events import tensorboard
+from jaxtransfer.train.files import Appended, told, write_atomically
+
+__all__ = ["Logger", "Record", "jsonl", "progress_bar", "read_jsonl", "tensorboard"]
 
 Record = dict[str, Any]
 Logger = Callable[[Record], None]  # a record holds "step" and numbers by name
 
 
 def read_jsonl(path: Path, *, up_to: int | None = None) -> list[Record]:
-    """Returns the records of a JSONL file up to a step; a last line that was cut off is left out."""
+    """Returns the records of a JSONL file up to a step; lines that are none are left out with a warning.
+
+    A last line that was cut off, by a kill in the middle of it, is left out in silence.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if up_to is None or record["step"] <= up_to:
-            records.append(record)
-    return records
+    *lines, rest = path.read_bytes().split(b"\n")
+    records = [_record(line) for line in lines]
+    if bad := [number for number, record in enumerate(records, 1) if record is None]:
+        warnings.warn(
+            f"{path}: {len(bad)} of {len(lines)} lines are no records and left out, the first is line {bad[0]}; the "
+            f"best step and the patience rest on the others",
+            stacklevel=2,
+        )
+    records.append(_record(rest))
+    return [record for record in records if record is not None and (up_to is None or record["step"] <= up_to)]
+
+
+def _record(line: bytes) -> Record | None:
+    """Returns what a line holds, or None where that is no record: a dict of a whole `step` and numbers."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # or no UTF-8
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return record if all(type(value) in (int, float) for value in record.values()) else None
 
 
 @contextmanager
 def jsonl(path: Path, *, up_to: int) -> Iterator[Logger]:
-    """Opens a JSONL file to append to, after dropping what was recorded beyond step `up_to`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in read_jsonl(path, up_to=up_to)))
-    with path.open("a") as file:
+    """Opens a JSONL file to append to, after dropping what was recorded beyond step `up_to`.
 
-        def log(record: Record) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+    Raises:
+      InputError: here, or from the logger, where the file can't be written; it then ends with a whole line.
+    """
+    records = read_jsonl(path, up_to=up_to)
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+        file = Appended(path)
 
+    def log(record: Record) -> None:
+        with told(path):
+            file.write(json.dumps(record).encode() + b"\n")
+
+    try:
         yield log
-
-
-@contextmanager
-def tensorboard(directory: Path, *, up_to: int) -> Iterator[Logger]:
-    """Opens a TensorBoard event file; what older files hold beyond step `up_to` is superseded."""
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(directory), purge_step=up_to + 1 if up_to else None) as writer:
-
-        def log(record: Record) -> None:
-            for name, value in record.items():
-                if name != "step":
-                    writer.add_scalar(name, value, record["step"])
-
-        yield log
+    finally:
+        file.close()
 
 
 @contextmanager

@@ -15,6 +15,26 @@ from jaxtransfer.forward import Frozen
 AXIS = "batch"
 
 
+def check_single_process() -> None:
+    """Raises where JAX runs in several processes: each would train, evaluate and save a model of its own."""
+    if (count := jax.process_count()) > 1:
+        raise InputError(
+            f"training and evaluation run in one process, over all its devices; this is one of {count} processes. "
+            f"Leave jax.distributed.initialize() out, or run them apart from each other"
+        )
+
+
+def check_whole(values: Any, what: str) -> None:
+    """Raises for a leaf that is split over devices, which the training would silently make whole on each."""
+    for path, leaf in tree.leaves_by_path(values).items():
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, jax.sharding.Sharding) and not sharding.is_fully_replicated:
+            raise InputError(
+                f"{what}: leaf {path!r} is split over {len(sharding.device_set)} devices, and training keeps every "
+                f"leaf whole on each; there are no rules for split weights yet. Gather them first, by jax.device_get"
+            )
+
+
 class Placement:
     """Places states and batches for a compiled step; the batch is split over all devices of the mesh.
 
@@ -23,11 +43,15 @@ class Placement:
         part of the types and every model would have to handle them; the placement uses the same devices as one line
         with an automatic axis.
       mode: `"jit"` or `"pmap"`.
+
+    Raises:
+      InputError: for another mode, and where several processes train together.
     """
 
     def __init__(self, mesh: Mesh | None, mode: str):
         if mode not in ("jit", "pmap"):
             raise InputError(f"mode is 'jit' or 'pmap'; got {mode!r}")
+        check_single_process()
         self.mode = mode
         self.devices = self.replicated = self.split = None
         if mode == "pmap" or mesh is not None:
@@ -43,20 +67,31 @@ class Placement:
         platform = self.devices[0].platform if self.devices else jax.default_backend()
         return platform == "cpu" and jax.local_device_count("cpu") > 1
 
-    def whole(self, values: Any) -> Any:
-        """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is."""
+    def whole(self, values: Any, what: str | None = None) -> Any:
+        """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is.
+
+        Args:
+          values: the tree.
+          what: what to call it where a leaf that is split over devices is an error; data may be split, and are made
+            whole.
+
+        Raises:
+          InputError: names the leaf that is split.
+        """
         if self.replicated is None:
             return values
         leaves = jax.tree.leaves(values)
         if all(getattr(leaf, "sharding", None) == self.replicated for leaf in leaves):
             return values
+        if what is not None:  # only here, so that a step on a state of its own does no more than before
+            check_whole(values, what)
         return jax.device_put(values, self.replicated)
 
     def frozen(self, handles: Sequence[Frozen]) -> tuple[Any, ...]:
         """Returns the frozen trees whole on every device; each is written there once, whoever asks."""
         for handle in handles:
             if self.replicated not in handle.placed:
-                handle.placed[self.replicated] = self.whole(jax.device_put(handle.tree))
+                handle.placed[self.replicated] = self.whole(jax.device_put(handle.tree), "frozen weights")
         return tuple(handle.placed[self.replicated] for handle in handles)
 
     def batch(self, batch: Any) -> Any:

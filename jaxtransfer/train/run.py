@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.train.files import write_atomically
 
 CONFIG = "config.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -62,7 +53,7 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         if foreign and not (directory / CONFIG).exists():
             raise InputError(f"{directory} is no run directory, but holds {foreign[0]!r}; choose an empty --out")
-        lock = (directory / ".lock").open("w")
+        lock = os.fdopen(os.open(directory / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to the run directory {directory}: {reason}; choose another --out") from None

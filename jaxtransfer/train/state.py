@@ -10,6 +10,7 @@ import optax
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.train.placement import check_whole
 
 
 class TrainState(NamedTuple):
@@ -103,6 +104,7 @@ def _replaced(fresh: Any, given: Any, what: str) -> Any:
         return fresh
     if unknown := sorted(given.keys() - fresh.keys()):
         raise InputError(f"{what}: no model is named {unknown[0]!r}; the objective trains {sorted(fresh)}")
+    check_whole(given, what)
     for name, replacement in given.items():
         if any(wrong := tree.differences(tree.leaves_by_path(fresh[name]), tree.leaves_by_path(replacement))):
             raise InputError(

@@ -74,7 +74,7 @@ class TrainStep:
         return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr.jaxpr))
 
     def _arguments(self, state: TrainState, batch: Batch) -> tuple:
-        return self.placement.whole(state), batch, self.placement.frozen(self._frozen), *self._extra
+        return self.placement.whole(state, "state"), batch, self.placement.frozen(self._frozen), *self._extra
 
 
 def _equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Any]:
