@@ -40,8 +40,9 @@ class Context:
     """What a loss may know besides its inputs.
 
     Attributes:
-      step: the number of updates made so far, int32 scalar.
-      key: the run's key; `draw_key` derives from it. None where nothing may be drawn (evaluation).
+      step: the number of updates made so far, int32 scalar; under gradient accumulation fewer than batches.
+      key: the run's key, under gradient accumulation the batch's; `draw_key` derives from it. None where nothing may
+        be drawn (evaluation).
       frozen: the traced value of each frozen tree; `read` looks one up.
       axis: the device axis under `pmap`; None under `jit`, where the batch is global by itself.
       train: false in evaluation.
@@ -112,6 +113,8 @@ class Objective:
         with the values of the batch and the shapes of the outputs.
       frozen: handles on the trees it reads through `ctx.read`.
       models: trained models besides those of `forwards`, for an objective that runs them itself.
+      per_update: entries of the state that move once per update, averages and queues: under gradient accumulation
+        they stay until the batch that completes an update.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Objective:
     check: Callable[[Mapping[Forward, Any], Batch], None] = _no_check
     frozen: tuple[Frozen, ...] = ()
     models: tuple[Model, ...] = ()
+    per_update: tuple[str, ...] = ()
 
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
@@ -139,6 +143,13 @@ class Objective:
         object.__setattr__(self, "forwards", tuple(dict.fromkeys(self.forwards)))
         object.__setattr__(self, "frozen", tuple(dict.fromkeys(handles)))
         object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
+        slow = (*self.per_update, *(entry for average in averages for entry in average.entries))
+        object.__setattr__(self, "per_update", tuple(dict.fromkeys(slow)))
+
+    @property
+    def averages(self) -> tuple[Average, ...]:
+        """The moving averages that it runs."""
+        return tuple(dict.fromkeys(f.variables for f in self.forwards if isinstance(f.variables, Average)))
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Returns fresh `(params, state)`; every model's key depends on its name alone."""
@@ -149,14 +160,8 @@ class Objective:
                 variables = _fresh(forward, key, batch)
                 params[forward.model.name] = variables.pop("params")
                 state[forward.model.name] = variables
-        for forward in self.forwards:
-            average = forward.variables
-            if isinstance(average, Average) and average.name not in state:
-                if (name := average.model.name) not in params:
-                    raise InputError(
-                        f"{average.name!r} is a moving average of model {name!r}, which nothing here trains"
-                    )
-                state[average.name] = average.init({"params": params[name], **state[name]})
+        for average in self.averages:
+            state = {**average.init(params, state), **state}
         return params, state
 
     def __call__(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
@@ -173,13 +178,10 @@ class Objective:
 
     def _averaged(self, params: Tree, state: Tree, ctx: Context) -> Tree:
         """Returns the state with its moving averages brought up to this step."""
-        averages = dict.fromkeys(f.variables for f in self.forwards if isinstance(f.variables, Average))
-        if not ctx.train:
-            return state
-        moved = {
-            one.name: one.advance(state[one.name], params[one.model.name], state[one.model.name], ctx.step)
-            for one in averages
-        }
+        moved = {}
+        if ctx.train:
+            for average in self.averages:
+                moved |= average.advance(params, state, ctx.step)
         return {**state, **jax.lax.stop_gradient(moved)}
 
     def __add__(self, other) -> "Objective":
@@ -246,12 +248,15 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
         return forward.split(jax.lax.stop_gradient(outputs)), state
     name = model.name if own is None else own.name
     axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
-    variables = {"params": params[name], **state.get(name, {})} if own is None else jax.lax.stop_gradient(state[name])
+    if own is None:
+        variables = {"params": params[name], **state.get(name, {})}
+    else:
+        variables = jax.lax.stop_gradient(own.variables(params, state))
     key = ctx.draw_key(name, *(part for view in forward.views for part in view))
     outputs, new = model.apply(variables, inputs, train=ctx.train, key=key, **axis)
     if own is None:
         return forward.split(outputs), {**state, name: dict(new)}
-    return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {"params": variables["params"], **new}}
+    return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {**state[name], **new}}
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
@@ -293,6 +298,7 @@ def _add(left: Objective, right: Objective) -> Objective:
         check=check,
         frozen=left.frozen + right.frozen,
         models=left.models + right.models,
+        per_update=left.per_update + right.per_update,
     )
 
 

@@ -117,7 +117,7 @@ def dino(
             state = {**state, name: {"value": moved}}
         return value.value, state, {"dino": value}
 
-    return Objective("dino", (*forwards, slow), term, setup=setup)
+    return Objective("dino", (*forwards, slow), term, setup=setup, per_update=(name,))
 
 
 def _multi_crop(model: Model, views: Sequence[str], crops: Sequence[str]) -> tuple[Forward, ...]:

@@ -1,9 +1,9 @@
 """Distillation without a trained teacher: from the student's own average, and among students."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxtransfer import losses
@@ -23,7 +23,7 @@ def _softmax_mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
 def mean_teacher(
     student: Model,
     *,
-    decay: float = 0.999,
+    decay: float | Callable[[Any], Any] = 0.999,
     loss: Callable[..., jax.Array] = _softmax_mse,
     view: str = "image",
     teacher_view: str | None = None,
@@ -31,13 +31,13 @@ def mean_teacher(
     """Builds the consistency of a student with the moving average of its own weights; it needs no labels.
 
     (Tarvainen and Valpola 2017, arXiv:1703.01780.) As in their code the average runs in training mode with noise and
-    batch statistics of its own, and its decay is min(1 − 1/(step + 1), decay). Use it as
+    batch statistics of its own, and its decay is min(1 − 1/(n + 1), decay) at the n-th update. Use it as
     `classification(student) + ramp * mean_teacher(student)`, with a schedule that rises from zero as `ramp`; with
     unlabelled data as `classification(student).on("source") + ramp * mean_teacher(student).on("target")`.
 
     Args:
-      student: what trains; its average lives in the state as `<student>_ema`.
-      decay: of the average, in [0, 1].
+      student: what trains; its average lives in the state as `<student>_ema`, n as `<student>_ema_moves`.
+      decay: of the average, in [0, 1], or a schedule of the step.
       loss: `loss(student_logits, teacher_logits)`; by default the mean over the classes of the squared difference of
         the probabilities.
       view: the entry of the batch that the student sees.
@@ -49,9 +49,7 @@ def mean_teacher(
     Raises:
       InputError: for a decay outside of [0, 1].
     """
-    if not 0 <= decay <= 1:
-        raise InputError(f"the decay of a moving average is in [0, 1]; got {decay}")
-    average = ema(student, lambda step: jnp.minimum(1 - 1 / (step + 1), decay))
+    average = ema(student, decay, warm_up=True)
     term = distillation(student, average, loss=loss, view=view, teacher_view=teacher_view)
     return term.named("mean_teacher")
 

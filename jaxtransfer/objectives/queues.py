@@ -57,7 +57,7 @@ def moco(
             state = {**state, name: _enqueued(state[name], key, batch, ctx)}
         return value.value, state, {"moco": value}
 
-    return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue))
+    return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue), per_update=(name,))
 
 
 def nnclr(
@@ -106,7 +106,7 @@ def nnclr(
             state = {**state, name: _enqueued(state[name], rows["z1"], batch, ctx)}
         return value.value, state, {"nnclr": value}
 
-    return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue))
+    return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue), per_update=(name,))
 
 
 def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tuple[Any, Any]]:

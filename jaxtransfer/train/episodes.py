@@ -13,6 +13,7 @@ from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.train.placement import Placement
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.updates import updates_made
 
 
 class Interval(NamedTuple):
@@ -64,7 +65,8 @@ def evaluate_episodes(
     """
     placement = Placement(mesh, "jit")
     frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
-    weights = placement.whole(jax.device_put((state.params, state.state, state.step)), "state")
+    step = updates_made(state.step, state.opt_state)
+    weights = placement.whole(jax.device_put((state.params, state.state, step)), "state")
 
     def metrics_of(weights, episode, frozen):
         params, state, step = weights

@@ -11,6 +11,7 @@ from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.updates import updates_made
 
 Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, float]]
 
@@ -40,9 +41,10 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
         frozen = placement.frozen(objective.frozen)
         state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
+        step = updates_made(state.step, state.opt_state)
         for batch in batches:
             in_flight.wait()
-            part = compiled((state.params, state.state, state.step), placement.batch(batch), frozen)
+            part = compiled((state.params, state.state, step), placement.batch(batch), frozen)
             sums = part if sums is None else add(sums, part)
             in_flight.add(sums)
         if sums is None:

@@ -79,10 +79,10 @@ def fit(
       optimizer: any optax transformation.
       data: batches: a `jt.data.pipeline` or anything with `iterate(start)`, or an iterable. Batch i must depend on i
         alone; an iterable is read from its beginning to the position when a run resumes.
-      steps: updates in all.
+      steps: batches in all: updates, unless the optimiser accumulates gradients.
       key: a JAX key or a seed; all randomness of the training follows from it.
       params: weights to start from, by model name; copied.
-      state: batch statistics to start from, by model name; copied.
+      state: batch statistics and averages to start from, as for `jt.init`.
       eval_data: batches that can be iterated again, such as `jt.data.eval_batches`.
       eval_objective: what to evaluate; the training objective by default.
       eval_every: steps between evaluations; always also at the end. Ten evaluations by default.

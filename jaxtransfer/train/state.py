@@ -17,7 +17,8 @@ class TrainState(NamedTuple):
     """The state of a run.
 
     Attributes:
-      step: updates made so far, int32 scalar; also the position in the data.
+      step: batches seen so far, int32 scalar: the position in the data, and the updates made, unless the optimiser
+        accumulates gradients.
       key: the run's key; every draw is `fold_in(key, step)` and a name.
       params: a dict by model name of what trains.
       state: a dict by model name of what else changes (batch statistics).
@@ -53,7 +54,8 @@ def init(
       key: draws the initial weights and everything after.
       batch: an example of the batches to come.
       params: weights to start from, for some or all models; copied, so that a run may start at its own anchor.
-      state: batch statistics to start from, for some or all models; copied.
+      state: what else to start from, for some or all entries of the state: batch statistics, queues, moving averages;
+        copied. An average that isn't given starts as the model does.
 
     Returns:
       The state at step 0.
@@ -66,7 +68,12 @@ def init(
     batch = jax.tree.map(_local, batch)
     fresh, fresh_state = objective.init(key, batch)  # not in one jit: initialisers compile once per shape
     params = _owned(_replaced(fresh, params, "params"))
-    state = _owned(_replaced(fresh_state, state, "state"))
+    given = state or {}
+    state = _replaced(fresh_state, state, "state")
+    for average in objective.averages:  # of the weights that the run starts from, which needn't be the fresh ones
+        as_begun = average.init(params, state)
+        state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
+    state = _owned(state)
     key = jnp.copy(key)
     ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
     frozen = [handle.tree for handle in objective.frozen]

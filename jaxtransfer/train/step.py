@@ -15,6 +15,7 @@ from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.updates import accumulates, per_update, updates_made
 
 Transform = Callable[[jax.Array, Any, jax.Array], Batch]
 
@@ -111,6 +112,12 @@ def train_step(
 ) -> TrainStep:
     """Compiles one gradient update of any objective, or several in one call.
 
+    Under gradient accumulation, `optax.MultiSteps(optimizer, k).gradient_transformation()` anywhere in the optimiser,
+    k batches make one update. What counts steps then counts updates: schedules, moving averages, the queues of
+    contrast and DINO's centre, which stay as they are until the last of the k batches (a queue takes in the keys of
+    that one), so that all k see the same. Random draws differ in each batch, and the running statistics of batch norm
+    move with each.
+
     Args:
       objective: the loss; its frozen trees reach the program as an argument that is not donated.
       optimizer: any optax transformation; it may use the loss as the extra argument `value`.
@@ -137,7 +144,9 @@ def train_step(
     axis = AXIS if mode == "pmap" else None
 
     def update(state: TrainState, batch: Batch, frozen: tuple):
-        ctx = Context(state.step, state.key, dict(zip(objective.frozen, frozen, strict=True)), axis)
+        slow, made = accumulates(state.opt_state), updates_made(state.step, state.opt_state)
+        key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
+        ctx = Context(made, key, dict(zip(objective.frozen, frozen, strict=True)), axis)
         batch = transformed(transform, state.key, state.step, batch, axis)
 
         def loss_fn(params):
@@ -149,6 +158,9 @@ def train_step(
             grads = jax.lax.pmean(grads, axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
+        if slow:
+            updated = updates_made(state.step, opt_state) != made
+            new_state = per_update(objective.per_update, state.state, new_state, updated)
         values = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
         return TrainState(state.step + 1, state.key, params, new_state, opt_state), values
 
