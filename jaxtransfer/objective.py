@@ -115,6 +115,8 @@ class Objective:
       models: trained models besides those of `forwards`, for an objective that runs them itself.
       per_update: entries of the state that move once per update, averages and queues: under gradient accumulation
         they stay until the batch that completes an update.
+      apart: where a copy of an example counts as another one, how many examples besides those of the batch it is told
+        from (0, or the length of a queue); None where copies do no harm. `fit` refuses data with fewer examples.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Objective:
     frozen: tuple[Frozen, ...] = ()
     models: tuple[Model, ...] = ()
     per_update: tuple[str, ...] = ()
+    apart: int | None = None
 
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
@@ -299,6 +302,7 @@ def _add(left: Objective, right: Objective) -> Objective:
         frozen=left.frozen + right.frozen,
         models=left.models + right.models,
         per_update=left.per_update + right.per_update,
+        apart=max((one.apart for one in (left, right) if one.apart is not None), default=None),
     )
 
 

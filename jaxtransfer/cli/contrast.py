@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from typing import Annotated, Any
 
 import jax
@@ -120,8 +121,10 @@ class Contrast:
         tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: usual for --method)")
     ] = ()
     """Sizes of the layers of the projection on the encoder, the last one that of the embedding."""
-    queue: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4096)")] = None
-    """Vectors that moco and nnclr remember."""
+    queue: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4096, or what the data allow)")
+    ] = None
+    """Vectors that moco and nnclr remember; with a batch not more than there are images."""
     prototypes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")] = None
     """Clusters of swav."""
 
@@ -130,6 +133,7 @@ class Contrast:
         self._check()
         training, out = self.training, self.training.out
         train, test = load_pair(self.data, self.image_shape, seed=training.seed)
+        train = train.with_columns({"index": np.arange(len(train), dtype=np.int32)})  # its own image is no negative
         config = self._config(train)
         transform = self.view.transform(min(train.image_shape[:2]))
         with opened(out, config):
@@ -137,6 +141,11 @@ class Contrast:
             check_model_takes(encoder, self.model, train)
             net = with_heads(encoder, self.method, tuple(config["projection"]))
             objective = self._objective(net, config)
+            if objective.apart is not None and self.batch_size > len(train):
+                raise InputError(
+                    f"--batch-size: {self.batch_size} of {len(train)} images would hold some of them twice, each its "
+                    f"own negative; take at most {len(train)}"
+                )
             batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
             state = jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises
             self._check_whole_images(net, state, train)
@@ -203,7 +212,7 @@ class Contrast:
             micro_batch=self.micro_batch,
             temperature=self.temperature or row.temperature,
             projection=list(self.projection or row.projection),
-            queue=self.queue or row.queue,
+            queue=self._queue_for(train),
             prototypes=self.prototypes or row.prototypes,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
@@ -211,6 +220,32 @@ class Contrast:
             mean=mean,
             std=std,
         )
+
+    def _queue_for(self, train: jt.data.Dataset) -> int | None:
+        """Returns the length of the queue: what was asked for, or the usual, cut so that no image is in it twice."""
+        usual, count, size = PRETEXTS[self.method].queue, len(train), self.batch_size
+        if usual is None:
+            return None
+        most = count - size
+        if self.queue is None and most >= size:
+            if most < usual:
+                print(
+                    f"--queue: {most}, not {usual}, as with a batch of {size} it must not exceed the {count} images",
+                    file=sys.stderr,
+                )
+            return min(usual, most)
+        if most < size:
+            raise InputError(
+                f"--batch-size: {self.method} needs a queue of a batch or more, and a batch beside it, of different "
+                f"images; there are {count}, so take at most {count // 2}"
+            )
+        assert self.queue is not None
+        if self.queue > most:
+            raise InputError(
+                f"--queue: {self.queue} vectors and a batch of {size} are more than the {count} images, so an image "
+                f"would meet itself; take at most {most}"
+            )
+        return self.queue
 
     def _objective(self, net: jt.Model, config: dict[str, Any]) -> jt.Objective:
         """Returns what trains: the method, and the probe beside it."""

@@ -39,6 +39,7 @@ def info_nce(
     *,
     temperature: float | jax.Array,
     negatives: jax.Array | None = None,
+    ids: tuple[jax.Array, jax.Array] | None = None,
     symmetric: bool = False,
     normalize: bool = False,
     chunk: int | None = None,
@@ -53,6 +54,8 @@ def info_nce(
       temperature: τ > 0.
       negatives: float [M, D], shared by all anchors (a queue: He et al. 2020, arXiv:1911.05722), or [B, K, D], each
         anchor's own. The sum then runs over the positive and these alone.
+      ids: numbers of the anchors' examples [B] and of the shared negatives' [M]: what comes from the anchor's own
+        example is no negative of it.
       symmetric: whether to take the mean of both directions, a → p and p → a (CLIP: Radford et al. 2021,
         arXiv:2103.00020); without given negatives only.
       normalize: whether to bring rows to length 1 first; otherwise the scores are raw dot products.
@@ -69,6 +72,8 @@ def info_nce(
     a, p, keep = _pair(anchors, positives, temperature, mask, normalize)
     own = jnp.sum(a * p, axis=1) / temperature
     a = a / temperature
+    if ids is not None and (negatives is None or negatives.ndim != 2 or len(ids[1]) != len(negatives)):
+        raise InputError("ids are the numbers of the anchors and of the negatives [M, D] that all anchors share")
     if negatives is None:
         number = numbers(len(a), axis_name)
         sides = Side(a, keep, number), Side(p, keep, number)
@@ -86,7 +91,12 @@ def info_nce(
     _, n = wide(a, jnp.where(keep[:, None, None], negatives, 0) if own_ones else negatives)
     n = unit(n) if normalize else n
     if not own_ones:
-        rows, _ = reduce_pairs(LOG_SUM_EXP, Side(a, keep), Side(n, jnp.ones(len(n), bool)), chunk=chunk)
+        one, other = Side(a, keep), Side(n, jnp.ones(len(n), bool))
+        if ids is None:
+            rows, _ = reduce_pairs(LOG_SUM_EXP, one, other, chunk=chunk)
+        else:
+            one, other = (side._replace(tags=tags) for side, tags in zip((one, other), ids, strict=True))
+            rows, _ = reduce_pairs(LOG_SUM_EXP, one, other, pairs=others, chunk=chunk)
     else:
         rows = jax.nn.logsumexp(jnp.einsum("bd,bkd->bk", a, n, precision=EXACT), axis=1)
     return jnp.where(keep, jax.nn.softplus(rows - own), 0)

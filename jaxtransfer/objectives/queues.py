@@ -10,7 +10,7 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, ema
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Context, Objective, named_key
+from jaxtransfer.objective import Context, Objective, named_key, view_of
 from jaxtransfer.objectives.rows import gathered, kept, unit
 from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
@@ -31,9 +31,14 @@ def moco(
     queue live in the state, as `<model>_ema` and `<model>_queue`. Keys of all devices enter it; batch norm sees the
     global batch, which is what the paper's shuffling brings about.
 
+    A key of the query's own image, from an epoch before, is no negative: where the batch holds each example's number
+    as `index`, `dataset.with_columns({"index": np.arange(len(dataset))})`, such keys are left out. Without it they
+    count, so the queue should be a small part of the data.
+
     Args:
       model: an encoder with a projection.
-      queue: K, keys that are kept, at first random ones; not fewer than a batch has.
+      queue: K, keys that are kept, at first random ones; not fewer than a batch has, and with a batch not more than
+        there are examples.
       temperature: τ.
       decay: of the slow network.
       views: the entries of the batch: the query's, and the key's.
@@ -51,13 +56,14 @@ def moco(
         query, key = (pick(f"model {model.name!r}", outputs[forward], tap) for forward in (fast, slow))
         mask, keys = batch.get("mask"), state[name]["keys"]
         query, key = kept(query, mask), kept(jax.lax.stop_gradient(key), mask)
-        values = losses.info_nce(query, key, temperature=temperature, negatives=keys, normalize=True, mask=mask)
+        options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask}
+        values = losses.info_nce(query, key, negatives=keys, ids=_ids(state[name], batch), **options)
         value = ctx.mean(values, mask)
         if ctx.train:
             state = {**state, name: _enqueued(state[name], key, batch, ctx)}
         return value.value, state, {"moco": value}
 
-    return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue), per_update=(name,))
+    return Objective("moco", (fast, slow), term, setup=_queue(fast, tap, name, queue), per_update=(name,), apart=queue)
 
 
 def nnclr(
@@ -76,7 +82,8 @@ def nnclr(
 
     Args:
       model: an encoder with a projection and a prediction of it.
-      queue: projections that are kept; not fewer than a batch has.
+      queue: projections that are kept; not fewer than a batch has, and with a batch not more than there are examples.
+        Where the batch holds each example's number as `index`, an example is not its own neighbour.
       temperature: τ.
       views: the entries of the batch.
       prediction: the output that is compared with a neighbour.
@@ -94,19 +101,21 @@ def nnclr(
         taps = {"p": prediction, "z": projection}
         found = {f"{k}{n}": pick(f"model {model.name!r}", one, tap) for k, tap in taps.items()
                  for n, one in enumerate(outputs[run], 1)}  # fmt: skip
-        mask, support = batch.get("mask"), state[name]["keys"]
+        mask, support, ids = batch.get("mask"), state[name]["keys"], _ids(state[name], batch)
         rows = {name: kept(entry, mask) for name, entry in found.items()}
         options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask, "axis_name": ctx.axis}
         ways = []
         for z, p in (("z1", "p2"), ("z2", "p1")):
-            nearest = support[jnp.argmax(unit(jax.lax.stop_gradient(rows[z])) @ support.T, axis=1)]
-            ways.append(losses.info_nce(nearest, rows[p], **options))
+            scores = unit(jax.lax.stop_gradient(rows[z])) @ support.T
+            if ids is not None:
+                scores = jnp.where(ids[0][:, None] == ids[1][None], -jnp.inf, scores)
+            ways.append(losses.info_nce(support[jnp.argmax(scores, axis=1)], rows[p], **options))
         value = ctx.mean((ways[0] + ways[1]) / 2, mask)
         if ctx.train:
             state = {**state, name: _enqueued(state[name], rows["z1"], batch, ctx)}
         return value.value, state, {"nnclr": value}
 
-    return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue), per_update=(name,))
+    return Objective("nnclr", (run,), term, setup=_queue(run, projection, name, queue), per_update=(name,), apart=queue)
 
 
 def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tuple[Any, Any]]:
@@ -118,16 +127,27 @@ def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tu
             raise InputError(f"the queue holds {size} vectors, fewer than a batch of {rows}; make it larger")
         dim = pick(f"model {forward.model.name!r}", shapes_of(forward, batch), tap).shape[-1]
         vectors = jax.random.normal(named_key(key, name), (size, dim))
-        return {}, {name: {"keys": unit(vectors), "place": jnp.zeros((), jnp.int32)}}
+        known = {"index": jnp.full(size, -1, jnp.int32)} if "index" in batch else {}
+        return {}, {name: {"keys": unit(vectors), "place": jnp.zeros((), jnp.int32), **known}}
 
     return setup
 
 
+def _ids(queue: Any, batch: Any) -> tuple[jax.Array, jax.Array] | None:
+    """Returns the numbers of the batch's examples and of those in the queue; None where it doesn't know them."""
+    return (view_of(batch, ("index",)).astype(jnp.int32), queue["index"]) if "index" in queue else None
+
+
 def _enqueued(queue: Any, found: jax.Array, batch: Any, ctx: Context) -> Any:
     """Returns the queue with all devices' new vectors in the place of the oldest; those whose mask is 0 are skipped."""
-    everywhere, mask = gathered({"key": found}, batch, ctx)
+    known = {"index": batch["index"]} if "index" in queue else {}
+    everywhere, mask = gathered({"key": found, **known}, batch, ctx)
     rows, size, counted = unit(everywhere["key"]), len(queue["keys"]), mask > 0
     offsets = jnp.cumsum(counted) - 1
     places = jnp.where(counted, (queue["place"] + offsets) % size, size)
     keys = queue["keys"].at[places].set(jax.lax.stop_gradient(rows).astype(queue["keys"].dtype), mode="drop")
-    return {"keys": keys, "place": ((queue["place"] + jnp.sum(counted)) % size).astype(jnp.int32)}
+    place = ((queue["place"] + jnp.sum(counted)) % size).astype(jnp.int32)
+    if not known:
+        return {"keys": keys, "place": place}
+    index = queue["index"].at[places].set(everywhere["index"].astype(jnp.int32), mode="drop")
+    return {"keys": keys, "place": place, "index": index}

@@ -31,6 +31,7 @@ def over_views(
     other: Model | None = None,
     views: Sequence[str] = VIEWS,
     tap: str = "projection",
+    apart: int | None = None,
 ) -> Objective:
     """Builds the mean of `loss(z1, z2)` over the global batch, z the embeddings of two views of each example.
 
@@ -46,6 +47,7 @@ def over_views(
       other: a second model for the second view: another modality.
       views: the entries of the batch.
       tap: the output that is compared: `jt.models.with_heads(encoder, projection=...)` gives `projection`.
+      apart: 0 where a batch must not hold an example twice, as the loss would take the copy for another example.
 
     Returns:
       An objective.
@@ -88,7 +90,7 @@ def over_views(
     def check(outputs, batch):
         embeddings(outputs)
 
-    return Objective(name, forwards, term, check=check)
+    return Objective(name, forwards, term, check=check, apart=apart)
 
 
 def info_nce(
@@ -141,7 +143,7 @@ def info_nce(
         def loss(z1, z2, mask=None, axis_name=None):
             return losses.info_nce(z1, z2, temperature=value, mask=mask, axis_name=axis_name, **options)
 
-        return over_views("info_nce", phi, loss, other=psi, views=views, tap=tap)
+        return over_views("info_nce", phi, loss, other=psi, views=views, tap=tap, apart=0)
 
     fixed = at(temperature)
     if not learn_temperature:
@@ -199,7 +201,7 @@ def siglip(
             options = {"temperature": jnp.exp(-learned["log_scale"]), "bias": learned["bias"]}
             return losses.siglip(z1, z2, normalize=True, mask=mask, axis_name=axis_name, **options)
 
-        return over_views("siglip", phi, loss, other=psi, views=views, tap=tap)
+        return over_views("siglip", phi, loss, other=psi, views=views, tap=tap, apart=0)
 
     def term(outputs, params, state, batch, ctx):
         return at(params[scale]).loss(outputs, params, state, batch, ctx)
@@ -222,7 +224,7 @@ def simclr(
       tap: the output that is compared.
     """
     loss = functools.partial(losses.nt_xent, temperature=temperature)
-    return over_views("simclr", model, loss, views=views, tap=tap)
+    return over_views("simclr", model, loss, views=views, tap=tap, apart=0)
 
 
 def decoupled(
@@ -243,7 +245,7 @@ def decoupled(
       tap: the output that is compared.
     """
     loss = functools.partial(losses.dcl, temperature=temperature, sigma=sigma)
-    return over_views("dcl", model, loss, views=views, tap=tap)
+    return over_views("dcl", model, loss, views=views, tap=tap, apart=0)
 
 
 def supcon(

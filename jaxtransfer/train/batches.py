@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.objective import Batch
+from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.step import TrainStep, train_step, transformed
 
@@ -76,6 +76,25 @@ class DrawnInside:
 
     def close(self) -> None:
         """Does nothing: nothing is open."""
+
+
+def check_apart(objective: Objective, data: Any) -> None:
+    """Raises where an objective would take an example of a pipeline for another one: too few for a batch or a queue."""
+    dataset, size = getattr(data, "dataset", None), getattr(data, "batch_size", None)
+    if objective.apart is None or dataset is None or size is None:
+        return
+    count = len(dataset)
+    if size > count:
+        raise InputError(
+            f"a batch of {size} of {count} examples holds some of them twice, and this objective would tell an example "
+            f"from its own copy; make batches of at most {count}"
+        )
+    if size + objective.apart > count and "index" not in dataset.columns:
+        raise InputError(
+            f"a queue of {objective.apart} and a batch of {size} are more than the {count} examples, so an example "
+            f"would be told from its own copy in the queue; take a queue of at most {count - size}, or number the "
+            f"examples, which leaves such copies out: dataset.with_columns({{'index': np.arange(len(dataset))}})"
+        )
 
 
 def _seen(transform, key: jax.Array, batch: Batch) -> Batch:

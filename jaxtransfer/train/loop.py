@@ -15,7 +15,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import loggers, selection
-from jaxtransfer.train.batches import DrawnInside, FromHost
+from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
 from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
@@ -117,6 +117,7 @@ def fit(
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
+    check_apart(objective, data)
     if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
         raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key

@@ -73,6 +73,14 @@ def test_a_single_class_has_no_probe(run, folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_usual_queue_is_cut_to_what_the_data_allow(run, tmp_path):
+    _, told = run("contrast", *SMALL, "--steps", "1", "--method", "moco", "--out", tmp_path / "out")
+    assert told[0] == "--queue: 184, not 4096, as with a batch of 16 it must not exceed the 200 images"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["queue"] == 184
+    assert "| queue | 184 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PRETEXTS)
 def test_every_method_runs(run, tmp_path, method):
     crops = ("--crops", "2") if PRETEXTS[method].crops else ()
@@ -105,6 +113,16 @@ def test_every_method_runs(run, tmp_path, method):
         (("--projection", "8", "0"), "--projection: sizes are at least 1; got 8 0"),
         (("--micro-batch", "24"), "a batch of 16 doesn't divide into micro-batches of 24"),
         (("--method", "moco", "--queue", "8"), "the queue holds 8 vectors, fewer than a batch of 16; make it larger"),
+        (
+            ("--method", "nnclr", "--queue", "185"),
+            "--queue: 185 vectors and a batch of 16 are more than the 200 images, so an image would meet itself; take "
+            "at most 184",
+        ),
+        (
+            ("--batch-size", "208"),
+            "--batch-size: 208 of 200 images would hold some of them twice, each its own negative; take at most 200",
+        ),
+        (("--method", "moco", "--batch-size", "104"), "--batch-size: moco needs a queue of a batch or more"),
     ],
 )
 def test_refused_before_it_begins(refused, tmp_path, words, expected):
