@@ -54,7 +54,7 @@ class Predict:
             part = files[begin : begin + self.batch_size]
             inputs = np.zeros((self.batch_size, *shape), np.uint8)
             for row, file in enumerate(part):
-                inputs[row] = images.fit(images.read(file), shape)
+                inputs[row] = images.fit(images.read(file, channels=4 if shape[2] == 4 else 3), shape)
             for file, row in zip(part, np.asarray(probabilities(run.params, run.state, inputs)), strict=False):
                 order = np.argsort(-row)[: self.top]
                 listed = [{"class": names[k], "probability": round(float(row[k]), 6)} for k in order]
