@@ -1,10 +1,16 @@
-"""Strict settings for every test: eight virtual devices, no rank promotion, no captured constants."""
+"""Strict settings for every test: eight virtual devices, no rank promotion, no captured constants.
+
+Compiled programs are kept between runs, shared by workers and the processes that tests start: see `compile_cache.py`.
+"""
 
 import os
+
+import compile_cache
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.update(compile_cache.variables(os.environ))
 
 import jax
 import numpy as np
@@ -12,6 +18,12 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 1_000_000)  # a warning, and warnings are errors
+
+
+def pytest_sessionfinish(session):
+    """Bounds the cache, once for all workers."""
+    if not hasattr(session.config, "workerinput"):
+        compile_cache.prune()
 
 
 @pytest.fixture
