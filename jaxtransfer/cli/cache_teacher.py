@@ -144,7 +144,9 @@ def check_cache_is_of(cache: jt.data.TeacherCache, run: Run, directory: Path) ->
         )
 
 
-def attach_cache(dataset: jt.data.Dataset, directory: Path, run: Run, run_directory: Path) -> jt.data.Dataset:
+def attach_cache(
+    dataset: jt.data.Dataset, directory: Path, run: Run, run_directory: Path, classes: Any = None
+) -> jt.data.Dataset:
     """Returns the data set with the outputs of the teacher `run`, from the cache in `directory`, as columns.
 
     Args:
@@ -152,13 +154,14 @@ def attach_cache(dataset: jt.data.Dataset, directory: Path, run: Run, run_direct
       directory: the folder of the cache.
       run: the teacher.
       run_directory: where the teacher lies.
+      classes: integers [C], which of its logits belongs to class c; None where they are counted alike.
 
     Raises:
       InputError: where the folder is no whole cache, or one of another teacher or other data.
     """
     cache = jt.data.open_outputs(directory)
     check_cache_is_of(cache, run, run_directory)
-    return jt.data.attach_outputs(dataset, cache)
+    return jt.data.attach_outputs(dataset, cache, classes=classes)
 
 
 def _apply(run: Run, params, state, images):

@@ -15,10 +15,12 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
+from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.lessons import LESSONS, LOGITS, lesson, taps_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, statistics
-from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Stage
 from jaxtransfer.objectives.teachers import Teacher, shapes_of
@@ -71,18 +73,24 @@ class Distill:
         """Trains, or resumes, or says that it is done."""
         self._check()
         runs = [load_run(directory) for directory in self.teacher]
-        shape = tuple(runs[0].config["image_shape"]) if self.resize else None
-        train, test = load_pair(self.data, shape, seed=self.training.seed, prepare=lambda d: self._prepared(d, runs))
         for run, directory in zip(runs, self.teacher, strict=True):
             if run.config.get("command") == "meta":
                 raise InputError(
                     f"{directory} is a run of meta, which knows no fixed classes; expected one of pretrain"
                 )
+            if LESSONS[self.loss].taps == LOGITS:
+                check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
+        shape = tuple(runs[0].config["image_shape"]) if self.resize else None
+        train, test = load_pair(self.data, shape, seed=self.training.seed, prepare=lambda d: self._prepared(d, runs))
+        taught, comparable = [], True
+        for run, directory in zip(runs, self.teacher, strict=True):
             check_fits(run, train, directory)
-            self._check_classes(run, train, directory)
+            found = self._found(run, train, directory)
+            comparable = comparable and found is not None
+            taught.append(run if found is None else with_classes_of(run, train, directory, found))
         config = self._config(runs, train)
         model = build_model(config)
-        live = [_frozen(run) for run in runs]
+        live = [_frozen(run) for run in taught]
         train_stages(
             self._stages(model, live, train),
             config,
@@ -90,7 +98,7 @@ class Distill:
             train,
             test,
             eval_model=model,
-            eval_objective=_evaluation(model, live[0], self._compares_classes(runs, train)),
+            eval_objective=_evaluation(model, live[0], comparable),
             title=f"distill {config['model']} from {', '.join(run.config['model'] for run in runs)} by {self.loss}",
             tables=lambda variables: [_sizes(self.training.out, model, variables, runs, train)],
         )
@@ -124,25 +132,25 @@ class Distill:
         if LESSONS[self.loss].loss is None:
             train = train.with_columns({"index": np.arange(len(train), dtype=np.int32)})
         if self.cache is not None:
-            train = attach_cache(train, self.cache, runs[0], self.teacher[0])
+            found = self._found(runs[0], train, self.teacher[0])
+            classes = None if found is None or found.same else found.places
+            train = attach_cache(train, self.cache, runs[0], self.teacher[0], classes)
         return train
 
-    def _compares_classes(self, runs: list[Run], train: jt.data.Dataset) -> bool:
-        return all(
-            run.config.get("command") != "contrast" and len(run.config["class_names"]) == train.classes for run in runs
-        )
-
-    def _check_classes(self, run: Run, train: jt.data.Dataset, directory: Path) -> None:
-        if LESSONS[self.loss].taps == LOGITS:
-            check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
-        known = len(run.config["class_names"])
-        if known == train.classes:
-            warn_of_other_classes(run, train, directory)
-        elif LESSONS[self.loss].taps == LOGITS:
+    def _found(self, run: Run, train: jt.data.Dataset, directory: Path) -> Places | None:
+        """Returns where the data's classes stand among a teacher's, or None where a lesson can do without them."""
+        if run.config.get("command") == "contrast":
+            return None
+        try:
+            return places_in(run, train, directory)
+        except InputError as error:
+            if LESSONS[self.loss].taps != LOGITS:
+                return None
             raise InputError(
-                f"--loss {self.loss} compares classes: {directory} knows {known}, {train.name} has {train.classes}; "
-                f"take a teacher of the same classes, or a loss of features or maps (hint, rkd, attention-transfer)"
-            )
+                f"--loss {self.loss} compares classes: {directory} knows {len(run.config['class_names'])}, "
+                f"{train.name} has {train.classes}; take a teacher of the same classes, or a loss of features or maps "
+                f"(hint, rkd, attention-transfer): {error}"
+            ) from None
 
     def _config(self, runs: list[Run], train: jt.data.Dataset) -> dict[str, Any]:
         mean, std = statistics(train)

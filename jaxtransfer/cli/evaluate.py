@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.contrast import measured
 from jaxtransfer.cli.learners import check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
-from jaxtransfer.cli.runs import Run, check_fits, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, check_fits, load_run
 from jaxtransfer.errors import InputError
 
 
@@ -30,7 +31,7 @@ class Evaluate:
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory; its best checkpoint is used."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's own)")] = None
-    """Data set, as for `pretrain`; its classes must be the run's."""
+    """Data set, as for `pretrain`; its classes are found among the run's by their names."""
     split: Annotated[
         str | None, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="(default: the run's --eval-split, else test)")
     ] = None
@@ -80,18 +81,12 @@ class Evaluate:
         train = self._dataset(run, run.config["split"] if own else "train")
         if own and run.config["shots"]:
             train = train.subset(per_class=run.config["shots"], seed=run.config["seed"])
+        test = test.as_classes(train.class_names, whose=f"{train.name} ({train.split})")
         _, scores = measured(run, train, test, self.batch_size)
         return {"data": test.name, "split": test.split, "examples": len(test), **scores}
 
     def _on_examples(self, run: Run) -> dict[str, Any]:
-        dataset = self._dataset(run)
-        classes = len(run.config["class_names"])
-        if dataset.classes != classes:
-            raise InputError(
-                f"{self.directory} knows {classes} classes, {dataset.name} has {dataset.classes}; finetune it on "
-                f"{dataset.name} first"
-            )
-        warn_of_other_classes(run, dataset, self.directory)
+        dataset = labelled_as(run, self._dataset(run), self.directory)
         state = jt.TrainState.of(run.params, run.state, step=run.step)
         metrics = jt.evaluate(jt.classification(run.model), state, jt.data.eval_batches(dataset, self.batch_size))
         return {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.classes import pick_classes, places_in, with_classes_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair
-from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run, warn_of_other_classes
+from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import split_steps, train_stages
 from jaxtransfer.errors import InputError, unknown
 
@@ -53,7 +55,7 @@ class Finetune:
     head_strength: float = 0.01
     """Of the decay of a new head under l2-sp and l2-sp-fisher."""
     keep_head: bool = False
-    """Keep the source's head, because the classes mean the same; otherwise a new one starts afresh."""
+    """Keep the source's head for the classes of the same names; otherwise a new one starts afresh."""
     resize: bool = False
     """Bring the images to the source's shape: size, and grey or colour."""
 
@@ -87,8 +89,9 @@ class Finetune:
             **{key: source.config[key] for key in ("model", "image_shape", "mean", "std")},
         )
         model = build_model(config)
-        params, state = _start(self, source, model, train)
-        make = Ingredients(self, source, model, {model.name: source.params[source.model.name]})
+        kept, places = _kept(self, source, train) if self.keep_head else (source, None)
+        params, state = _start(self, kept, model, train)
+        make = Ingredients(self, source, model, {model.name: kept.params[source.model.name]}, places)
         train_stages(
             METHODS[self.method](make),
             config,
@@ -104,19 +107,23 @@ class Finetune:
 
 def _start(command: Finetune, source: Run, model: jt.Model, train: jt.data.Dataset) -> tuple[Any, Any]:
     """Returns the weights and statistics to start from: the source's, with a fresh head unless it is kept."""
-    classes = len(source.config["class_names"])
-    if command.keep_head and classes != train.classes:
-        raise InputError(
-            f"--keep-head needs the same classes: {command.source} has {classes}, {train.name} has {train.classes}; "
-            f"leave it out to start with a new head"
-        )
-    if command.keep_head:
-        warn_of_other_classes(source, train, command.source)
     key = jax.random.key(command.training.seed)
     fresh = model.init(key, train.read([0])["image"])
     reinit = () if command.keep_head else model.head
     params = jt.transfer(source.params[source.model.name], fresh["params"], reinit=reinit).params
     return params, source.state[source.model.name]
+
+
+def _kept(command: Finetune, source: Run, train: jt.data.Dataset) -> tuple[Run, np.ndarray]:
+    """Returns the source with its head for the classes of the data, and where they stood in it."""
+    try:
+        found = places_in(source, train, command.source)
+    except InputError as error:
+        raise InputError(
+            f"--keep-head needs the same classes: {command.source} has {len(source.config['class_names'])}, "
+            f"{train.name} has {train.classes}; leave it out to start with a new head: {error}"
+        ) from None
+    return with_classes_of(source, train, command.source, found), found.places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +134,7 @@ class Ingredients:
     source: Run
     model: jt.Model
     anchor: Any
+    places: np.ndarray | None  # of the classes in the source, where its head is kept
 
     @property
     def steps(self) -> int:
@@ -170,6 +178,10 @@ class Ingredients:
             data_dir=self.command.data.data_dir,
             image_shape=tuple(config["image_shape"]),
         ).take(2000)
+        data = data.as_classes(config["class_names"], whose=str(self.command.source))
         batches = jt.data.eval_batches(data, min(50, len(data)))
         objective = jt.classification(self.source.model)
-        return jt.fisher_diagonal(objective, self.source.params, self.source.state, batches)
+        fisher = jt.fisher_diagonal(objective, self.source.params, self.source.state, batches)
+        if self.places is None:
+            return fisher
+        return {name: pick_classes(config, values, self.places) for name, values in fisher.items()}

@@ -91,14 +91,6 @@ def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
         )
 
 
-def warn_of_other_classes(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
-    """Warns where a data set has as many classes as the run, but calls or orders them otherwise."""
-    for label, (ours, theirs) in enumerate(zip(run.config["class_names"], dataset.class_names, strict=False)):
-        if ours != theirs:
-            warnings.warn(f"class {label} is {ours!r} in {directory} and {theirs!r} in {dataset.name}", stacklevel=2)
-            return
-
-
 def device_mesh() -> jax.sharding.Mesh | None:
     """Returns a mesh over all devices, or None where there is one."""
     count = jax.device_count()

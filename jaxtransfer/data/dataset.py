@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data import images
+from jaxtransfer.data.classes import match_classes, not_among
 from jaxtransfer.data.columns import Column, as_column, selected
 from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
-from jaxtransfer.data.sources import ArraySource, Source
+from jaxtransfer.data.sources import ArraySource, Source, relabelled
 from jaxtransfer.errors import InputError
 
 _CHUNK = 256  # examples that one thread decodes at a time
@@ -229,6 +230,28 @@ class Dataset:
                 )
             chosen.append(np.random.default_rng([seed, label]).permutation(members)[:per_class])
         return self.select(np.sort(np.concatenate(chosen)))
+
+    def as_classes(self, class_names: Sequence[str], *, whose: str = "the classes asked for") -> "Dataset":
+        """The same examples with the labels that other class names give them, for a model of those to be evaluated.
+
+        Names are found wherever they stand, and classes may be left over; see `match_classes` for names that are
+        numbers and for data without names.
+
+        Args:
+          class_names: the classes that label k is to stand for.
+          whose: what they are of, for messages.
+
+        Raises:
+          InputError: names a class that occurs here and is not among them; or where names don't tell.
+        """
+        found = match_classes(self.class_names, class_names, of=self._title, whose=whose).places
+        for label in np.flatnonzero(found < 0):
+            if label in self.labels:
+                raise not_among(self.class_names[label], class_names, of=self._title, whose=whose)
+        labels = found[self.labels].astype(np.int32)
+        more = replace(self, class_names=tuple(class_names), source=relabelled(self.source, found))
+        vars(more)["labels"] = labels  # read once
+        return more
 
     def decoded(self, threads: int | None = None) -> "Dataset":
         """The same data set with decoded images and labels held in memory.

@@ -1,7 +1,7 @@
 """Where examples come from."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,3 +58,33 @@ class ArraySource:
         """Digests of the examples `rows`, or of all."""
         images, labels = (self.images, self.labels) if rows is None else (self.images[rows], self.labels[rows])
         return {"labels": of_array(labels), "images": of_array(images)}
+
+
+def relabelled(source: Source, places: np.ndarray) -> Source:
+    """A source whose label k has become `places[k]`, int64 [classes]."""
+    if isinstance(source, ArraySource):
+        return replace(source, labels=np.take(places, source.labels, mode="clip").astype(np.int32))
+    return Relabelled(source, places)
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelled:
+    """The examples of a source, label k as `places[k]`."""
+
+    source: Source
+    places: np.ndarray
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        example = self.source[index]
+        return {**example, "label": int(self.places[example["label"]])}
+
+    def many(self, indices):
+        """The examples of several numbers."""
+        return ({**one, "label": int(self.places[one["label"]])} for one in self.source.many(indices))
+
+    def read_labels(self):
+        """All labels, int64 [N]."""
+        return np.take(self.places, self.source.read_labels(), mode="clip")

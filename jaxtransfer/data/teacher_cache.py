@@ -141,13 +141,17 @@ class _StoredColumn:
         return self.cache.read(self.name, rows)
 
 
-def attach_outputs(dataset: Dataset, cache: TeacherCache, teacher: str = "teacher") -> Dataset:
+def attach_outputs(
+    dataset: Dataset, cache: TeacherCache, teacher: str = "teacher", *, classes: np.ndarray | None = None
+) -> Dataset:
     """Adds a teacher's outputs to the data set that they were computed on.
 
     Args:
       dataset: that data set, whole; `subset`, `select` and `take` come after.
       cache: what `open_outputs` gave.
       teacher: what the columns' names begin with, and `jt.cached` is called; of several teachers each its own.
+      classes: integers [C], where the teacher counts the classes otherwise than the data set: which of its logits
+        belongs to class c. A cache knows numbers alone; without `classes` they are taken to mean the same.
 
     Returns:
       The data set with the columns `teacher_logits`, ...; pipelines refuse to augment it.
@@ -155,7 +159,28 @@ def attach_outputs(dataset: Dataset, cache: TeacherCache, teacher: str = "teache
     Raises:
       InputError: where the data set is another one, or the files are damaged.
     """
-    return dataset.with_columns(cache.columns_for(dataset, teacher), of_image=True)
+    columns = cache.columns_for(dataset, teacher)
+    if classes is not None and (name := f"{teacher}_logits") in columns:
+        columns = {**columns, name: _of_classes(columns[name], np.asarray(classes))}
+    return dataset.with_columns(columns, of_image=True)
+
+
+def _of_classes(column: Any, classes: np.ndarray) -> Column:
+    return column[:, classes] if isinstance(column, np.ndarray) else _ClassesOf(column, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _ClassesOf:
+    """Some logits of a column, which stays unread."""
+
+    column: Any
+    classes: np.ndarray
+
+    def __len__(self):
+        return len(self.column)
+
+    def __getitem__(self, rows):
+        return self.column[rows][:, self.classes]
 
 
 def outputs_note(dataset: Dataset, outputs: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
