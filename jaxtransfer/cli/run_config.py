@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxtransfer import models
+import jax
+import numpy as np
+
+import jaxtransfer as jt
+from jaxtransfer import models, tree
 from jaxtransfer.cli.learners import LEARNERS, STATISTICS
 from jaxtransfer.errors import InputError, unknown
 
@@ -20,12 +24,13 @@ def check_config(config: dict[str, Any], directory: Path) -> None:
     Raises:
       InputError: names the entry, what it should be, and what came.
     """
-    command = config.get("command", "pretrain")
-    if command not in tuple(_MORE):
-        raise _wrong(directory, "command", f"one of {', '.join(_MORE)}", command)
-    for name, (holds, expected) in (_EVERY | _MORE[command]).items():
+    command = config.get("command", "")
+    if not isinstance(command, str):
+        raise _wrong(directory, "command", "the name of a command", command)
+    more = _MORE.get(command, {})
+    for name, (holds, expected) in (_EVERY | more).items():
         if name not in config:
-            if name in _OPTIONAL:
+            if name in _OPTIONAL - more.keys():
                 continue
             raise InputError(f"{directory} is no run of pretrain or finetune: its configuration lacks {name!r}")
         if not holds(config[name]):
@@ -51,6 +56,22 @@ def _whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value <= most
 
 
+def check_weights(model: jt.Model, params: Any, config: dict[str, Any], directory: Path) -> None:
+    """Raises where a checkpoint's weights, by model name, are not those of the model that a configuration describes."""
+    image = jax.ShapeDtypeStruct((1, *config["image_shape"]), np.uint8)
+    try:
+        expected = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+        wrong = tree.differences(tree.leaves_by_path(expected), tree.leaves_by_path(params.get(model.name, {})))
+    except Exception as error:  # whatever a network raises for images that it can't take
+        wrong = (str(error).partition("\n")[0],)
+    if any(wrong):
+        told = str(wrong) if isinstance(wrong, tree.Differences) else wrong[0]
+        raise InputError(
+            f"the weights of {directory} are not of the model that its configuration describes: {told}; restore the "
+            f"configuration, or train the run anew"
+        )
+
+
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
@@ -61,7 +82,8 @@ def _text(value: Any) -> bool:
 
 def _list_of(holds: Callable[[Any], bool], *, length: int | None = None) -> Callable[[Any], bool]:
     def holds_for_all(value: Any) -> bool:
-        return isinstance(value, list) and all(map(holds, value)) and (len(value) == length if length else len(value) > 0)
+        right = length or max(1, len(value)) if isinstance(value, list) else None
+        return right is not None and len(value) == right and all(map(holds, value))
 
     return holds_for_all
 
@@ -103,9 +125,6 @@ _EPISODES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "split_classes": (_or_none(_list_of(_whole(0), length=3)), "three numbers of classes, or null"),
 }
 _MORE: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "pretrain": {},
-    "finetune": {},
-    "distill": {},
-    "contrast": {},
-    "meta": _EPISODES,
+    "contrast": {name: _EVERY[name] for name in ("shots", "seed")},
+    "meta": {**_EPISODES, "seed": _EVERY["seed"], "eval_split": _EVERY["eval_split"]},
 }

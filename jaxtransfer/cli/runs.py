@@ -8,12 +8,11 @@ import jax
 
 import jaxtransfer as jt
 from jaxtransfer import models
+from jaxtransfer.cli.run_config import check_config, check_weights
 from jaxtransfer.errors import InputError
 from jaxtransfer.train import checkpoints
 from jaxtransfer.train.run import read_config
 from jaxtransfer.train.selection import score_of
-
-_NEEDED = ("class_names", "model", "image_shape", "mean", "std", "data", "split")
 
 
 class Run(NamedTuple):
@@ -47,10 +46,9 @@ def load_run(directory: Path) -> Run:
       InputError: where the directory is no run, or no checkpoint of it is whole.
     """
     config = read_config(directory)
-    if missing := [key for key in _NEEDED if key not in config]:
-        raise InputError(f"{directory} is no run of pretrain or finetune: its configuration lacks {missing[0]!r}")
+    check_config(config, directory)
     folder, errors = Path(directory) / "checkpoints", []
-    best = checkpoints.best(folder, score_of())
+    best = checkpoints.best(folder, score_of(config.get("monitor")))
     newest_first = checkpoints.steps(folder)[::-1]
     order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
     for step in order:
@@ -64,8 +62,9 @@ def load_run(directory: Path) -> Run:
         params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
         model = build_model(config)
         if config.get("command") == "contrast":  # the heads of the method stay behind
-            variables = models.encoder_of({"params": params[model.name], **state.get(model.name, {})})
-            params, state = {model.name: variables.pop("params")}, {model.name: variables}
+            variables = models.encoder_of({"params": params.get(model.name, {}), **state.get(model.name, {})})
+            params, state = {model.name: variables.pop("params", {})}, {model.name: variables}
+        check_weights(model, params, config, directory)
         return Run(config, model, params, {model.name: {}, **state}, found.step)
     if errors:
         raise InputError(f"no checkpoint of {directory} is whole ({errors[0]}); run its command again to train it anew")

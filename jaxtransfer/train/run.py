@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,17 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     try:
-        return json.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")  # to read a pipe would wait for ever
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"expected a JSON object, got {reprlib.repr(config)}")
+        return config
     except FileNotFoundError:
         raise InputError(
             f"expected a run directory, with {CONFIG} in it, got {str(directory)!r}; a run is what --out named"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
 
 
