@@ -17,6 +17,7 @@ import numpy as np
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, Frozen
 from jaxtransfer.model import Model
+from jaxtransfer.tree import check_arrays
 
 Tree = Any
 Batch = Mapping[str, Any]
@@ -240,7 +241,18 @@ def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
 
 
 def _fresh(forward: Forward, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    return dict(forward.model.init(named_key(key, forward.model.name), view_of(batch, forward.view)))
+    model = forward.model
+    variables = model.init(named_key(key, model.name), view_of(batch, forward.view))
+    what = f"the init of model {model.name!r}"
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        found = sorted(variables) if isinstance(variables, Mapping) else f"a {type(variables).__name__}"
+        raise InputError(
+            f"{what} must return {{'params': ..., **state}}; got {found}. Modules of other libraries become models by "
+            f"jt.models.linen, nnx and equinox"
+        )
+    for kind, values in variables.items():
+        check_arrays(values, f"{what}: {kind}", floating=kind == "params")
+    return jax.tree.map(jnp.asarray, dict(variables))
 
 
 def _run(forward: Forward, params, state, batch, ctx: Context):

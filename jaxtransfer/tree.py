@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer.errors import InputError
 
@@ -132,6 +133,21 @@ def matched(params: Any, anchor: Any, exclude: Patterns = ()) -> list[tuple[Any,
             f"the anchor must match the parameters by path and shape {wrong}. Name new layers in exclude=('head',)"
         )
     return [(ours[p], theirs[p]) for p in ours]
+
+
+def check_arrays(values: Any, what: str, *, floating: bool = False) -> None:
+    """Raises where a leaf is no array or, with `floating`, one without a gradient; names its path and its type."""
+    for path, leaf in leaves_by_path(values).items():
+        where = "/".join(filter(None, (what, path)))
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise InputError(f"expected arrays as leaves; {where} is a {type(leaf).__name__}")
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            raise InputError(f"expected arrays of numbers as leaves; {where} is one of {leaf.dtype}")
+        if floating and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise InputError(
+                f"expected parameters of a floating-point type; {where} is {leaf.dtype}{list(leaf.shape)}. What "
+                f"doesn't train goes into a collection of its own, beside 'params'"
+            )
 
 
 def listed(items: Iterable[str], separator: str = ", ", limit: int = 12) -> str:

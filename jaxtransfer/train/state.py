@@ -61,8 +61,9 @@ def init(
       The state at step 0.
 
     Raises:
-      InputError: where the batch lacks an entry, labels are out of range, given weights do not fit the models, a
-        penalty does not cover the parameters, or two terms report a metric of one name.
+      InputError: where the batch lacks an entry, a model's `init` gives something else than arrays (named by path),
+        labels are out of range, given weights do not fit the models, a penalty does not cover the parameters, or two
+        terms report a metric of one name.
     """
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)

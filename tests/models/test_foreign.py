@@ -1,10 +1,14 @@
 """Models written in other ways fit through the same pair of functions."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from flax import nnx
 
+import jaxtransfer as jt
 from jaxtransfer.model import Model
 from jaxtransfer.models import normalize
 
@@ -102,3 +106,36 @@ def test_haiku_style():
 
 def test_function():
     check(function_model())
+
+
+WEIGHTS = np.ones((4, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (nn.Dense(3), r"must return \{'params': ..., \*\*state\}; got a Dense"),
+        ({"w": WEIGHTS}, r"must return \{'params': ..., \*\*state\}; got \['w'\]"),
+        ({"params": nn.Dense(3)}, "the init of model 'mine': params is a Dense"),
+        ({"params": {"body": {"net": nn.Dense(3)}}}, "params/body/net is a Dense"),
+        ({"params": {"w": WEIGHTS.tolist()}}, "params/w/0/0 is a float"),
+        ({"params": {"w": WEIGHTS.astype(np.int32)}}, r"floating-point type; .*params/w is int32\[4, 3\]"),
+        ({"params": {"w": WEIGHTS, "key": jax.random.key(0)}}, r"floating-point type; .*params/key is key<fry>"),
+        ({"params": {"w": WEIGHTS}, "stats": {"kind": "mean"}}, "stats/kind is a str"),
+        ({"params": {"w": np.array([None])}}, "params/w is one of object"),
+    ],
+)
+def test_what_an_init_must_not_return_is_refused_by_path(given, said):
+    model = Model(lambda key, x: given, lambda variables, x, *, train, key: ({"logits": x}, {}), "mine")
+    with pytest.raises(jt.InputError, match=said):
+        jt.init(jt.classification(model), optax.sgd(0.1), KEY, {"image": X, "label": np.arange(6) % 3})
+
+
+def test_numpy_weights_are_taken_in_the_precision_of_jax():
+    model = Model(
+        lambda key, x: {"params": {"w": WEIGHTS}, "calls": {"count": np.zeros((), int)}},
+        lambda variables, x, *, train, key: ({"logits": x @ variables["params"]["w"]}, {"calls": variables["calls"]}),
+    )
+    state = jt.init(jt.classification(model), optax.sgd(0.1), KEY, {"image": X, "label": np.arange(6) % 3})
+    assert state.params["model"]["w"].dtype == jnp.float32
+    assert state.state["model"]["calls"]["count"].dtype == jnp.int32
