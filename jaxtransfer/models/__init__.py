@@ -8,11 +8,13 @@ from jaxtransfer.models.cifar_resnet import resnet44 as resnet44
 from jaxtransfer.models.cifar_resnet import resnet56 as resnet56
 from jaxtransfer.models.cifar_resnet import resnet110 as resnet110
 from jaxtransfer.models.conv4 import conv4 as conv4
+from jaxtransfer.models.equinox import equinox as equinox
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
 from jaxtransfer.models.linen import linen as linen
 from jaxtransfer.models.mlp import mlp as mlp
+from jaxtransfer.models.nnx import nnx as nnx
 from jaxtransfer.models.preprocess import normalize as normalize
 from jaxtransfer.models.relation_net import relation_net as relation_net
 from jaxtransfer.models.resnet import resnet as resnet
