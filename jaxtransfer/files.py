@@ -39,6 +39,15 @@ def read_text(path: str | os.PathLike) -> str:
     return read_bytes(path).decode("utf-8")
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """Returns a path with a user's folder for a leading "~" or "~name"; `InputError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise InputError(f"there is no home folder of {user!r} for {os.fspath(path)}; write the path out") from None
+
+
 def check_regular(path: str | os.PathLike, mode: int | None = None) -> None:
     """Raises `InputError` for what is there and is no regular file; links count as what they lead to.
 

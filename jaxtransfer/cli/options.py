@@ -14,6 +14,7 @@ import tyro
 from jaxtransfer import data as data_room
 from jaxtransfer.data import augment
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import expanded
 
 AUGMENTATIONS = {
     "crop": lambda classes: augment.random_crop(4),
@@ -173,7 +174,7 @@ def load_pair(
 
 def check_folder(data_dir: Path | None) -> None:
     """Raises where --data-dir names no folder."""
-    if data_dir is not None and not data_dir.expanduser().is_dir():
+    if data_dir is not None and not expanded(data_dir).is_dir():
         raise InputError(f"--data-dir: expected the folder of prepared tfds data sets; there is no folder {data_dir}")
 
 

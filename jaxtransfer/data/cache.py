@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from jaxtransfer.files import expanded
+
 
 def cache_dir() -> Path:
     """The folder of our own cache; it may not exist yet.
@@ -10,9 +12,9 @@ def cache_dir() -> Path:
     `$JAXTRANSFER_CACHE`, else `$XDG_CACHE_HOME/jaxtransfer`, else `~/.cache/jaxtransfer`.
     """
     if own := os.environ.get("JAXTRANSFER_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "jaxtransfer"
+        return expanded(xdg) / "jaxtransfer"
     return Path.home() / ".cache" / "jaxtransfer"
 
 
@@ -26,4 +28,4 @@ def data_dirs(data_dir=None) -> list[Path]:
       That folder and the `tfds` folder of our cache.
     """
     first = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [Path(first).expanduser(), cache_dir() / "tfds"]
+    return [expanded(first), cache_dir() / "tfds"]

@@ -1,6 +1,7 @@
 """Data sets of image files in class folders."""
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,26 +9,28 @@ from pathlib import Path
 import numpy as np
 
 from jaxtransfer.data import images
+from jaxtransfer.data.class_folders import LAYOUT, find_images
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.fingerprint import of_array, of_files
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import expanded
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-_LAYOUT = "PATH/<split>/<class>/*.png or PATH/<class>/*.png (also jpg, jpeg, bmp, webp)"
+_LOG = logging.getLogger("jaxtransfer")
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Examples from image files: `files` are (path, label) pairs."""
+    """Examples from image files: `files` are (path, label) pairs, images RGB, or RGBA with 4 `channels`."""
 
     files: tuple[tuple[Path, int], ...]
+    channels: int = 3
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
         path, label = self.files[index]
-        return {"image": images.read(path), "label": label}
+        return {"image": images.read(path, self.channels), "label": label}
 
     def many(self, indices):
         """The examples of several numbers."""
@@ -48,11 +51,16 @@ class FolderSource:
 def load_folder(path, split: str, image_shape=None) -> Dataset:
     """Loads image files that lie in class folders.
 
-    The layout is `PATH/<split>/<class>/*` or `PATH/<class>/*`; files are png, jpg, jpeg, bmp or webp and
-    hidden ones are left out. Classes are the folder names of all splits, sorted. Without split folders there
-    are the splits "all", "train" and "test": in each class the fifth of the files with the smallest hash of
-    the file name is "test", the rest "train". Examples are ordered by the hash of class and file name, so
-    that a slice such as "train[:100]" or "train[:10%]" mixes the classes.
+    The layout is `PATH/<split>/<class>/...` or `PATH/<class>/...`; images in folders further inside belong to the
+    class. Folders in PATH are splits where one that holds folders of images has a usual name (train, test, val, ...) or
+    the asked one; else they are classes. Files are of the kinds that the decoder reads, by their suffix
+    (`jaxtransfer.data.images.SUFFIXES`); hidden ones, and what macOS and Windows leave behind, are not looked at, and
+    what else is left out is counted in a warning of the logger "jaxtransfer". Links are followed.
+
+    Classes are the folder names of all splits in plain order, so "10" comes before "2". Without split folders there
+    are the splits "all", "train" and "test": in each class the fifth of the files with the smallest hash of the name
+    (below the class folder) is "test", the rest "train". Examples are ordered by the hash of class and name, so that a
+    slice such as "train[:100]" or "train[:10%]" mixes the classes. Images are turned as their EXIF orientation says.
 
     Args:
       path: the folder.
@@ -61,64 +69,86 @@ def load_folder(path, split: str, image_shape=None) -> Dataset:
         of other shapes are an error when read.
 
     Returns:
-      The data set; images are RGB unless `image_shape` says 1 channel.
+      The data set; images are RGB unless `image_shape` says 1 channel, or 4 for the alpha channel too.
 
     Raises:
-      InputError: for a missing or empty folder, an unknown split or a first image that does not decode.
+      InputError: for a missing or empty folder, a class folder without images, a name of a class that is no UTF-8, an
+        unknown split or a first image that does not decode.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise InputError(f"there is no folder {root}; expected {_LAYOUT}")
-    splits, class_names = _scan(root)
+    root = expanded(path)
+    try:
+        there = root.is_dir()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
+        raise InputError(f"there is no folder {images.shown(root)}; expected {LAYOUT}")
     name, start, stop = _parse(split)
+    splits, class_names = _splits(root, name)
     if name not in splits:
-        raise unknown(f"split of folder:{path}", name, splits)
-    pairs = sorted(splits[name], key=lambda pair: _hash(f"{class_names[pair[1]]}/{pair[0].name}"))
+        raise unknown(f"split of folder:{images.shown(path)}", name, splits)
+    pairs = [(image.path, label) for image, label in _ordered(splits[name], class_names)]
     pairs = pairs[_bound(start, len(pairs), 0) : _bound(stop, len(pairs), len(pairs))]
     if not pairs:
-        raise InputError(f"folder:{path} has no images in split {split!r}; expected {_LAYOUT}")
-    shape = images.check_shape(image_shape) if image_shape is not None else images.read(pairs[0][0]).shape
-    source = FolderSource(tuple(pairs))
+        raise InputError(f"folder:{images.shown(path)} has no images in split {split!r}; expected {LAYOUT}")
+    shape, channels = None, 3
+    if image_shape is not None:
+        shape = images.check_shape(image_shape)
+        channels = 4 if shape[2] == 4 else 3
+    source = FolderSource(tuple(pairs), channels)
+    shape = shape or source[0]["image"].shape
     return Dataset(f"folder:{path}", split, class_names, shape, source, resize=image_shape is not None)
 
 
-def _scan(root):
-    """The files of each split as (path, label) pairs, and the class names."""
-    nested = {child.name: _classes(child) for child in _folders(root)}
-    if any(files for classes in nested.values() for files in classes.values()):
-        names = tuple(sorted({name for classes in nested.values() for name in classes}))
-        label = {name: number for number, name in enumerate(names)}
-        splits = {
-            split: [(path, label[name]) for name, files in classes.items() for path in files]
-            for split, classes in nested.items()
+def _splits(root: Path, asked: str):
+    """The images of each split as (image, label) pairs, and the class names; warns of what is left out."""
+    found = find_images(root, asked)
+    names = tuple(sorted({name for classes in found.splits.values() for name in classes}))
+    if not any(files for classes in found.splits.values() for files in classes.values()):
+        raise InputError(f"no images in {images.shown(root)}; expected {LAYOUT}")
+    folders = found.splits.get(asked, {}) if "" not in found.splits else found.splits[""]
+    for name in names:
+        everywhere = [classes[name] for classes in found.splits.values() if name in classes]
+        if not any(everywhere) or not folders.get(name, everywhere):
+            where = f"the split {asked!r} of " if name in folders and any(everywhere) else ""
+            raise InputError(
+                f"the class {name!r} has no images in {where}{images.shown(root)}; remove its folder, or bring its "
+                f"files to one of the kinds that are read: {', '.join(suffix[1:] for suffix in images.SUFFIXES)}"
+            )
+    label = {name: number for number, name in enumerate(names)}
+    if "" not in found.splits:
+        _warn(root, found.left.get(asked), asked)
+        pairs = {
+            split: [(image, label[name]) for name, files in classes.items() for image in files]
+            for split, classes in found.splits.items()
+            if classes
         }
-        return splits, names
-    classes = _classes(root)
-    if not any(classes.values()):
-        raise InputError(f"no images in {root}; expected {_LAYOUT}")
+        return pairs, names
+    _warn(root, found.left[""], "")
+    if found.deep:
+        _LOG.warning(
+            "folder:%s: %s are taken as classes, as there is no split %r; ask for one of them as the split if they are "
+            "splits",
+            images.shown(root),
+            ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else ""),
+            asked,
+        )
     splits = {"all": [], "train": [], "test": []}
-    for label, name in enumerate(sorted(classes)):
-        pairs = [(path, label) for path in sorted(classes[name], key=lambda path: _hash(path.name))]
+    for name, files in found.splits[""].items():
+        pairs = [(image, label[name]) for image in sorted(files, key=lambda image: _hash(image.name))]
         splits["all"] += pairs
         splits["test"] += pairs[: len(pairs) // 5]
         splits["train"] += pairs[len(pairs) // 5 :]
-    return splits, tuple(sorted(classes))
+    return splits, names
 
 
-def _folders(root):
-    return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+def _ordered(pairs, class_names):
+    return sorted(pairs, key=lambda pair: _hash(f"{class_names[pair[1]]}/{pair[0].name}"))
 
 
-def _classes(root):
-    return {child.name: _files(child) for child in _folders(root)}
-
-
-def _files(folder):
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+def _warn(root, left, split: str) -> None:
+    if left:
+        where = f"{images.shown(root)} ({split})" if split else images.shown(root)
+        _LOG.warning("folder:%s: %d files are left out: %s", where, len(left), left)
 
 
 def _hash(name):

@@ -96,7 +96,7 @@ def read(path, channels: int = 3) -> np.ndarray:
         size = image_header.size_of(data)
         if size is not None and size[0] * size[1] > MOST_PIXELS:
             raise InputError(
-                f"the image {_shown(path)} says that it has {size[0]} x {size[1]} pixels, expected at most "
+                f"the image {shown(path)} says that it has {size[0]} x {size[1]} pixels, expected at most "
                 f"{MOST_PIXELS:,} in all; make it smaller"
             )
         if size is not None:
@@ -113,7 +113,7 @@ def read(path, channels: int = 3) -> np.ndarray:
     except cv2.error:
         reason = "it is corrupt"
     if image is None:
-        raise InputError(f"cannot decode the image {_shown(path)}: {reason}; mend or remove it")
+        raise InputError(f"cannot decode the image {shown(path)}: {reason}; mend or remove it")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     if channels == 3:
         return image
@@ -124,6 +124,6 @@ def read(path, channels: int = 3) -> np.ndarray:
     return np.concatenate([image, alpha[:, :, None]], axis=2)
 
 
-def _shown(path) -> str:
-    """A path in a message; bytes that are no UTF-8 are escaped."""
+def shown(path) -> str:
+    """Returns a path for a message, with escapes for bytes that are no UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

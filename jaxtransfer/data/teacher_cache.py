@@ -19,6 +19,7 @@ from jaxtransfer.data.columns import Column
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError
+from jaxtransfer.files import expanded
 
 NOTE = "teacher_cache.json"
 _FORMAT = 1
@@ -218,7 +219,7 @@ def open_outputs(directory) -> TeacherCache:
       InputError: where the folder is no cache or of another version.
       DamagedCacheError: where records are missing or unreadable.
     """
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     note = read_note(directory)
     with quiet_tfds() as tfds:
         try:

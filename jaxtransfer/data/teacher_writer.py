@@ -25,6 +25,7 @@ from jaxtransfer.data.teacher_cache import (
     reason_of,
 )
 from jaxtransfer.errors import InputError
+from jaxtransfer.files import expanded
 
 _LOCK = ".lock"
 _SHARD = 2**28  # bytes of outputs in a file
@@ -49,7 +50,7 @@ def write_outputs(directory, note: dict[str, Any], batches: Iterable[Mapping[str
     Raises:
       InputError: where the folder holds something else, another process is writing it, or it cannot be written.
     """
-    directory = Path(directory).expanduser().absolute()
+    directory = expanded(directory).absolute()
     if _is_written(directory, note):
         return False
     with _alone(directory) as scratch:
