@@ -6,14 +6,15 @@ one of these, so one compiled step, one loop and one evaluation serve every meth
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, Frozen
 from jaxtransfer.model import Model
@@ -22,72 +23,6 @@ from jaxtransfer.tree import check_arrays
 Tree = Any
 Batch = Mapping[str, Any]
 Weight = Any  # a number, an array scalar, or a schedule: step -> number
-
-
-class Mean(NamedTuple):
-    """A metric as (total, count), so that means over batches and devices are exact: added up, divided once."""
-
-    total: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    @property
-    def value(self) -> jax.Array:
-        """The mean; zero where nothing was counted (every example masked)."""
-        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What a loss may know besides its inputs.
-
-    Attributes:
-      step: the number of updates made so far, int32 scalar; under gradient accumulation fewer than batches.
-      key: the run's key, under gradient accumulation the batch's; `draw_key` derives from it. None where nothing may
-        be drawn (evaluation).
-      frozen: the traced value of each frozen tree; `read` looks one up.
-      axis: the device axis under `pmap`; None under `jit`, where the batch is global by itself.
-      train: false in evaluation.
-
-    Only `sum`, `mean` and `gather` communicate between devices; a loss built on them is the global, replicated one.
-    """
-
-    step: Any = 0
-    key: Any = None
-    frozen: Mapping[Frozen, Tree] = dataclasses.field(default_factory=dict)
-    axis: str | None = None
-    train: bool = True
-
-    def read(self, handle: Frozen) -> Tree:
-        """Returns the frozen tree behind `handle`, cut off from differentiation."""
-        return jax.lax.stop_gradient(self.frozen.get(handle, handle.tree))
-
-    def sum(self, values: jax.Array) -> jax.Array:
-        """Returns the sum of all entries over all devices, in at least float32."""
-        total = jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
-        return total if self.axis is None else jax.lax.psum(total, self.axis)
-
-    def mean(self, values: jax.Array, mask: jax.Array | None = None) -> Mean:
-        """Returns the mean of per-example `values` [B] over the global batch, weighted by `mask` [B] (0 leaves out)."""
-        dtype = jnp.promote_types(values.dtype, jnp.float32)
-        weights = jnp.ones(values.shape, dtype) if mask is None else mask.astype(dtype)
-        kept = jnp.where(weights > 0, values.astype(dtype), 0) * weights
-        return Mean(self.sum(kept), self.sum(weights))
-
-    def gather(self, values: jax.Array) -> jax.Array:
-        """Returns the rows [B, ...] of all devices, in order: what a loss needs in which examples meet."""
-        return values if self.axis is None else jax.lax.all_gather(values, self.axis, tiled=True)
-
-    def draw_key(self, name: str, *view: str) -> jax.Array | None:
-        """Returns the key of this step for `name` and `view`: by name, so another term changes no draw of this one."""
-        if self.key is None:
-            return None
-        key = named_key(jax.random.fold_in(self.key, self.step), "/".join((name, *view)))
-        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
-
-
-def named_key(key: jax.Array, name: str) -> jax.Array:
-    """Returns `key` folded with a stable hash of `name`."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _no_setup(key, batch):
@@ -114,6 +49,7 @@ class Objective:
         with the values of the batch and the shapes of the outputs.
       frozen: handles on the trees it reads through `ctx.read`.
       models: trained models besides those of `forwards`, for an objective that runs them itself.
+      peers: those of its models that it reads but doesn't train; another term of the sum must.
       per_update: entries of the state that move once per update, averages and queues: under gradient accumulation
         they stay until the batch that completes an update.
       apart: where a copy of an example counts as another one, how many examples besides those of the batch it is told
@@ -127,6 +63,7 @@ class Objective:
     check: Callable[[Mapping[Forward, Any], Batch], None] = _no_check
     frozen: tuple[Frozen, ...] = ()
     models: tuple[Model, ...] = ()
+    peers: tuple[Model, ...] = ()
     per_update: tuple[str, ...] = ()
     apart: int | None = None
 
@@ -151,12 +88,27 @@ class Objective:
         object.__setattr__(self, "per_update", tuple(dict.fromkeys(slow)))
 
     @property
+    def trained(self) -> set[Model]:
+        """The models that its loss changes."""
+        return set(self.models) - set(self.peers)
+
+    @property
     def averages(self) -> tuple[Average, ...]:
         """The moving averages that it runs."""
         return tuple(dict.fromkeys(f.variables for f in self.forwards if isinstance(f.variables, Average)))
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
-        """Returns fresh `(params, state)`; every model's key depends on its name alone."""
+        """Returns fresh `(params, state)`; every model's key depends on its name alone.
+
+        Raises:
+          InputError: for a peer, or the model of an average, that no term trains.
+        """
+        if self.peers:
+            name = self.peers[0].name
+            raise InputError(
+                f"model {name!r} teaches as a peer, but nothing here trains it: add a term that does, "
+                f"jt.classification(model) say, or take it as it is, jt.frozen(model, variables)"
+            )
         params, state = self.setup(key, batch)
         params, state = dict(params), dict(state)
         for forward in self.forwards:
@@ -275,8 +227,11 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
-    if not callable(weight) and np.shape(weight) != ():
-        raise InputError(f"a weight is a scalar or a schedule of the step; got one of shape {np.shape(weight)}")
+    if not callable(weight):
+        if np.shape(weight) != ():
+            raise InputError(f"a weight is a scalar or a schedule of the step; got one of shape {np.shape(weight)}")
+        if not isinstance(weight, jax.core.Tracer) and not np.isfinite(weight):
+            raise InputError(f"a weight must be finite; got {weight}")
 
     def loss(outputs, params, state, batch, ctx: Context):
         value, state, metrics = objective.loss(outputs, params, state, batch, ctx)
@@ -313,6 +268,7 @@ def _add(left: Objective, right: Objective) -> Objective:
         check=check,
         frozen=left.frozen + right.frozen,
         models=left.models + right.models,
+        peers=tuple(model for model in left.peers + right.peers if model not in left.trained | right.trained),
         per_update=left.per_update + right.per_update,
         apart=max((one.apart for one in (left, right) if one.apart is not None), default=None),
     )

@@ -3,12 +3,15 @@
 NaN stays NaN: what has gone wrong must not come out as a finite loss.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.masks import check_weights
 
 EXACT = jax.lax.Precision.HIGHEST  # full float32 products on hardware that would round them to 10 bits or fewer
 
@@ -102,10 +105,31 @@ def kept_rows(mask: jax.Array | None, batch: int) -> jax.Array:
         return jnp.ones(batch, bool)
     if mask.shape != (batch,):
         raise InputError(f"mask must have one entry per example, ({batch},); got {mask.shape}")
+    check_weights(mask)
     return mask > 0
 
 
-def check_temperature(temperature) -> None:
-    """Raises for a temperature that is known and not positive and finite; a traced one passes."""
-    if not isinstance(temperature, jax.core.Tracer) and not 0 < float(temperature) < float("inf"):
-        raise InputError(f"temperature must be positive and finite; got {temperature}")
+def check_temperature(temperature, what: str = "temperature") -> None:
+    """Raises for a temperature, or another scale, that is known and not positive and finite; a traced one passes."""
+    _check_number(temperature, what, "positive and finite", lambda value: 0 < value < float("inf"))
+
+
+def check_strength(strength, what: str = "strength") -> None:
+    """Raises for a strength that is known and negative or not finite; a traced one passes."""
+    _check_number(strength, what, "finite and not negative", lambda value: 0 <= value < float("inf"))
+
+
+def check_share(share, what: str = "momentum") -> None:
+    """Raises for a share that is known and not in [0, 1]; a traced one passes."""
+    _check_number(share, what, "in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def _check_number(number, what: str, expected: str, good: Callable[[float], bool]) -> None:
+    if isinstance(number, jax.core.Tracer):
+        return
+    try:
+        value = float(number)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} must be a number, {expected}; got {number!r}") from None
+    if not good(value):
+        raise InputError(f"{what} must be {expected}; got {number}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import check_temperature, kept_rows, normalize, wide
+from jaxtransfer.losses._numerics import check_share, check_temperature, kept_rows, normalize, wide
 
 
 def negative_cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -50,10 +50,11 @@ def sinkhorn(
       The codes [B, K], in at least float32; 0 where left out.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or ε isn't positive.
     """
     if scores.ndim != 2:
         raise InputError(f"scores must be [batch, prototypes]; got {scores.shape}")
+    check_temperature(epsilon, "epsilon")
     keep = kept_rows(mask, len(scores))[:, None]
     (scores,) = wide(scores)
     logs = jnp.where(keep, scores, 0) / epsilon
@@ -108,6 +109,7 @@ def swav(
       InputError: where the shapes or numbers of views do not fit, or a temperature isn't positive.
     """
     check_temperature(temperature)
+    check_temperature(epsilon, "epsilon")
     views = _same_rows(scores, "scores", 2)
     batch, prototypes = views[0].shape
     if not 1 <= codes <= len(views) or (queues is not None and len(queues) != codes):
@@ -151,8 +153,8 @@ def dino(
     Raises:
       InputError: where the shapes or numbers of views do not fit, or a temperature isn't positive.
     """
-    check_temperature(student_temperature)
-    check_temperature(teacher_temperature)
+    check_temperature(student_temperature, "student_temperature")
+    check_temperature(teacher_temperature, "teacher_temperature")
     s, t = _same_rows(student, "student", 2), _same_rows(teacher, "teacher", 1)
     if len(t) > len(s) or t[0].shape != s[0].shape or center.shape != s[0].shape[1:]:
         raise InputError(
@@ -178,8 +180,9 @@ def dino_center(
       The new centre [K], in the old one's dtype, without a gradient; the old one where every example is left out.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or m is not in [0, 1].
     """
+    check_share(momentum)
     views = _same_rows(teacher, "teacher", 1)
     keep = kept_rows(mask, len(views[0]))[:, None]
     total = sum(jnp.sum(jnp.where(keep, view, 0), axis=0) for view in views)

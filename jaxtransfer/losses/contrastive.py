@@ -188,6 +188,7 @@ def dcl(
     cosines, sums, keep = _views(z1, z2, temperature, chunk, mask, axis_name)
     own = cosines / temperature
     if sigma is not None:
+        check_temperature(sigma, "sigma")
         exponents = jax.lax.stop_gradient(cosines) / sigma
         whole, kept = (exponents, keep) if axis_name is None else everywhere((exponents, keep), axis_name)
         share = jnp.where(keep, jnp.exp(exponents - jax.nn.logsumexp(whole, where=kept)), 0)
@@ -240,6 +241,8 @@ def supcon(
       InputError: where the shapes do not fit, or τ isn't positive.
     """
     check_temperature(temperature)
+    if base_temperature is not None:
+        check_temperature(base_temperature, "base_temperature")
     hard = jnp.issubdtype(labels.dtype, jnp.integer)
     if features.ndim not in (2, 3) or labels.shape != features.shape[:1] or not hard:
         raise InputError(

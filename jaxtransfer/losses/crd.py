@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import EXACT, check_same, kept_rows, normalize, wide
+from jaxtransfer.losses._numerics import EXACT, check_same, check_share, check_temperature, kept_rows, normalize, wide
 
 
 class CRDMemory(NamedTuple):
@@ -101,9 +101,11 @@ def crd(
       The loss [B], in at least float32, 0 where left out, NaN where an index is outside [0, N); and the new memory.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, τ isn't positive or the momentum not in [0, 1].
     """
     check_same(student, teacher, "embeddings [batch, dim]", 2)
+    check_temperature(temperature)
+    check_share(momentum)
     batch, dim = student.shape
     examples = len(memory.student)
     if memory.student.shape != (examples, dim) or memory.teacher.shape != (examples, dim):

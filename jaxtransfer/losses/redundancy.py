@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import EXACT, centre, kept_rows, wide
+from jaxtransfer.losses._numerics import EXACT, centre, check_strength, check_temperature, kept_rows, wide
 
 
 def _centred(z1: jax.Array, z2: jax.Array, mask: jax.Array | None):
@@ -34,8 +34,10 @@ def barlow_twins(
       A scalar, in at least float32; 0 where every example is left out.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or a weight is negative or not finite.
     """
+    check_strength(strength)
+    check_strength(eps, "eps")
     _, rests, count = _centred(z1, z2, mask)
     variances = (jnp.sum(jnp.square(z), axis=0, keepdims=True) / jnp.maximum(count, 1) for z in rests)
     one, two = (z * jax.lax.rsqrt(variance + eps) for z, variance in zip(rests, variances, strict=True))
@@ -73,8 +75,11 @@ def vicreg(
       A scalar, in at least float32; 0 where every example is left out.
 
     Raises:
-      InputError: where the shapes do not fit.
+      InputError: where the shapes do not fit, or a weight is negative or not finite.
     """
+    for name, weight in (("invariance", invariance), ("variance", variance), ("covariance", covariance)):
+        check_strength(weight, name)
+    check_temperature(eps, "eps")
     (one, two), rests, count = _centred(z1, z2, mask)
     dim = one.shape[1]
     loss = invariance * jnp.sum(jnp.square(one - two)) / (jnp.maximum(count, 1) * dim)

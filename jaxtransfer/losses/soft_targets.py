@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import centre, check_same, check_temperature, kept_rows, norm, wide
+from jaxtransfer.losses._numerics import centre, check_same, check_strength, check_temperature, kept_rows, norm, wide
 
 
 @jax.custom_jvp
@@ -135,6 +135,8 @@ def dkd(
     """
     check_same(student_logits, teacher_logits, "logits [batch, classes]", 2)
     check_temperature(temperature)
+    check_strength(alpha, "alpha")
+    check_strength(beta, "beta")
     batch, classes = student_logits.shape
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(
@@ -197,6 +199,8 @@ def dist(
     """
     check_same(student_logits, teacher_logits, "logits [batch, classes]", 2)
     check_temperature(temperature)
+    check_strength(beta, "beta")
+    check_strength(gamma, "gamma")
     student, teacher = wide(student_logits, teacher_logits)
     keep = kept_rows(mask, len(student))
     p, q = (jax.nn.softmax(jnp.where(keep[:, None], z, 0) / temperature, axis=-1) for z in (student, teacher))

@@ -9,6 +9,7 @@ import optax
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
+from jaxtransfer.masks import mask_of
 from jaxtransfer.meta.embed import check_labels, class_means, few_shot, named_output, output_shape, per_task
 from jaxtransfer.meta.linear_head import check_steps, fit_head
 from jaxtransfer.meta.prototypical import cosine_distance, unit
@@ -58,7 +59,7 @@ def cosine_classification(
 
     def loss(outputs, params, state, batch, ctx):
         features, labels = named_output(outputs[forward], output, forward.model), view_of(batch, ("label",))
-        features, mask = features.reshape(features.shape[0], -1), batch.get("mask")
+        features, mask = features.reshape(features.shape[0], -1), mask_of(batch)
         if mask is not None:  # what a row that does not count holds must not reach the gradient either
             features = jnp.where(mask[:, None] > 0, features, 0)
         logits = scale * (1 - cosine_distance(features, params[name]["weight"]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, Frozen, FrozenModel
+from jaxtransfer.masks import mask_of
 from jaxtransfer.meta.embed import Embedded, class_means, few_shot, named_output, per_task, run_only
 from jaxtransfer.meta.prototypical import squared_euclidean, unit
 from jaxtransfer.model import Model
@@ -100,7 +101,7 @@ def mean_features(
         outputs, _ = encoder.run(params, state, batch, Context(train=False))
         features = named_output(outputs[forward], output, model)
         features = features.reshape(features.shape[0], -1).astype(jnp.promote_types(features.dtype, jnp.float32))
-        mask = batch.get("mask")
+        mask = mask_of(batch)
         kept = jnp.ones(features.shape[:1], bool) if mask is None else mask > 0
         return jnp.sum(jnp.where(kept[:, None], features, 0), axis=0), jnp.sum(kept)
 

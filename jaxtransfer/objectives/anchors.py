@@ -7,10 +7,14 @@ import jax.numpy as jnp
 
 from jaxtransfer import losses, tree
 from jaxtransfer.forward import Frozen
+from jaxtransfer.losses._numerics import check_strength
+from jaxtransfer.losses.anchors import check_fisher
 from jaxtransfer.objective import Mean, Objective
 
 
 def _penalty(name: str, strength: float, frozen: tuple[Frozen, ...], value) -> Objective:
+    check_strength(strength)
+
     def loss(outputs, params, state, batch, ctx):
         penalty = strength * value(params, *map(ctx.read, frozen))
         return penalty, state, {name: Mean(penalty, jnp.ones((), penalty.dtype))}
@@ -30,7 +34,8 @@ def l2_sp(anchor: Any, *, strength: float = 1.0, exclude: tree.Patterns = ()) ->
       An objective with the metric `l2_sp`.
 
     Raises:
-      InputError: at init, listing each parameter that is neither matched by path and shape nor excluded.
+      InputError: for a strength that is negative or not finite; at init, listing each parameter that is neither matched
+        by path and shape nor excluded.
     """
     return _penalty("l2_sp", strength, (Frozen(anchor),), lambda w, w0: losses.l2_sp(w, w0, exclude=exclude))
 
@@ -48,8 +53,11 @@ def fisher_l2_sp(anchor: Any, fisher: Any, *, strength: float = 1.0, exclude: tr
       An objective with the metric `fisher_l2_sp`.
 
     Raises:
-      InputError: at init, where a parameter is neither matched nor excluded.
+      InputError: for a strength or a weight of F that is negative or not finite; at init, where a parameter is neither
+        matched nor excluded.
     """
+
+    check_fisher(fisher)
 
     def value(params, w0, weights):
         return losses.fisher_l2_sp(params, w0, weights, exclude=exclude)
@@ -68,7 +76,7 @@ def l2(*, strength: float = 1.0, only: tree.Patterns = ".*") -> Objective:
       An objective with the metric `l2`.
 
     Raises:
-      InputError: at init, where a pattern selects no parameter.
+      InputError: for a strength that is negative or not finite; at init, where a pattern selects no parameter.
     """
 
     def value(params):

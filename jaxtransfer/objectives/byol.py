@@ -7,6 +7,7 @@ import jax
 
 from jaxtransfer import losses
 from jaxtransfer.forward import Average, Forward, ema
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
 from jaxtransfer.objectives.rows import kept
@@ -68,7 +69,7 @@ def _prediction(name, model: Model, slow: Model | Average, views, prediction, pr
         return ours, [pick(f"model {model.name!r}", one, projection) for one in outputs[target]]
 
     def term(outputs, params, state, batch, ctx: Context):
-        mask = batch.get("mask")
+        mask = mask_of(batch)
         (p1, p2), (t1, t2) = jax.tree.map(lambda rows: kept(rows, mask), found(outputs))
         t1, t2 = jax.lax.stop_gradient((t1, t2))
         value = ctx.mean(shown((losses.negative_cosine(p1, t2) + losses.negative_cosine(p2, t1)) / 2), mask)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Objective, view_of
 
@@ -33,7 +34,7 @@ def classification(model: Model | FrozenModel, *, label_smoothing: float = 0.0, 
     forward = Forward.of(model, view)
 
     def loss(outputs, params, state, batch, ctx):
-        logits, labels, mask = outputs[forward]["logits"], view_of(batch, ("label",)), batch.get("mask")
+        logits, labels, mask = outputs[forward]["logits"], view_of(batch, ("label",)), mask_of(batch)
         if mask is not None:  # what a row that does not count holds must not reach the gradient either: 0 · NaN is NaN
             logits = jnp.where(mask[:, None] > 0, logits, 0)
         value = ctx.mean(losses.cross_entropy(logits, labels, label_smoothing=label_smoothing), mask)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, ema
+from jaxtransfer.losses._numerics import check_share, check_temperature
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Objective, named_key
-from jaxtransfer.objectives.rows import gathered, kept, mean_of_all, unit
+from jaxtransfer.objectives.rows import check_several, gathered, kept, mean_of_all, unit
 from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
 
@@ -40,14 +42,22 @@ def swav(
       temperature: τ of the predictions.
       epsilon: of the assignment.
       iterations: of the assignment.
-      freeze: steps for which the prototypes stay; the paper holds them for the first epoch.
+      freeze: updates for which the prototypes stay; the paper holds them for the first epoch.
       views: the entries of the batch that are assigned.
       crops: further, smaller views, of one size, which only predict.
       tap: the output that is compared; brought to length 1.
 
     Returns:
       An objective with the metric `swav`.
+
+    Raises:
+      InputError: for a temperature, ε or count that no run can have.
     """
+    check_temperature(temperature)
+    check_temperature(epsilon, "epsilon")
+    for what, count, least in (("prototypes", prototypes, 1), ("iterations", iterations, 1), ("freeze", freeze, 0)):
+        if count < least:
+            raise InputError(f"swav: {what} must be at least {least}; got {count}")
     forwards, name = _multi_crop(model, views, crops), f"{model.name}_prototypes"
 
     def setup(key, batch):
@@ -59,7 +69,9 @@ def swav(
         vectors = params[name]["vectors"]
         if freeze:
             vectors = jnp.where(jnp.asarray(ctx.step) < freeze, jax.lax.stop_gradient(vectors), vectors)
-        rows, mask = gathered({"z": _all_views(forwards, outputs, tap, model)}, batch, ctx)
+        found = _all_views(forwards, outputs, tap, model)
+        check_several(found[0], ctx, "swav")
+        rows, mask = gathered({"z": found}, batch, ctx)
         scores = [unit(z) @ unit(vectors).T for z in rows["z"]]
         options = {"temperature": temperature, "epsilon": epsilon, "iterations": iterations}
         value = mean_of_all(losses.swav(scores, codes=len(views), mask=mask, **options), mask)
@@ -96,7 +108,14 @@ def dino(
 
     Returns:
       An objective with the metric `dino`.
+
+    Raises:
+      InputError: for a temperature, decay or momentum out of range.
     """
+    check_temperature(student_temperature, "student_temperature")
+    if not callable(teacher_temperature):
+        check_temperature(teacher_temperature, "teacher_temperature")
+    check_share(center_momentum, "center_momentum")
     forwards, name = _multi_crop(model, views, crops), f"{model.name}_center"
     slow = Forward.of(ema(model, decay), views)
 
@@ -104,7 +123,7 @@ def dino(
         return {}, {name: {"value": jnp.zeros(_dimension(forwards[0], tap, batch))}}
 
     def term(outputs, params, state, batch, ctx: Context):
-        mask = batch.get("mask")
+        mask = mask_of(batch)
         student = [kept(rows, mask) for rows in _all_views(forwards, outputs, tap, model)]
         teacher = [kept(rows, mask) for rows in _all_views((slow,), outputs, tap, model)]
         sharp = teacher_temperature(ctx.step) if callable(teacher_temperature) else teacher_temperature

@@ -7,10 +7,11 @@ import numpy as np
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
+from jaxtransfer.losses._numerics import check_share, check_temperature
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, named_key, view_of
 from jaxtransfer.objectives.rows import gathered, mean_of_all
-from jaxtransfer.objectives.teachers import Source, Teacher, pick, shapes_of
+from jaxtransfer.objectives.teachers import Source, Teacher, peers_of, pick, shapes_of
 
 
 def crd(
@@ -50,12 +51,14 @@ def crd(
       An objective with the metric `crd`.
 
     Raises:
-      InputError: for counts below one; at init, without `index` in the batch or with one out of range, and for an
-        output that does not exist.
+      InputError: for counts below one, a temperature or momentum out of range; at init, without `index` in the batch or
+        with one out of range, and for an output that does not exist.
     """
     for name, value in (("examples - 1", examples - 1), ("dim", dim), ("negatives", negatives)):
         if value < 1:
             raise InputError(f"crd: {name} must be at least 1; got {value}")
+    check_temperature(temperature)
+    check_share(momentum)
     run, source = Forward.of(student, view), Source.of(teacher, view)
     name = f"{student.name}_{tap}_crd_{source.name}"
     forwards = (run, *((source.forward,) if source.forward is not None else ()))
@@ -110,4 +113,5 @@ def crd(
         if index.size and not 0 <= index.min() <= index.max() < examples:
             raise InputError(f"crd: index must be in [0, {examples}); got {index.min()} to {index.max()}")
 
-    return Objective("crd", forwards, loss, setup=setup, check=check)
+    peers = peers_of((teacher,), student)
+    return Objective("crd", forwards, loss, setup=setup, check=check, peers=peers)

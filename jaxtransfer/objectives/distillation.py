@@ -12,11 +12,13 @@ import numpy as np
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
+from jaxtransfer.losses._numerics import check_temperature
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
 from jaxtransfer.objectives.classification import check_labels
 from jaxtransfer.objectives.rows import kept
-from jaxtransfer.objectives.teachers import Source, Tap, Teacher, pick, shapes_of
+from jaxtransfer.objectives.teachers import Source, Tap, Teacher, peers_of, pick, shapes_of
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
 
@@ -67,15 +69,15 @@ def distillation(
       An objective over the student's parameters and, where there are any, the adapters' and weights'.
 
     Raises:
-      InputError: for arguments that exclude each other; at init, for classes that differ, an output that does not
-        exist (those that do are listed), labels out of range, shapes that the loss can't compare.
+      InputError: for arguments that exclude each other or no run can have; at init, for a peer that no term trains,
+        classes that differ, an output that does not exist (those that do are listed), labels out of range, shapes that
+        the loss can't compare.
     """
     if loss is not None and temperature is not None:
         raise InputError("temperature is of the default loss; give functools.partial(loss, temperature=...) instead")
     if loss is None:
         temperature = 4.0 if temperature is None else temperature
-        if not 0 < temperature < float("inf"):
-            raise InputError(f"temperature must be positive and finite; got {temperature}")
+        check_temperature(temperature)
         loss = functools.partial(losses.kd, temperature=temperature)
     if not isinstance(student, Model):
         raise InputError(f"expected a model to train as the student; got {type(student).__name__}")
@@ -131,7 +133,8 @@ def distillation(
 
     forwards = (run, *(source.forward for source in sources if source.forward is not None))
     adapters = tuple(pair.adapter for pair in pairs if pair.adapter is not None)
-    return Objective("distillation", forwards, term, setup=setup, check=check, models=adapters)
+    peers = peers_of(given, student)
+    return Objective("distillation", forwards, term, setup=setup, check=check, models=adapters, peers=peers)
 
 
 class _Pair(NamedTuple):
@@ -181,7 +184,7 @@ class _Comparison:
 
     def __call__(self, inputs: dict[str, Any], batch: Batch, ctx: Context) -> Mean:
         """Returns the mean over the global batch."""
-        mask = batch.get("mask")
+        mask = mask_of(batch)
         rows: dict[str, Any] = {"student": inputs.pop("student"), "teacher": inputs.pop("teacher")}
         if "labels" in self.wants:
             rows["labels"] = view_of(batch, ("label",))
@@ -219,7 +222,7 @@ def _agreement(student, teacher, batch, ctx: Context, suffix: str) -> dict[str, 
     if mine is None or other is None or mine.shape != other.shape or mine.ndim != 2:
         return {}
     same = (jnp.argmax(mine, -1) == jnp.argmax(other, -1)).astype(jnp.float32)
-    return {f"agreement{suffix}": ctx.mean(same, batch.get("mask"))}
+    return {f"agreement{suffix}": ctx.mean(same, mask_of(batch))}
 
 
 def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
@@ -227,8 +230,12 @@ def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
         raise InputError("expected a teacher, or several; got none")
     if weights is None:
         return [1 / teachers] * teachers
-    if len(weights) != teachers or not np.all(np.isfinite(weights)):
-        raise InputError(f"weights must be one finite number for each of the {teachers} teachers; got {list(weights)}")
+    known = np.asarray(weights, float)
+    if known.shape != (teachers,) or not np.all(np.isfinite(known) & (known >= 0)) or not known.sum() > 0:
+        raise InputError(
+            f"weights must be one number for each of the {teachers} teachers, finite, not negative and not all 0; got "
+            f"{list(weights)}. To draw away from a teacher give it a term of its own with a negative weight"
+        )
     return [float(weight) for weight in weights]
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
+from jaxtransfer.masks import check_masks, mask_of
 from jaxtransfer.objective import Context, Objective
 
 
@@ -38,9 +38,10 @@ def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iter
 
     @jax.jit
     def accumulate(total, count, params, state, batch, frozen):
-        batch = dict(batch)
+        mask, batch = mask_of(batch), dict(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
-        mask = jnp.asarray(batch.pop("mask", np.ones(size)), jnp.float32)
+        batch.pop("mask", None)
+        mask = jnp.ones(size, jnp.float32) if mask is None else mask.astype(jnp.float32)
         grads = jax.vmap(jax.grad(of_example), in_axes=(None, None, 0, None))(params, state, batch, frozen)
 
         def add(old, grad):
@@ -52,6 +53,7 @@ def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iter
     total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)
     count, frozen, in_flight = jnp.zeros(()), [handle.tree for handle in objective.frozen], InFlight()
     for batch in batches:
+        check_masks(batch, on_host=True)
         in_flight.wait()
         total, count = accumulate(total, count, params, state, batch, frozen)
         in_flight.add(count)

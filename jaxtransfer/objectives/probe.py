@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, view_of
 from jaxtransfer.objectives.classification import check_labels
@@ -64,7 +65,7 @@ def online_probe(
         return {name: {"kernel": jnp.zeros((size, classes)), "bias": jnp.zeros(classes)}}, {}
 
     def term(outputs, params, state, batch, ctx: Context):
-        labels, mask = view_of(batch, ("label",)), batch.get("mask")
+        labels, mask = view_of(batch, ("label",)), mask_of(batch)
         scores = [logits(params[name], kept(x, mask)) for x in features(outputs)]
         entropy = jnp.mean(jnp.stack([losses.cross_entropy(one, labels) for one in scores]), axis=0)
         right = jnp.mean(jnp.stack([losses.top_k(one, labels) for one in scores]), axis=0)

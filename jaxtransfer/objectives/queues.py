@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, ema
+from jaxtransfer.losses._numerics import check_temperature
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key, view_of
-from jaxtransfer.objectives.rows import gathered, kept, unit
+from jaxtransfer.objectives.rows import check_several, gathered, kept, unit
 from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
 
@@ -48,13 +50,14 @@ def moco(
       An objective with the metric `moco`.
 
     Raises:
-      InputError: at init, for a batch larger than the queue.
+      InputError: for a temperature or decay out of range; at init, for a batch larger than the queue.
     """
+    check_temperature(temperature)
     fast, slow, name = Forward.of(model, views[0]), Forward.of(ema(model, decay), views[1]), f"{model.name}_queue"
 
     def term(outputs, params, state, batch, ctx: Context):
         query, key = (pick(f"model {model.name!r}", outputs[forward], tap) for forward in (fast, slow))
-        mask, keys = batch.get("mask"), state[name]["keys"]
+        mask, keys = mask_of(batch), state[name]["keys"]
         query, key = kept(query, mask), kept(jax.lax.stop_gradient(key), mask)
         options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask}
         values = losses.info_nce(query, key, negatives=keys, ids=_ids(state[name], batch), **options)
@@ -93,16 +96,18 @@ def nnclr(
       An objective with the metric `nnclr`.
 
     Raises:
-      InputError: at init, for a batch larger than the queue.
+      InputError: for a temperature that isn't positive; at init, for a batch of one or larger than the queue.
     """
+    check_temperature(temperature)
     run, name = Forward.of(model, views), f"{model.name}_queue"
 
     def term(outputs, params, state, batch, ctx: Context):
         taps = {"p": prediction, "z": projection}
         found = {f"{k}{n}": pick(f"model {model.name!r}", one, tap) for k, tap in taps.items()
                  for n, one in enumerate(outputs[run], 1)}  # fmt: skip
-        mask, support, ids = batch.get("mask"), state[name]["keys"], _ids(state[name], batch)
+        mask, support, ids = mask_of(batch), state[name]["keys"], _ids(state[name], batch)
         rows = {name: kept(entry, mask) for name, entry in found.items()}
+        check_several(rows["p1"], ctx, "nnclr")
         options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask, "axis_name": ctx.axis}
         ways = []
         for z, p in (("z1", "p2"), ("z2", "p1")):

@@ -2,6 +2,7 @@
 
 from jaxtransfer import losses
 from jaxtransfer.forward import Forward, FrozenModel
+from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, view_of
 
@@ -24,7 +25,7 @@ def regression(
 
     def loss(outputs, params, state, batch, ctx):
         errors = losses.squared_error(outputs[forward][output], view_of(batch, (target,)))
-        value = ctx.mean(errors, batch.get("mask"))
+        value = ctx.mean(errors, mask_of(batch))
         return value.value, state, {"regression": value}
 
     return Objective("regression", (forward,), loss)

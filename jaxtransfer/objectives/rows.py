@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import normalize
+from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean
 
 
@@ -18,10 +20,19 @@ def kept(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def gathered(rows: dict[str, Any], batch: Batch, ctx: Context) -> tuple[dict[str, Any], jax.Array]:
     """Returns entries of all devices' rows, zero where the batch's mask is 0, and that mask, ones without one."""
-    mask = batch.get("mask")
+    mask = mask_of(batch)
     rows = {name: jax.tree.map(lambda leaf: ctx.gather(kept(leaf, mask)), entry) for name, entry in rows.items()}
     size = jax.tree.leaves(rows)[0].shape[0]
     return rows, jnp.ones(size) if mask is None else ctx.gather(mask)
+
+
+def check_several(rows: jax.Array, ctx: Context, what: str) -> None:
+    """Raises where the global batch has a single row, of whose `rows` [B, ...] this device has its part."""
+    if len(rows) * (1 if ctx.axis is None else jax.lax.axis_size(ctx.axis)) < 2:
+        raise InputError(
+            f"{what} needs two examples or more in a batch: one alone has nothing to be told from, its loss says "
+            f"nothing and its gradient is none. Choose a larger batch"
+        )
 
 
 def mean_of_all(values: jax.Array, mask: jax.Array) -> Mean:

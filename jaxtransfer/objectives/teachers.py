@@ -1,7 +1,7 @@
 """Where a student's targets come from: a teacher that is frozen, trained elsewhere, averaged, or cached."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -48,7 +48,10 @@ class Peer:
 
 
 def peer(model: Model) -> Peer:
-    """Returns a model that trains in another term as a teacher: its outputs are targets, no gradient flows into it."""
+    """Returns a model that trains in another term as a teacher: its outputs are targets, no gradient flows into it.
+
+    At init it is an error (`InputError`) where no term of the sum trains it.
+    """
     return Peer(model)
 
 
@@ -111,6 +114,11 @@ class Source:
                 f"that output, too (cache-teacher --outputs), or give the teacher itself"
             )
         return pick(f"teacher {self.name!r}", outputs, tap)
+
+
+def peers_of(teachers: Iterable[Teacher], student: Model) -> tuple[Model, ...]:
+    """Returns the models that teach as peers, which other terms must train; the student trains itself."""
+    return tuple(one.model for one in teachers if isinstance(one, Peer) and one.model is not student)
 
 
 def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:

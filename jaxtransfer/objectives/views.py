@@ -13,10 +13,12 @@ import numpy as np
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
+from jaxtransfer.losses._numerics import check_strength, check_temperature
+from jaxtransfer.masks import mask_of
 from jaxtransfer.micro_batches import micro_batched
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Mean, Objective, view_of
-from jaxtransfer.objectives.rows import gathered, kept, mean_of_all, unit
+from jaxtransfer.objectives.rows import check_several, gathered, kept, mean_of_all, unit
 from jaxtransfer.objectives.teachers import pick
 
 VIEWS = ("image", "image2")
@@ -32,6 +34,7 @@ def over_views(
     views: Sequence[str] = VIEWS,
     tap: str = "projection",
     apart: int | None = None,
+    alone: bool = True,
 ) -> Objective:
     """Builds the mean of `loss(z1, z2)` over the global batch, z the embeddings of two views of each example.
 
@@ -48,12 +51,14 @@ def over_views(
       views: the entries of the batch.
       tap: the output that is compared: `jt.models.with_heads(encoder, projection=...)` gives `projection`.
       apart: 0 where a batch must not hold an example twice, as the loss would take the copy for another example.
+      alone: whether a batch may have a single example; a loss that tells it from others needs two.
 
     Returns:
       An objective.
 
     Raises:
-      InputError: for other than two views; at init, for an output that does not exist, or two of other dimensions.
+      InputError: for other than two views; at init, for a batch that is too small, for an output that does not exist,
+        or two of other dimensions.
     """
     if len(views) != 2:
         raise InputError(f"expected the names of two views; got {list(views)}")
@@ -70,12 +75,14 @@ def over_views(
 
     def term(outputs, params, state, batch, ctx: Context):
         z1, z2 = embeddings(outputs)
+        if not alone:
+            check_several(z1, ctx, name)
         found = {"z1": z1, "z2": z2}
         if "labels" in wants:
             found["labels"] = view_of(batch, ("label",))
         if "mask" in batch and "mask" not in wants:
             raise InputError("the batch has a mask, but the loss takes none: add mask=None to it")
-        mask = batch.get("mask")
+        mask = mask_of(batch)
         given = {} if mask is None else {"mask": mask}
         if "axis_name" in wants:
             rows = {name: kept(entry, mask) for name, entry in found.items()}
@@ -130,9 +137,9 @@ def info_nce(
     Raises:
       InputError: for a temperature that isn't positive, or is to be learned from below 0.01.
     """
-    if not temperature > 0 or (learn_temperature and temperature < _LEAST_TEMPERATURE):
-        least = f"at least {_LEAST_TEMPERATURE} to be learned" if learn_temperature else "positive"
-        raise InputError(f"temperature must be {least}; got {temperature}")
+    check_temperature(temperature)
+    if learn_temperature and temperature < _LEAST_TEMPERATURE:
+        raise InputError(f"temperature must be at least {_LEAST_TEMPERATURE} to be learned; got {temperature}")
     if psi is phi:
         psi = None
     if micro_batch is not None:
@@ -143,7 +150,7 @@ def info_nce(
         def loss(z1, z2, mask=None, axis_name=None):
             return losses.info_nce(z1, z2, temperature=value, mask=mask, axis_name=axis_name, **options)
 
-        return over_views("info_nce", phi, loss, other=psi, views=views, tap=tap, apart=0)
+        return over_views("info_nce", phi, loss, other=psi, views=views, tap=tap, apart=0, alone=False)
 
     fixed = at(temperature)
     if not learn_temperature:
@@ -193,7 +200,13 @@ def siglip(
 
     Returns:
       An objective with the metric `siglip`.
+
+    Raises:
+      InputError: for a temperature that isn't positive.
     """
+    check_temperature(temperature)
+    if not np.isfinite(bias):
+        raise InputError(f"bias must be finite; got {bias}")
     scale, first = f"{phi.name}_siglip", {"log_scale": np.float32(-np.log(temperature)), "bias": np.float32(bias)}
 
     def at(learned) -> Objective:
@@ -201,7 +214,7 @@ def siglip(
             options = {"temperature": jnp.exp(-learned["log_scale"]), "bias": learned["bias"]}
             return losses.siglip(z1, z2, normalize=True, mask=mask, axis_name=axis_name, **options)
 
-        return over_views("siglip", phi, loss, other=psi, views=views, tap=tap, apart=0)
+        return over_views("siglip", phi, loss, other=psi, views=views, tap=tap, apart=0, alone=False)
 
     def term(outputs, params, state, batch, ctx):
         return at(params[scale]).loss(outputs, params, state, batch, ctx)
@@ -223,8 +236,9 @@ def simclr(
       views: the entries of the batch, two augmentations of each image.
       tap: the output that is compared.
     """
+    check_temperature(temperature)
     loss = functools.partial(losses.nt_xent, temperature=temperature)
-    return over_views("simclr", model, loss, views=views, tap=tap, apart=0)
+    return over_views("simclr", model, loss, views=views, tap=tap, apart=0, alone=False)
 
 
 def decoupled(
@@ -244,8 +258,11 @@ def decoupled(
       views: the entries of the batch.
       tap: the output that is compared.
     """
+    check_temperature(temperature)
+    if sigma is not None:
+        check_temperature(sigma, "sigma")
     loss = functools.partial(losses.dcl, temperature=temperature, sigma=sigma)
-    return over_views("dcl", model, loss, views=views, tap=tap, apart=0)
+    return over_views("dcl", model, loss, views=views, tap=tap, apart=0, alone=False)
 
 
 def supcon(
@@ -269,11 +286,13 @@ def supcon(
       An objective with the metric `supcon`.
     """
 
+    check_temperature(temperature)
+
     def loss(z1, z2, labels, mask=None, axis_name=None):
         z = unit(jnp.stack([z1, z2], axis=1))
         return losses.supcon(z, labels, temperature=temperature, inside=inside, mask=mask, axis_name=axis_name)
 
-    return over_views("supcon", model, loss, views=views, tap=tap)
+    return over_views("supcon", model, loss, views=views, tap=tap, alone=False)
 
 
 def barlow_twins(
@@ -287,8 +306,9 @@ def barlow_twins(
       views: the entries of the batch.
       tap: the output that is compared.
     """
+    check_strength(strength)
     loss = functools.partial(losses.barlow_twins, strength=strength)
-    return over_views("barlow_twins", model, loss, views=views, tap=tap)
+    return over_views("barlow_twins", model, loss, views=views, tap=tap, alone=False)
 
 
 def vicreg(
@@ -310,5 +330,7 @@ def vicreg(
       views: the entries of the batch.
       tap: the output that is compared.
     """
+    for name, weight in (("invariance", invariance), ("variance", variance), ("covariance", covariance)):
+        check_strength(weight, name)
     loss = functools.partial(losses.vicreg, invariance=invariance, variance=variance, covariance=covariance)
-    return over_views("vicreg", model, loss, views=views, tap=tap)
+    return over_views("vicreg", model, loss, views=views, tap=tap, alone=False)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.masks import check_masks
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
 
@@ -56,6 +57,7 @@ def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Cal
     def run(variables: Any, batches: Iterable[Batch]) -> Embedded:
         features, labels, variables = [], [], jax.device_put(variables)
         for batch in batches:
+            check_masks(batch)
             kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0
             features.append(np.asarray(compiled(variables, batch[view]))[kept])
             if "label" in batch:

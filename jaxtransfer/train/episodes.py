@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
+from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.train.placement import Placement
 from jaxtransfer.train.state import TrainState
@@ -79,6 +80,7 @@ def evaluate_episodes(
     parts: list[dict[str, jax.Array]] = []
     in_flight = InFlight()
     for batch in batches:
+        check_masks(batch, on_host=True)
         count = jax.tree.leaves(batch)[0].shape[0]
         one_by_one = jax.default_backend() == "cpu" and mesh is None
         size = at_once if at_once is not None else (1 if one_by_one else count)

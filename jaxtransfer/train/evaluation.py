@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
+from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
@@ -25,7 +26,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         params, state, step = state
         ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
         loss, _, metrics = objective(params, state, batch, ctx)
-        rows = batch.get("mask")
+        rows = mask_of(batch)
         if rows is None:
             rows = jnp.ones(jax.tree.leaves(batch)[0].shape[:1])
         examples = ctx.sum(rows)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Frozen
+from jaxtransfer.masks import check_masks
 
 AXIS = "batch"
 
@@ -98,8 +99,9 @@ class Placement:
         """Returns the batch on the devices, its rows split over them.
 
         Raises:
-          InputError: where the rows don't divide by the devices.
+          InputError: where the rows don't divide by the devices, and for a mask that can be none.
         """
+        check_masks(batch, on_host=True)
         if self.devices is None:
             return batch if all(isinstance(x, jax.Array) for x in jax.tree.leaves(batch)) else jax.device_put(batch)
         self._check_divides(batch)

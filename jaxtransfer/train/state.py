@@ -9,6 +9,7 @@ import optax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.train.placement import check_whole
 
@@ -62,8 +63,8 @@ def init(
 
     Raises:
       InputError: where the batch lacks an entry, a model's `init` gives something else than arrays (named by path),
-        labels are out of range, given weights do not fit the models, a penalty does not cover the parameters, or two
-        terms report a metric of one name.
+        labels are out of range, a mask isn't [B], finite and not negative, given weights do not fit the models, a
+        penalty does not cover the parameters, or two terms report a metric of one name.
     """
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
@@ -99,6 +100,7 @@ def _check_batch(batch: Batch) -> None:
         raise InputError("expected a batch of arrays; got an empty one")
     if scalars := [p for p, size in sizes.items() if not size]:
         raise InputError(f"every entry of a batch has a leading batch dimension; {scalars[0]!r} is a scalar")
+    check_masks(batch)
 
 
 def _local(leaf: Any) -> Any:

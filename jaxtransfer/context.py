@@ -1,0 +1,83 @@
+"""What a loss may know besides its inputs, how it averages over all devices, and how it draws."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Frozen
+
+Tree = Any
+
+
+class Mean(NamedTuple):
+    """A metric as (total, count), so that means over batches and devices are exact: added up, divided once."""
+
+    total: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean; zero where nothing was counted (every example masked)."""
+        none = self.count == 0  # a count that is not a number stays one
+        return jnp.where(none, 0, self.total / jnp.where(none, 1, self.count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a loss may know besides its inputs.
+
+    Attributes:
+      step: the number of updates made so far, int32 scalar; under gradient accumulation fewer than batches.
+      key: the run's key, under gradient accumulation the batch's; `draw_key` derives from it. None where nothing may
+        be drawn (evaluation).
+      frozen: the traced value of each frozen tree; `read` looks one up.
+      axis: the device axis under `pmap`; None under `jit`, where the batch is global by itself.
+      train: false in evaluation.
+
+    Only `sum`, `mean` and `gather` communicate between devices; a loss built on them is the global, replicated one.
+    """
+
+    step: Any = 0
+    key: Any = None
+    frozen: Mapping[Frozen, Tree] = dataclasses.field(default_factory=dict)
+    axis: str | None = None
+    train: bool = True
+
+    def read(self, handle: Frozen) -> Tree:
+        """Returns the frozen tree behind `handle`, cut off from differentiation."""
+        return jax.lax.stop_gradient(self.frozen.get(handle, handle.tree))
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """Returns the sum of all entries over all devices, in at least float32."""
+        total = jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
+        return total if self.axis is None else jax.lax.psum(total, self.axis)
+
+    def mean(self, values: jax.Array, mask: jax.Array | None = None) -> Mean:
+        """Returns the mean of per-example `values` [B] over the global batch, weighted by `mask` [B] (0 leaves out)."""
+        if mask is not None and mask.shape != values.shape:
+            raise InputError(f"mask must have one entry for each of the values {values.shape}; got {mask.shape}")
+        dtype = jnp.promote_types(values.dtype, jnp.float32)
+        weights = jnp.ones(values.shape, dtype) if mask is None else mask.astype(dtype)
+        kept = jnp.where(weights > 0, values.astype(dtype), 0) * weights
+        return Mean(self.sum(kept), self.sum(weights))
+
+    def gather(self, values: jax.Array) -> jax.Array:
+        """Returns the rows [B, ...] of all devices, in order: what a loss needs in which examples meet."""
+        return values if self.axis is None else jax.lax.all_gather(values, self.axis, tiled=True)
+
+    def draw_key(self, name: str, *view: str) -> jax.Array | None:
+        """Returns the key of this step for `name` and `view`: by name, so another term changes no draw of this one."""
+        if self.key is None:
+            return None
+        key = named_key(jax.random.fold_in(self.key, self.step), "/".join((name, *view)))
+        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """Returns `key` folded with a stable hash of `name`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
