@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.parts import Parts
 
 Tree = Any
 
@@ -66,12 +67,14 @@ class Forward:
       view: the path of the inputs in the batch.
       variables: its weights, where they are not the trained ones: a frozen tree, or a moving average.
       more: paths of further views of the same examples, which run together with the first: batch norm sees them all.
+      parts: how the batch is split in training, where batch norm is to see parts of it alone.
     """
 
     model: Model
     view: tuple[str, ...] = ("image",)
     variables: "Frozen | Average | None" = None
     more: tuple[tuple[str, ...], ...] = ()
+    parts: Parts | None = None
 
     @classmethod
     def of(cls, model: "Model | FrozenModel | Average", view: str | Sequence[str] = "image") -> "Forward":
@@ -107,6 +110,12 @@ class Forward:
             return outputs
         apart = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), outputs)
         return tuple(jax.tree.map(lambda x, n=number: x[:, n], apart) for number in range(count))
+
+    def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **axis: str) -> tuple[Any, Tree]:
+        """Runs the model; in training on each part of the batch by itself, where it has `parts`."""
+        if self.parts is None or not train:
+            return self.model.apply(variables, inputs, train=train, key=key, **axis)
+        return self.parts.apply(self.model.apply, variables, inputs, key=key, **axis)
 
     @property
     def trained(self) -> bool:

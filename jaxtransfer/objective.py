@@ -220,7 +220,7 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
     else:
         variables = jax.lax.stop_gradient(own.variables(params, state))
     key = ctx.draw_key(name, *(part for view in forward.views for part in view))
-    outputs, new = model.apply(variables, inputs, train=ctx.train, key=key, **axis)
+    outputs, new = forward.apply(variables, inputs, train=ctx.train, key=key, **axis)
     if own is None:
         return forward.split(outputs), {**state, name: dict(new)}
     return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {**state[name], **new}}

@@ -105,7 +105,7 @@ def color_jitter(
     the colours (YIQ). SimCLR (Chen et al. 2020) has s = 0.8 · strength and hue = 0.2 · strength. Grey images keep
     brightness and contrast only.
     """
-    if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+    if not all(0 <= strength < jnp.inf for strength in (brightness, contrast, saturation, hue)) or hue > 0.5:
         raise InputError(
             f"expected strengths of at least 0, hue at most 0.5; got {(brightness, contrast, saturation, hue)}"
         )

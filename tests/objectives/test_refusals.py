@@ -68,6 +68,7 @@ STRENGTHS = {  # what must be finite and not negative
     "losses.barlow_twins": lambda v: jt.losses.barlow_twins(jnp.ones((2, 3)), jnp.ones((2, 3)), strength=v),
     "losses.vicreg": lambda v: jt.losses.vicreg(jnp.ones((2, 3)), jnp.ones((2, 3)), variance=v),
     "losses.dkd": lambda v: jt.losses.dkd(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2, int), beta=v),
+    "views.simclr": lambda v: jt.data.views.simclr(strength=v),
     "losses.dist": lambda v: jt.losses.dist(jnp.ones((2, 3)), jnp.ones((2, 3)), gamma=v),
 }
 SHARES = {  # what must be in [0, 1]
