@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer import losses, tree
+from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Frozen
 from jaxtransfer.losses._numerics import check_strength
-from jaxtransfer.losses.anchors import check_fisher
 from jaxtransfer.objective import Mean, Objective
 
 
@@ -20,6 +22,18 @@ def _penalty(name: str, strength: float, frozen: tuple[Frozen, ...], value) -> O
         return penalty, state, {name: Mean(penalty, jnp.ones((), penalty.dtype))}
 
     return Objective(name, (), loss, frozen=frozen)
+
+
+def _check_fisher(fisher: Any) -> None:
+    """Raises for a weight that is known and negative or not finite, naming its leaf."""
+    for path, leaf in tree.leaves_by_path(fisher).items():
+        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+            continue
+        values = np.asarray(leaf)
+        if not np.all(good := np.isfinite(values) & (values >= 0)):
+            raise InputError(
+                f"Fisher weights must be finite and not negative; leaf {path!r} holds {values[~good].ravel()[0]}"
+            )
 
 
 def l2_sp(anchor: Any, *, strength: float = 1.0, exclude: tree.Patterns = ()) -> Objective:
@@ -57,7 +71,7 @@ def fisher_l2_sp(anchor: Any, fisher: Any, *, strength: float = 1.0, exclude: tr
         matched nor excluded.
     """
 
-    check_fisher(fisher)
+    _check_fisher(fisher)
 
     def value(params, w0, weights):
         return losses.fisher_l2_sp(params, w0, weights, exclude=exclude)

@@ -233,7 +233,7 @@ def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
     known = np.asarray(weights, float)
     if known.shape != (teachers,) or not np.all(np.isfinite(known) & (known >= 0)) or not known.sum() > 0:
         raise InputError(
-            f"weights must be one number for each of the {teachers} teachers, finite, not negative and not all 0; got "
+            f"weights must be one finite number for each of the {teachers} teachers, not negative, not all 0; got "
             f"{list(weights)}. To draw away from a teacher give it a term of its own with a negative weight"
         )
     return [float(weight) for weight in weights]
