@@ -14,7 +14,7 @@ from jaxtransfer.cli.runs import check_knows_classes, load_run
 from jaxtransfer.data import images
 from jaxtransfer.errors import InputError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_SUFFIXES = images.SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)

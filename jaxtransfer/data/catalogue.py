@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxtransfer.data import cache, digits, prepared
-from jaxtransfer.data.quiet import quiet_tfds
+from jaxtransfer.data.builders import builder_of, reason_of
 from jaxtransfer.errors import InputError
 
 
@@ -53,8 +53,7 @@ def available(data_dir=None) -> list[Entry]:
 def _entry(name, folder):
     splits, sizes = (), ()
     try:
-        with quiet_tfds() as tfds:
-            info = tfds.builder_from_directory(folder).info
+        info = builder_of(folder).info
         splits, sizes = tuple(info.splits), tuple(split.num_examples for split in info.splits.values())
         image_shape, class_names = prepared.image_and_classes(name, info.features)
         form = info.file_format.value if info.file_format else "unknown"
@@ -63,5 +62,4 @@ def _entry(name, folder):
     except InputError as error:
         return Entry(name, splits, sizes, None, None, True, str(error))
     except Exception as error:  # whatever damaged metadata makes tfds raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Entry(name, splits, sizes, None, None, True, f"cannot be read: {reason}")
+        return Entry(name, splits, sizes, None, None, True, f"cannot be read: {reason_of(error)}")

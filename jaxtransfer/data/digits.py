@@ -1,5 +1,6 @@
 """The embedded tfds data set: scikit-learn's handwritten digits in four domains, without a network."""
 
+import errno
 import io
 import os
 import shutil
@@ -7,12 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from jaxtransfer.data.builders import builder_of, reason_of
 from jaxtransfer.data.cache import cache_dir
+from jaxtransfer.data.fingerprint import of_records
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import read_text
 
 CONFIGS = {
     "upright": "The digits as they are.",
@@ -22,6 +25,7 @@ CONFIGS = {
 }
 VERSION = "1.0.0"
 SPLITS = {"train": 1201, "test": 596}
+_DIGEST = "digest.sha256"
 
 with quiet_tfds() as tfds:
 
@@ -63,6 +67,8 @@ with quiet_tfds() as tfds:
             }
 
         def _generate_examples(self, config, images, labels, rows):
+            import cv2
+
             for row in rows:
                 image = transform(config, images[row], int(row))
                 png = io.BytesIO(cv2.imencode(".png", image)[1].tobytes())  # tfds would encode by TensorFlow
@@ -150,29 +156,39 @@ def prepare(config: str) -> Path:
         with quiet_tfds():
             builder = Digits(config=config, data_dir=scratch, file_format="array_record")
             builder.download_and_prepare()
+        built = Path(builder.data_dir)
+        (built / _DIGEST).write_text(_digest(built))
         if final.exists() and not is_prepared(config):  # broken: out of the way, then deleted
             os.rename(final, scratch / "broken")
-        os.rename(builder.data_dir, final)
-    except OSError as error:
+        os.rename(built, final)
+    except Exception as error:  # of a full disk the writer tells by types of its own
         if not is_prepared(config):  # else another process was first
-            raise InputError(f"cannot prepare digits/{config} in {parent}: {error}") from error
+            reason = full if (full := os.strerror(errno.ENOSPC)) in str(error) else reason_of(error)
+            raise InputError(
+                f"cannot prepare digits/{config} in {parent}: {reason}; free some space or mend the folder's rights, "
+                "or set JAXTRANSFER_CACHE to another folder"
+            ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return final
 
 
 def is_prepared(config: str) -> bool:
-    """Whether the cache holds all examples of a config, readable."""
+    """Whether the cache holds all examples of a config, as they were written."""
     folder = cache_dir() / "tfds" / "digits" / config / VERSION
     if not (folder / "dataset_info.json").is_file():
         return False
     try:
+        if (folder / _DIGEST).exists():
+            return read_text(folder / _DIGEST) == _digest(folder)
+        builder = builder_of(folder)  # of an earlier version, which wrote no digest
         with quiet_tfds():
-            builder: Any = tfds.builder_from_directory(folder)
-            for split, size in SPLITS.items():
-                source = builder.as_data_source(split)
-                if len(source) != size or not (source[0] and source[size - 1]):
-                    return False
-        return True
+            sources = {split: builder.as_data_source(split) for split in SPLITS}
+            return all(len(sources[split].__getitems__(list(range(size)))) == size for split, size in SPLITS.items())
     except Exception:  # whatever the readers raise on damaged files
         return False
+
+
+def _digest(folder: Path) -> str:
+    """A digest of all that was written."""
+    return of_records(sorted(path for path in folder.iterdir() if path.name != _DIGEST))

@@ -1,10 +1,12 @@
 """Names become data sets: the embedded digits, folders of image files, and all that tfds can name."""
 
 import importlib.util
+import re
 
 import numpy as np
 
 from jaxtransfer.data import cache, folder, images, prepared
+from jaxtransfer.data.builders import builder_of, check_all_features, reason_of
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
@@ -70,19 +72,18 @@ def _load_digits(name, split, image_shape):
 
 def _folder_builder(name, path):
     """The tfds builder of prepared files, whether or not a catalogue knows them."""
-    with quiet_tfds() as tfds:
-        try:
-            return tfds.builder_from_directory(path)
-        except Exception as error:  # whatever damaged metadata makes tfds raise
-            raise InputError(f"cannot read {name} in {path}: {_reason(error)}; prepare it anew or remove it") from error
-
-
-def _reason(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    try:
+        return builder_of(path)
+    except InputError as error:
+        raise InputError(f"cannot read {name}: {error}") from error
 
 
 def _catalogue_builder(name, data_dir):
     """The tfds builder of a name that is not prepared in the usual place."""
+    base = name.partition(":")[0].partition("/")[0]
+    if re.fullmatch(r"\w[\w.+-]*", base):  # tfds looks there too, by rules of its own
+        for root in cache.data_dirs(data_dir):
+            check_all_features(root / base)
     with quiet_tfds() as tfds:
         from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -92,7 +93,7 @@ def _catalogue_builder(name, data_dir):
             raise unknown("data set", name, known_names(data_dir)) from None
         except Exception as error:  # a wrong config or version, a builder that needs another package
             raise InputError(
-                f"tfds cannot make {name!r}: {_reason(error)}; known here: {', '.join(known_names(data_dir))}"
+                f"tfds cannot make {name!r}: {reason_of(error)}; known here: {', '.join(known_names(data_dir))}"
             ) from error
 
 
@@ -119,7 +120,7 @@ def _prepare(name, builder, data_dir):
             builder = tfds.builder(name, data_dir=target, file_format="array_record")
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:  # network, disk, manual downloads
-            raise InputError(f"cannot prepare {name} in {target}: {_reason(error)}") from error
+            raise InputError(f"cannot prepare {name} in {target}: {reason_of(error)}") from error
     return builder
 
 

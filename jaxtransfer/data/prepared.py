@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data import images
+from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.fingerprint import of_array, of_records
 from jaxtransfer.data.quiet import quiet_tfds
@@ -24,36 +25,62 @@ class TfdsSource:
       examples: the split's random-access source with decoded images.
       undecoded: the same without decoding images.
       name: the builder's full name, "cifar10/3.0.2".
-      files: the record files of the split.
+      parts: the record files of the split in order, with the number of examples of each.
     """
 
     examples: Any
     undecoded: Any
     name: str
-    files: tuple[Path, ...]
+    parts: tuple[tuple[Path, int], ...]
 
     def __len__(self):
         return len(self.examples)
 
     def __getitem__(self, index):
-        return _image_and_label(self.examples[index])
+        return _image_and_label(self._read(self.examples, [int(index)])[0])
 
     def many(self, indices):
         """The examples of several numbers; faster than one by one."""
-        return map(_image_and_label, self.examples.__getitems__([int(index) for index in indices]))
+        return map(_image_and_label, self._read(self.examples, [int(index) for index in indices]))
+
+    def _read(self, examples, indices: list[int]):
+        """The records; an unreadable one is named with its file."""
+        try:
+            return examples.__getitems__(indices)
+        except Exception as error:  # readers and decoders raise many types on damaged files
+            for index in indices:
+                try:
+                    examples[index]
+                except Exception as first:
+                    raise InputError(
+                        f"example {index} of {self.name} in {self._file_of(index)} is damaged: {reason_of(first)}; "
+                        "restore the file, or prepare the set anew"
+                    ) from first
+            raise InputError(f"{self.name} cannot be read: {reason_of(error)}; try again") from error
+
+    def _file_of(self, index: int) -> str:
+        for path, count in self.parts:
+            if index < count:
+                return str(path)
+            index -= count
+        return "its files"
 
     def read_labels(self):
         """All labels, int64 [N]; reads each record once and decodes no image."""
         labels = np.empty(len(self), np.int64)
         for start in range(0, len(self), 1024):
-            part = self.undecoded.__getitems__(list(range(start, min(start + 1024, len(self)))))
+            part = self._read(self.undecoded, list(range(start, min(start + 1024, len(self)))))
             labels[start : start + 1024] = [example["label"] for example in part]
         return labels
 
     def fingerprint(self, rows) -> dict[str, str]:
         """The set's name and version, digests of its record files and of the numbers of its examples."""
         rows = np.arange(len(self)) if rows is None else rows
-        return {"data": self.name, "records": of_records(self.files), "rows": of_array(rows)}
+        return {
+            "data": self.name,
+            "records": of_records(dict.fromkeys(path for path, _ in self.parts)),
+            "rows": of_array(rows),
+        }
 
 
 def _image_and_label(example):
@@ -125,6 +152,11 @@ def image_and_classes(name: str, features) -> tuple[tuple, tuple[str, ...]]:
     label = features["label"] if "label" in names else None
     if label is None or not getattr(label, "num_classes", None):
         raise InputError(f"{name} has no class-label feature 'label'; its features: {known}")
+    if tuple(label.shape) != ():
+        raise InputError(
+            f"{name} has several labels per image, feature 'label' is of shape {tuple(label.shape)}; expected one "
+            "class per image"
+        )
     return tuple(image.shape), tuple(label.names)
 
 
@@ -172,19 +204,22 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
                 builder.as_data_source(split),
                 builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
                 builder.info.full_name,
-                _files(builder, split),
+                _parts(builder, split),
             )
             size = len(source)
             if size:
                 source[0]  # damaged files show here, not in the middle of a run
+        except InputError:
+            raise
         except Exception as error:  # readers raise many types on wrong slices and damaged files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"cannot open split {split!r} of {name} in {builder.data_dir}: {reason}") from error
+            raise InputError(
+                f"cannot open split {split!r} of {name} in {builder.data_dir}: {reason_of(error)}"
+            ) from error
     if not size:
         raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
     return Dataset(name, split, class_names, shape, source, resize=image_shape is not None)
 
 
-def _files(builder, split: str) -> tuple[Path, ...]:
-    names = builder.info.splits[split].filenames
-    return tuple(Path(builder.data_dir) / name for name in sorted(names))
+def _parts(builder, split: str) -> tuple[tuple[Path, int], ...]:
+    parts = builder.info.splits[split].file_instructions
+    return tuple((Path(part.filename), int(part.take)) for part in parts)

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxtransfer.data.builders import check_features, reason_of
 from jaxtransfer.data.columns import Column
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError
-from jaxtransfer.files import expanded
+from jaxtransfer.files import expanded, read_text
 
 NOTE = "teacher_cache.json"
 _FORMAT = 1
+_DTYPES = ("float32", "float16")
 SPLIT = "examples"
 _CHUNK = 1024  # records read at a time
 _NOTED = {"data", "split", "examples", "image_shape", "fingerprint", "teacher", "outputs"}
@@ -110,6 +112,10 @@ class TeacherCache:
             records = self.records.__getitems__(rows)
             if [int(record["example"]) for record in records] != rows:
                 raise ValueError("its records are not in the order of the examples")
+            for name, output in self.note["outputs"].items():
+                for found in {(record[name].dtype.name, record[name].shape) for record in records}:
+                    if found != (output["dtype"], tuple(output["shape"])):
+                        raise ValueError(f"its note has {output} for the output {name!r}, the records {found}")
         except Exception as error:  # readers raise many types on damaged files
             raise _damaged(self.directory, error) from error
         return records
@@ -223,14 +229,15 @@ def open_outputs(directory) -> TeacherCache:
     note = read_note(directory)
     with quiet_tfds() as tfds:
         try:
+            check_features(directory)
             builder: Any = tfds.builder_from_directory(directory)
             records = builder.as_data_source(SPLIT)
             size = len(records)
         except Exception as error:  # readers raise many types on damaged files
             raise _damaged(directory, error) from error
     cache = TeacherCache(directory, note, records)
-    if size != len(cache):
-        raise _damaged(directory, f"it has {size} records, its note says {len(cache)}")
+    if size != note["examples"]:
+        raise _damaged(directory, f"it has {size} records, its note says {note['examples']}")
     cache.read(next(iter(note["outputs"])), np.array([0, size - 1]))  # damaged files show here rather than later
     return cache
 
@@ -248,16 +255,16 @@ def read_note(directory: Path) -> dict[str, Any]:
       DamagedCacheError: where the note is not what was written.
     """
     try:
-        note = json.loads((directory / NOTE).read_text())
+        note = json.loads(read_text(directory / NOTE))
         version = note["format"]
-        if version == _FORMAT and (missing := _NOTED - note.keys()):
-            raise ValueError(f"its note lacks {min(missing)!r}")
+        if version == _FORMAT:
+            _check_note(note)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{directory} is no teacher cache, there is no {NOTE} in it; write one: jaxtransfer cache-teacher RUN "
             f"--out DIR"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(directory, error) from None
     if version != _FORMAT:
         raise InputError(
@@ -265,6 +272,29 @@ def read_note(directory: Path) -> dict[str, Any]:
             f"cache-teacher RUN --out DIR"
         )
     return note
+
+
+def _check_note(note: dict[str, Any]) -> None:
+    """Raises `ValueError` where the note is not of the shape that is written."""
+    if missing := _NOTED - note.keys():
+        raise ValueError(f"its note lacks {min(missing)!r}")
+    for key in ("data", "split", "fingerprint"):
+        if not isinstance(note[key], str):
+            raise ValueError(f"its note has {note[key]!r:.60} for {key!r}, expected a text")
+    if not (
+        _whole(note["examples"]) and isinstance(note["image_shape"], list) and all(map(_whole, note["image_shape"]))
+    ):
+        raise ValueError("its note tells no number of examples, or no shape of the images")
+    if not isinstance(note["teacher"], dict) or not isinstance(note["outputs"], dict) or not note["outputs"]:
+        raise ValueError("its note tells of no teacher or no outputs")
+    for name, output in note["outputs"].items():
+        shape, dtype = (output.get("shape"), output.get("dtype")) if isinstance(output, dict) else (None, None)
+        if not isinstance(shape, list) or not all(map(_whole, shape)) or dtype not in _DTYPES:
+            raise ValueError(f"its note has {output!r:.60} for the output {name!r}, expected a shape and a dtype")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _facts(dataset):
@@ -287,11 +317,6 @@ def _fingerprint(dataset):
     for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).round().astype(np.int64), -(-count // _CHUNK)):
         digest.update(dataset.read(rows)["image"].tobytes())
     return digest.hexdigest()
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _damaged(directory, error):

@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.data.teacher_cache import (
     NOTE,
@@ -22,12 +24,12 @@ from jaxtransfer.data.teacher_cache import (
     described,
     open_outputs,
     read_note,
-    reason_of,
 )
 from jaxtransfer.errors import InputError
 from jaxtransfer.files import expanded
 
 _LOCK = ".lock"
+_OURS = re.compile(r"\.array_record|\.json$")
 _SHARD = 2**28  # bytes of outputs in a file
 
 
@@ -86,7 +88,15 @@ def _is_written(directory, note):
         raise InputError(f"{directory} is there and is no teacher cache; choose another folder")
     if not any(directory.iterdir()):
         return False
-    old = read_note(directory)
+    try:
+        old = read_note(directory)
+    except DamagedCacheError:
+        if foreign := [path.name for path in directory.iterdir() if not _OURS.search(path.name)]:
+            raise InputError(
+                f"{directory} has a damaged {NOTE}, and files that are no part of a cache ({min(foreign)}); choose "
+                "another folder"
+            ) from None
+        return False
     if old != note:
         changed = sorted(key for key in old.keys() | note.keys() if old.get(key) != note.get(key))
         there, now = (", ".join(f"{key} {_brief(n.get(key))}" for key in changed) for n in (old, note))

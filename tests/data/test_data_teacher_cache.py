@@ -134,11 +134,65 @@ def test_damage_is_told_and_mended_by_the_same_command(dataset, outputs, written
         (written / "teacher_cache.json").write_text(json.dumps(note))
     with pytest.raises(teacher_cache.DamagedCacheError, match=r"is damaged: .* writes it anew"):
         attach_outputs(dataset, open_outputs(written))
-    if damage in ("cut", "gone", "flipped"):
+    if damage != "fewer":
         assert write_outputs(written, note_of(dataset, outputs), batches_of(outputs))
         attached = attach_outputs(dataset, open_outputs(written))
         np.testing.assert_array_equal(attached.columns["teacher_logits"], outputs["logits"])
         assert [child.name for child in written.parent.iterdir()] == ["a"]
+
+
+EDITS = {
+    "outputs": [3, [], {}, {"logits": 3}, {"logits": {"shape": [3]}}, {"logits": {"shape": ["3"], "dtype": "float32"}}],
+    "examples": ["50", 0, -1, 1.5, None, True, 10**30],
+    "image_shape": [7, "6x5x3", [6, 5, "3"], None],
+    "data": [3, None, {}],
+    "fingerprint": [None, 4],
+    "teacher": [[], "m"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in EDITS.items() for value in values])
+def test_an_edited_note_is_damage(dataset, outputs, written, key, value):
+    note = {**note_of(dataset, outputs), key: value}
+    (written / "teacher_cache.json").write_text(json.dumps(note))
+    with pytest.raises(teacher_cache.DamagedCacheError, match=r"is damaged: .* writes it anew"):
+        open_outputs(written)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [{"shape": [4], "dtype": "float32"}, {"shape": [3], "dtype": "float16"}, {"shape": [3, 1], "dtype": "float32"}],
+)
+def test_a_note_of_other_outputs_than_the_records_is_damage(dataset, outputs, written, output):
+    note = note_of(dataset, outputs)
+    (written / "teacher_cache.json").write_text(json.dumps({**note, "outputs": {**note["outputs"], "logits": output}}))
+    with pytest.raises(teacher_cache.DamagedCacheError, match=r"is damaged: .* for the output 'logits'"):
+        open_outputs(written)
+
+
+@pytest.mark.parametrize("content", ["", "7", "[]", "null", '"text"', "{", "[" * 100_000, b"\xff\xfe"])
+def test_a_note_that_is_other_json_is_damage_and_mended(dataset, outputs, written, content):
+    (written / "teacher_cache.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(teacher_cache.DamagedCacheError, match=r"is damaged: .* writes it anew"):
+        open_outputs(written)
+    assert write_outputs(written, note_of(dataset, outputs), batches_of(outputs))
+    assert len(open_outputs(written)) == N
+
+
+def test_what_is_not_the_cache_s_is_not_written_over(dataset, outputs, written):
+    (written / "teacher_cache.json").write_text("7")
+    (written / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"files that are no part of a cache \(thesis\.tex\)"):
+        write_outputs(written, note_of(dataset, outputs), batches_of(outputs))
+    assert (written / "thesis.tex").read_text() == "x"
+
+
+def test_a_cache_that_names_a_class_of_someone_elses_is_not_opened(dataset, outputs, written):
+    spec = json.loads((written / "features.json").read_text())
+    spec["pythonClassName"] = "someone.elses.Features"
+    (written / "features.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"features\.json names the class 'someone\.elses\.Features'"):
+        open_outputs(written)
 
 
 def test_folders_that_are_no_cache(dataset, outputs, written, tmp_path):
