@@ -111,11 +111,11 @@ class Forward:
         apart = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), outputs)
         return tuple(jax.tree.map(lambda x, n=number: x[:, n], apart) for number in range(count))
 
-    def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **axis: str) -> tuple[Any, Tree]:
+    def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **how: Any) -> tuple[Any, Tree]:
         """Runs the model; in training on each part of the batch by itself, where it has `parts`."""
         if self.parts is None or not train:
-            return self.model.apply(variables, inputs, train=train, key=key, **axis)
-        return self.parts.apply(self.model.apply, variables, inputs, key=key, **axis)
+            return self.model.apply(variables, inputs, train=train, key=key, **how)
+        return self.parts.apply(self.model.apply, variables, inputs, key=key, **how)
 
     @property
     def trained(self) -> bool:
