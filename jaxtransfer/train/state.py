@@ -57,8 +57,8 @@ def init(
       batch: an example of the batches to come.
       params: weights to start from, for some or all models; copied, so that a run may start at its own anchor.
       state: what else to start from, for some or all entries of the state: batch statistics, queues, moving averages;
-        copied. An average that isn't given starts as the model does. A model that has batch statistics and whose
-        weights are given needs its own here; fresh ones, `model.init(key, inputs)["batch_stats"]`, are a choice to make.
+        copied. An average that isn't given starts as the model does. A model with batch statistics whose weights are
+        given needs its own here; fresh ones, `model.init(key, inputs)["batch_stats"]`, are a choice to make.
 
     Returns:
       The state at step 0.
