@@ -204,7 +204,7 @@ class Net(nn.Module):
         return {"features": features, "logits": nn.Dense(3, name="head")(features)}
 
 
-@pytest.mark.parametrize("way", ["only", pytest.param("freeze", marks=pytest.mark.slow), "gradual"])
+@pytest.mark.parametrize("way", [pytest.param("only", marks=pytest.mark.slow), "gradual"])
 def test_a_module_of_your_own(way, batches):
     model = jt.models.linen(Net(), stages=("one", "two", "head"))
     optimizer = WAYS[way](optax.sgd(0.1), model.stages)
@@ -345,7 +345,8 @@ def test_an_average_of_a_frozen_body(batches):
     objective = jt.classification(model) + jt.mean_teacher(model)
     start, end = trained(objective, jt.optim.only(optax.sgd(0.1), "head"), batches)
     assert moved(start, end, "params") == HEAD
-    assert {path.split("/", 1)[1] for path in moved(start, end, "state")} == {"params/head/kernel", "params/head/bias"}
+    of_average = {path.split("/", 1)[1] for path in moved(start, end, "state")} - {"count"}
+    assert of_average == {"params/head/kernel", "params/head/bias"}
 
 
 def test_everything_frozen_or_nothing(batches):
