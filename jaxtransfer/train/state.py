@@ -15,6 +15,9 @@ from jaxtransfer.optim import held_still
 from jaxtransfer.train.placement import check_whole
 
 
+_MANY = 2**30  # updates after which an average is no longer warming up
+
+
 class TrainState(NamedTuple):
     """The state of a run.
 
@@ -77,7 +80,7 @@ def init(
     given = state or {}
     state = _replaced(fresh_state, state, "state")
     for average in objective.averages:  # of the weights that the run starts from, which needn't be the fresh ones
-        as_begun = average.init(params, state)
+        as_begun = average.init(params, state, moves=_MANY if average.name in given else 0)
         state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
     state = _owned(state)
     key = jnp.copy(key)
