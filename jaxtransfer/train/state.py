@@ -14,7 +14,6 @@ from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.train.placement import check_whole
 
-
 _MANY = 2**30  # updates after which an average is no longer warming up
 
 
