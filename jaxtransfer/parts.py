@@ -27,9 +27,7 @@ class Parts:
     count: int
     strided: bool = False
 
-    def apply(
-        self, apply: Callable, variables: Any, inputs: Any, *, key: Any, axis: str | None = None, **how: Any
-    ) -> Any:
+    def apply(self, apply: Callable, variables: Any, inputs: Any, *, key: Any, axis: str | None = None) -> Any:
         """Returns the outputs [B, ...] and the new state of a model that is trained on each part by itself.
 
         Raises:
@@ -37,7 +35,7 @@ class Parts:
         """
         rows = len(jax.tree.leaves(inputs)[0])
         count, local = self._counts(rows, axis)
-        where = how | ({"axis": axis} if axis is not None and self.strided else {})
+        where = {"axis": axis} if axis is not None and self.strided else {}
 
         def one(part, number):
             drawn = None if key is None else jax.random.fold_in(key, number)
@@ -76,6 +74,5 @@ def _mean(leaf: jax.Array, axis: str | None) -> jax.Array:
     """Returns the mean over the parts, and over the devices that have others; of what can't be averaged the first."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf[0]
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    mean = wide[0] + jnp.mean(wide - wide[:1], axis=0)  # what no part moves keeps its bits
+    mean = jnp.mean(leaf, axis=0, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
     return (mean if axis is None else jax.lax.pmean(mean, axis)).astype(leaf.dtype)

@@ -16,8 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
 FLOORS = [
     {"errors"},
-    {"tree", "in_flight", "files", "masks", "parts"},
-    {"model"},
+    {"model", "tree", "in_flight", "files", "masks", "parts"},
     {"losses", "forward", "micro_batches"},
     {"context"},
     {"objective"},

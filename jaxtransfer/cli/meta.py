@@ -125,12 +125,11 @@ class Meta:
         mean, std = image_statistics(train)
         kind = LEARNERS[self.method]
         steps = self.inner_steps or kind.steps
-        training = self.training.for_data(len(train), self.batch_size)
         names = [f"way {way + 1}" for way in range(self.episodes.ways)] if kind.episodic else list(train.class_names)
         config = config_of(
             "meta",
             self.episodes,
-            training,
+            self.training,
             method=self.method,
             model=self.model,
             inner_steps=steps,
@@ -152,12 +151,11 @@ class Meta:
             tests = test_episodes(self.episodes, test, self.test_episodes, self.training.seed)
             data, first = self._training_data(train, kind.episodic)
             jt.init(own.train, optax.identity(), jax.random.key(0), first)  # raises where the method doesn't fit
-        training.say_steps()
         mesh = device_mesh() if self.training.mode == "jit" else None
         fitted = jt.fit(
             own.train,
-            training.optimizer_for(training.updates),
-            steps=training.updates,
+            self.training.optimizer_for(self.training.steps),
+            steps=self.training.steps,
             key=self.training.seed,
             eval_data=validation,
             eval_objective=own.validate,
@@ -194,8 +192,6 @@ class Meta:
         at_least(self.episodes, 1, "ways", "shots", "queries", "train_ways", "train_queries", "tasks", "val_classes")
         if self.inner_lr is not None and not (self.inner_lr > 0 and math.isfinite(self.inner_lr)):
             raise InputError(f"--inner-lr must be positive and finite; got {self.inner_lr}")
-        if self.training.epochs is not None and LEARNERS[self.method].episodic:
-            raise InputError(f"--epochs: {self.method} learns from episodes, which have none; give --steps")
         divides_by_devices("tasks", self.episodes.tasks)
         divides_by_devices("batch_size", self.batch_size)
         if LEARNERS[self.method].fixed_ways and self.episodes.train_ways not in (None, self.episodes.ways):

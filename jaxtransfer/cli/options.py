@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from jaxtransfer import data as data_room
 from jaxtransfer.data import augment
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
-from jaxtransfer.optim import kernels
 
 AUGMENTATIONS = {
     "crop": lambda classes: augment.random_crop(4),
@@ -25,15 +23,12 @@ AUGMENTATIONS = {
     "mixup": lambda classes: augment.mixup(0.2, classes),
 }
 MODES = ("jit", "pmap")
-OPTIMIZERS = {  # of a rate and a weight decay, which kernels alone feel
-    "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels) if decay else optax.adam(rate),
+OPTIMIZERS = {
+    "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate),
     "sgd": lambda rate, decay: optax.chain(
-        optax.add_decayed_weights(decay, kernels) if decay else optax.identity(),
-        optax.sgd(rate, momentum=0.9, nesterov=True),
+        optax.add_decayed_weights(decay) if decay else optax.identity(), optax.sgd(rate, momentum=0.9, nesterov=True)
     ),
-    "lars": lambda rate, decay: optax.lars(rate, decay, weight_decay_mask=kernels, trust_ratio_mask=kernels),
 }
-STEPS = 1000
 
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: $TFDS_DATA_DIR)")]
@@ -61,21 +56,14 @@ class RunOptions:
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Run directory for checkpoints, metrics and a report. The same command again resumes, or says that it is done."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {STEPS})")] = None
+    steps: int = 1000
     """Updates in all."""
-    epochs: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None
-    """In place of --steps: how often the training examples are seen; how many steps that makes is said."""
     optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adam"
-    """adam; sgd with Nesterov momentum 0.9; or lars, for contrast with large batches (--lr 0.3 per 256 examples)."""
+    """adam, or sgd with Nesterov momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate; it falls to zero along a cosine."""
-    warmup: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: none)")] = None
-    """Steps in which the learning rate first rises to --lr, of --steps (of each stage's, where there are several)."""
     weight_decay: float = 0.0
-    """Weight decay, of kernels alone (no biases, norms, tokens, positions, temperatures): decoupled under adam, else
-    added to the gradient."""
-    clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: never)")] = None
-    """Largest norm of the gradient, which is scaled down to it; of each layer's under gradual-unfreeze."""
+    """Weight decay: decoupled under adam, added to the gradient under sgd."""
     seed: int = 0
     """Of weights, order, augmentation and choice of shots."""
     eval_every: Annotated[
@@ -89,44 +77,9 @@ class RunOptions:
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "jit"
     """jit or pmap, over all devices; the numbers are the same to rounding."""
 
-    @property
-    def updates(self) -> int:
-        """Updates in all, where no epochs are asked for."""
-        return STEPS if self.steps is None else self.steps
-
-    def for_data(self, examples: int, rows: int) -> Self:
-        """Returns the options with their steps, counted from the epochs where these are given.
-
-        Args:
-          examples: of the training data.
-          rows: examples per update.
-        """
-        steps = self.updates
-        if self.epochs is not None:
-            steps = max(1, math.ceil(self.epochs * examples / rows))
-        self._check_warmup(steps)
-        return dataclasses.replace(self, steps=steps)
-
-    def say_steps(self) -> None:
-        """Prints how many steps the epochs make."""
-        if self.epochs is not None:
-            print(f"--epochs {self.epochs:g}: {self.steps} steps", file=sys.stderr)
-
-    def _check_warmup(self, steps: int) -> None:
-        if self.warmup and self.warmup >= steps:
-            raise InputError(f"--warmup must be shorter than the {steps} steps that it is a part of; got {self.warmup}")
-
     def optimizer_for(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optimiser with its schedule over `steps`: a linear warm-up, then a cosine."""
-        self._check_warmup(steps)
-        warmup = self.warmup or 0
-        rate = optax.cosine_decay_schedule(self.lr, max(1, steps - warmup))
-        if warmup:
-            rate = optax.join_schedules(
-                [optax.linear_schedule(self.lr / (warmup + 1), self.lr, warmup), rate], [warmup]
-            )
-        optimizer = OPTIMIZERS[self.optimizer](rate, self.weight_decay)
-        return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
+        """Returns the optimiser with a cosine schedule over `steps`."""
+        return OPTIMIZERS[self.optimizer](optax.cosine_decay_schedule(self.lr, max(1, steps)), self.weight_decay)
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
@@ -134,11 +87,9 @@ class RunOptions:
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         at_least(self, 1, "steps", "keep", "eval_every", "patience")
-        at_least(self, 0, "weight_decay", "seed", "warmup")
-        positive(self, "epochs", "clip")
-        if self.steps is not None and self.epochs is not None:
-            raise InputError("--steps and --epochs both say how long to train; give one of them")
-        positive(self, "lr")
+        at_least(self, 0, "weight_decay", "seed")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"--lr must be positive and finite; got {self.lr}")
         if self.seed >= 2**32:
             raise InputError(f"--seed must be below 2**32; got {self.seed}")
 
@@ -186,21 +137,11 @@ def at_least(options: Any, least: float, *names: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
 
 
-def positive(options: Any, *names: str) -> None:
-    """Raises for an option that is set and not positive, or not finite."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"--{name.replace('_', '-')} must be positive and finite; got {value}")
-
-
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
-    """Returns what determines a run as JSON types: the options, but for where things lie; epochs count as steps."""
+    """Returns what determines a run as JSON types: the options, but for where things lie."""
     config: dict[str, Any] = {"command": command}
     for option in options:
-        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir", "epochs")}
-    if config.get("weight_decay"):
-        config["weight_decay_of"] = "kernels"  # of all parameters, in runs of old
+        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir")}
     return {k: str(v) if isinstance(v, Path) else v for k, v in {**config, **more}.items()}
 
 

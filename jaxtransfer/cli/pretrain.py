@@ -35,12 +35,11 @@ class Pretrain:
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
         train, test = load_pair(self.data, self.image_shape, seed=self.training.seed)
-        training = self.training.for_data(len(train), self.training.batch_size)
         mean, std = statistics(train)
         config = config_of(
             "pretrain",
             self.data,
-            training,
+            self.training,
             model=self.model,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
@@ -49,6 +48,6 @@ class Pretrain:
             std=std,
         )
         model = build_model(config)
-        optimizer = training.optimizer_for(training.updates)
-        stages = jt.methods.full(model, optimizer, label_smoothing=training.label_smoothing)
-        train_stages(stages, config, training, train, test, eval_model=model, title=f"pretrain {self.model}")
+        optimizer = self.training.optimizer_for(self.training.steps)
+        stages = jt.methods.full(model, optimizer, label_smoothing=self.training.label_smoothing)
+        train_stages(stages, config, self.training, train, test, eval_model=model, title=f"pretrain {self.model}")

@@ -164,8 +164,9 @@ class _Pair(NamedTuple):
         if self.adapter is None:
             return state, {"student": mine, "teacher": other}
         variables = {"params": params[self.name], **state.get(self.name, {})}
+        axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
         key = ctx.draw_key(self.name)
-        outputs, new = self.adapter.apply(variables, (mine, other), key=key, **ctx.how(self.name))
+        outputs, new = self.adapter.apply(variables, (mine, other), train=ctx.train, key=key, **axis)
         return {**state, self.name: dict(new)}, {"student": mine, "teacher": other, **outputs}
 
 
