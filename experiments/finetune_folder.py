@@ -120,7 +120,7 @@ def main(experiment: Experiment) -> dict[str, Any]:
     model = build_model(config)
     params, state = (None, None) if source is None else _moved(source, model, train, experiment.seed)
     train_stages(
-        jt.methods.full(model, training.optimizer_for(training.steps)),
+        jt.methods.full(model, training.optimizer_for(training.updates)),
         config,
         training,
         train,

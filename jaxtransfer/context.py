@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Frozen
+from jaxtransfer.model import given
 
 Tree = Any
 
@@ -38,6 +39,8 @@ class Context:
       frozen: the traced value of each frozen tree; `read` looks one up.
       axis: the device axis under `pmap`; None under `jit`, where the batch is global by itself.
       train: false in evaluation.
+      still: which parameters this update leaves as they are: for each model of which something is frozen a tree like
+        its parameters, of bools or traced scalars. Frozen layers run in inference mode; `how` hands it on.
 
     Only `sum`, `mean` and `gather` communicate between devices; a loss built on them is the global, replicated one.
     """
@@ -47,6 +50,17 @@ class Context:
     frozen: Mapping[Frozen, Tree] = dataclasses.field(default_factory=dict)
     axis: str | None = None
     train: bool = True
+    still: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
+
+    def how(self, name: str) -> dict[str, Any]:
+        """Returns how the model that trains under `name` is applied: its arguments besides variables, inputs and key.
+
+        A model that is frozen as a whole runs in inference mode.
+        """
+        still = self.still.get(name) if self.train else None
+        if still is not None and all(flag is True for flag in jax.tree.leaves(still)):
+            return {"train": False}
+        return {"train": self.train, **given(axis=self.axis if self.train else None, still=still)}
 
     def read(self, handle: Frozen) -> Tree:
         """Returns the frozen tree behind `handle`, cut off from differentiation."""

@@ -111,11 +111,11 @@ class Forward:
         apart = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), outputs)
         return tuple(jax.tree.map(lambda x, n=number: x[:, n], apart) for number in range(count))
 
-    def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **axis: str) -> tuple[Any, Tree]:
+    def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **how: Any) -> tuple[Any, Tree]:
         """Runs the model; in training on each part of the batch by itself, where it has `parts`."""
         if self.parts is None or not train:
-            return self.model.apply(variables, inputs, train=train, key=key, **axis)
-        return self.parts.apply(self.model.apply, variables, inputs, key=key, **axis)
+            return self.model.apply(variables, inputs, train=train, key=key, **how)
+        return self.parts.apply(self.model.apply, variables, inputs, key=key, **how)
 
     @property
     def trained(self) -> bool:
@@ -141,8 +141,13 @@ class Average:
         """The names of what it keeps in the state."""
         return (self.name, f"{self.name}_moves") if self.warm_up else (self.name,)
 
-    def init(self, params: Tree, state: Tree) -> dict[str, Tree]:
+    def init(self, params: Tree, state: Tree, *, moves: int = 0) -> dict[str, Tree]:
         """Returns its entries of the state as the model begins, from all models' weights and statistics.
+
+        Args:
+          params: by model name.
+          state: by model name.
+          moves: how many updates a warm-up takes as made.
 
         Raises:
           InputError: where the model is not among them.
@@ -153,8 +158,8 @@ class Average:
             )
         statistics = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), dict(state.get(self.model.name, {})))
         wide = jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf), copy=True), params[self.model.name])
-        moves = {f"{self.name}_moves": {"count": jnp.zeros((), jnp.int32)}} if self.warm_up else {}
-        return {self.name: {"params": wide, **statistics}, **moves}
+        counted = {f"{self.name}_moves": {"count": jnp.asarray(moves, jnp.int32)}} if self.warm_up else {}
+        return {self.name: {"params": wide, **statistics}, **counted}
 
     def advance(self, params: Tree, state: Tree, step: Any) -> dict[str, Tree]:
         """Returns its entries of the state once it has followed what `step` updates have made of the model.
@@ -205,8 +210,8 @@ def ema(model: Model, decay: Any = 0.999, *, name: str = "", warm_up: bool = Fal
       decay: in [0, 1], or a schedule of the step.
       name: its name in the state; by default the model's with `_ema`. Terms that share an average share the object.
       warm_up: whether to begin as the plain mean of the weights: at the n-th update the decay is
-        min(1 − 1/(n + 1), decay). The count of updates is kept beside the average, as `<name>_moves`, and goes along
-        where a later run is given both.
+        min(1 − 1/(n + 1), decay). n is kept beside the average, as `<name>_moves`: a later run that is given both goes
+        on from there, and one that is given the average alone begins without a warm-up.
 
     Returns:
       What takes the place of a model where an objective takes a teacher or a target.

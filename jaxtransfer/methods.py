@@ -119,10 +119,17 @@ def discriminative(
     return (Stage("layerwise-decay", classification(model, **loss), _layerwise(model, optimizer, decay)),)
 
 
-def gradual(model: Model, optimizer: optax.GradientTransformation, *, every: int, **loss: Any) -> tuple[Stage, ...]:
-    """Trains the head first and one more stage of the model after each `every` steps."""
+def gradual(
+    model: Model, optimizer: optax.GradientTransformation, *, every: int, adapt_statistics: bool = False, **loss: Any
+) -> tuple[Stage, ...]:
+    """Trains the head first and one more stage of the model after each `every` steps.
+
+    What is still frozen runs in inference mode, unless `adapt_statistics` leaves its batch norm and dropout in training
+    mode.
+    """
     stages = [f"{model.name}/(?:{stage})" for stage in model.stages]
-    return (Stage("gradual", classification(model, **loss), optim.gradual_unfreeze(optimizer, stages, every=every)),)
+    unfreezing = optim.gradual_unfreeze(optimizer, stages, every=every, adapt_statistics=adapt_statistics)
+    return (Stage("gradual", classification(model, **loss), unfreezing),)
 
 
 def _layerwise(model: Model, optimizer, decay):

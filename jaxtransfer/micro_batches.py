@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, given
 
 
 def micro_batched(model: Model, size: int) -> Model:
@@ -27,12 +27,12 @@ def micro_batched(model: Model, size: int) -> Model:
     if size < 1:
         raise InputError(f"a micro-batch needs at least one example; got {size}")
 
-    def apply(variables, inputs, *, train, key, axis=None):
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
         rows = len(jax.tree.leaves(inputs)[0])
         if rows % size:
             raise InputError(f"a batch of {rows} doesn't divide into micro-batches of {size}")
         count = rows // size
-        where = {} if axis is None else {"axis": axis}
+        where = given(axis=axis, still=still)
         state = {kind: values for kind, values in variables.items() if kind != "params"}
 
         @jax.checkpoint

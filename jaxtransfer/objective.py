@@ -214,13 +214,12 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
         outputs, _ = model.apply(ctx.read(own), inputs, train=False, key=None)
         return forward.split(jax.lax.stop_gradient(outputs)), state
     name = model.name if own is None else own.name
-    axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
     if own is None:
         variables = {"params": params[name], **state.get(name, {})}
     else:
         variables = jax.lax.stop_gradient(own.variables(params, state))
     key = ctx.draw_key(name, *(part for view in forward.views for part in view))
-    outputs, new = forward.apply(variables, inputs, train=ctx.train, key=key, **axis)
+    outputs, new = forward.apply(variables, inputs, key=key, **ctx.how(model.name))
     if own is None:
         return forward.split(outputs), {**state, name: dict(new)}
     return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {**state[name], **new}}

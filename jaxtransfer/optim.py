@@ -1,7 +1,18 @@
-"""Optimiser recipes of transfer learning: which parameters move, how fast, and when; all through optax."""
+"""Optimiser recipes of transfer learning: which parameters move, how fast, and when; all through optax.
 
-from collections.abc import Hashable, Mapping, Sequence
+Frozen means frozen: the layers whose parameters `freeze`, `only`, `gradual_unfreeze` or an `optax.set_to_zero()` in
+`by_path` holds still run in inference mode. Batch norm normalises by its running statistics and doesn't move them,
+dropout doesn't drop, so a frozen body computes in training what it computes in evaluation. The optimiser's state notes
+what is frozen, wherever in a chain it stands, and the training step reads it (`held_still`). Freezing that optax does
+alone, `optax.multi_transform` or `optax.masked`, freezes parameters only: take `by_path`, or `model.inference(stages)`.
+"""
 
+import dataclasses
+import functools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,29 +22,152 @@ from jaxtransfer.errors import InputError
 Optimizer = optax.GradientTransformation
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "inner_state"], meta_fields=["paths", "begin"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Still:
+    """The state of an optimiser that holds parameters still: it says which.
+
+    Attributes:
+      paths: of the parameters.
+      begin: the update with which they begin to move; None for never.
+      step: updates so far, where they begin to move.
+      inner_state: of the optimiser that then moves them.
+    """
+
+    paths: tuple[str, ...]
+    begin: int | None = None
+    step: Any = ()
+    inner_state: Any = ()
+
+    @property
+    def flag(self) -> Any:
+        """Whether they are still: true, or a traced scalar."""
+        return True if self.begin is None else jnp.less(self.step, self.begin)
+
+
+def held_still(opt_state: Any, params: Any) -> dict[str, Any]:
+    """Returns which parameters the next update leaves as they are, as `Context.still` holds it.
+
+    Args:
+      opt_state: the state of any optimiser.
+      params: a dict by model name.
+
+    Returns:
+      For each model of which something is frozen a tree like its parameters, of bools or traced scalars.
+    """
+    flags: dict[str, Any] = {}
+    for note in _notes(opt_state):
+        flags |= {path: flags.get(path, False) | note.flag for path in note.paths}
+    named = {name for path in flags for name in params if path.startswith(f"{name}/")}
+    return {
+        name: jax.tree_util.tree_map_with_path(
+            lambda path, _, name=name: flags.get(f"{name}/{tree.path_of(path)}", False), params[name]
+        )
+        for name in named
+    }
+
+
+def _notes(opt_state: Any) -> Iterator[Still]:
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Still)):
+        if isinstance(node, Still):
+            yield node
+            yield from _notes(node.inner_state)
+
+
 def by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
     """Gives each parameter the optimiser of the first pattern that selects it.
 
     Args:
-      rules: optimisers by path pattern, such as `{"head": optax.adam(1e-2), ".*": optax.adam(1e-4)}`.
+      rules: optimisers by path pattern, such as `{"head": optax.adam(1e-2), ".*": optax.adam(1e-4)}`. What gets
+        `optax.set_to_zero()` is frozen, batch statistics included.
 
     Returns:
       An optimiser; its `init` raises `InputError` where a parameter is selected by no pattern or a pattern by none.
     """
+    return _by_path({pattern: _frozen() if _is_zero(rule) else rule for pattern, rule in rules.items()})
+
+
+def freeze(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: bool = False) -> Optimizer:
+    """Trains everything but the parameters that the patterns select; the frozen ones keep no optimiser state.
+
+    Args:
+      optimizer: trains the rest.
+      patterns: path patterns of what is frozen: a layer whose parameters they all select runs in inference mode.
+      adapt_statistics: leave frozen layers in training mode: their batch norm normalises by the batch and moves its
+        running statistics to the new data, and their dropout drops. Only the parameters are then frozen.
+    """
+    frozen = optax.set_to_zero() if adapt_statistics else _frozen()
+    return _by_path({**dict.fromkeys(tree.as_patterns(patterns), frozen), _beside(patterns): optimizer})
+
+
+def only(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: bool = False) -> Optimizer:
+    """Trains only the parameters that the patterns select: the head, in a linear probe; the rest is frozen.
+
+    Args:
+      optimizer: trains what is selected.
+      patterns: path patterns of what trains.
+      adapt_statistics: as for `freeze`.
+    """
+    frozen = optax.set_to_zero() if adapt_statistics else _frozen()
+    return _by_path({**dict.fromkeys(tree.as_patterns(patterns), optimizer), _beside(patterns): frozen})
+
+
+def _by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
     transforms: dict[Hashable, Optimizer] = {str(number): optimizer for number, optimizer in enumerate(rules.values())}
     numbers = {pattern: str(number) for number, pattern in enumerate(rules)}
     return optax.multi_transform(transforms, lambda params: tree.label(params, numbers))
 
 
-def freeze(optimizer: Optimizer, patterns: tree.Patterns) -> Optimizer:
-    """Trains everything but the parameters that the patterns select; the frozen ones keep no optimiser state."""
-    rules = dict.fromkeys(tree.as_patterns(patterns), optax.set_to_zero())
-    return by_path({**rules, ".*": optimizer})
+def _beside(patterns: tree.Patterns) -> str:
+    """Returns a pattern of all the rest, which is no key of `patterns`."""
+    return "(?:.*)" if ".*" in tree.as_patterns(patterns) else ".*"
 
 
-def only(optimizer: Optimizer, patterns: tree.Patterns) -> Optimizer:
-    """Trains only the parameters that the patterns select: the head, in a linear probe."""
-    return by_path({**dict.fromkeys(tree.as_patterns(patterns), optimizer), ".*": optax.set_to_zero()})
+def _frozen() -> Optimizer:
+    """Returns `optax.set_to_zero()` with a state that names what it is applied to."""
+
+    def init(params) -> Any:
+        return Still(tuple(tree.leaves_by_path(params)))
+
+    return optax.GradientTransformation(init, optax.set_to_zero().update)
+
+
+def _is_zero(rule: Optimizer) -> bool:
+    """Returns whether `optax.set_to_zero` made the rule: its update is then a closure of the same code."""
+    made: Any = optax.set_to_zero().update
+    return getattr(rule.update, "__code__", None) is made.__code__
+
+
+def kernels(params: Any, *, patterns: tree.Patterns = ("kernel", "weight", "w")) -> Any:
+    """Returns the mask of what weight decay is for: a tree of bools, true for the matrices that layers multiply by.
+
+    Those are leaves of two axes or more that are called `kernel` (Flax), `weight` (PyTorch, Equinox) or `w` (Haiku).
+    Biases, scales of norms, class tokens, positions, learned temperatures, prototypes and learned rates of an inner
+    loop are not. As in timm and big_vision; LARS leaves the others unscaled, too.
+
+    `optax.adamw(1e-3, weight_decay=0.05, mask=jt.optim.kernels)`.
+
+    Args:
+      params: any tree of parameters.
+      patterns: path patterns of the names that count.
+    """
+
+    def decays(path, leaf):
+        *above, name = tree.path_of(path).split("/")
+        return "rates" not in above and jnp.ndim(leaf) > 1 and tree.matches(name, patterns)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def scale_rate(optimizer: Optimizer, factor: float, patterns: tree.Patterns) -> Optimizer:
+    """Multiplies the updates of the parameters that the patterns select, if any: a head that learns faster."""
+
+    def selected(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: tree.matches(tree.path_of(path), patterns), params)
+
+    return optax.chain(optimizer, optax.masked(optax.scale(factor), selected))
 
 
 def layerwise_decay(optimizer: Optimizer, stages: Sequence[str], *, decay: float) -> Optimizer:
@@ -55,15 +189,19 @@ def layerwise_decay(optimizer: Optimizer, stages: Sequence[str], *, decay: float
     return optax.chain(optimizer, by_path({pattern: optax.scale(rate) for pattern, rate in rates.items()}))
 
 
-def gradual_unfreeze(optimizer: Optimizer, stages: Sequence[str], *, every: int) -> Optimizer:
+def gradual_unfreeze(
+    optimizer: Optimizer, stages: Sequence[str], *, every: int, adapt_statistics: bool = False
+) -> Optimizer:
     """Trains the last stage first and one more, from the head downwards, after each `every` steps.
 
-    (Howard & Ruder 2018, arXiv:1801.06146.) A stage's optimiser state starts when it is unfrozen.
+    (Howard & Ruder 2018, arXiv:1801.06146.) A stage's optimiser state starts when it is unfrozen; until then its
+    layers run in inference mode.
 
     Args:
       optimizer: trains each stage once it is unfrozen.
       stages: path patterns from the input to the head, that cover every parameter: `model.stages`.
       every: steps between two unfreezings.
+      adapt_statistics: as for `freeze`.
 
     Returns:
       An optimiser.
@@ -74,7 +212,23 @@ def gradual_unfreeze(optimizer: Optimizer, stages: Sequence[str], *, every: int)
     def from_step(begin: int) -> Optimizer:
         if begin == 0:
             return optimizer
-        return optax.conditionally_mask(optimizer, lambda step, **_: jnp.greater_equal(step, begin))
+        later = optax.conditionally_mask(optimizer, lambda step, **_: jnp.greater_equal(step, begin))
+        return later if adapt_statistics else _still_until(later, begin)
 
     count = len(stages)
-    return by_path({pattern: from_step((count - 1 - depth) * every) for depth, pattern in enumerate(stages)})
+    return _by_path({pattern: from_step((count - 1 - depth) * every) for depth, pattern in enumerate(stages)})
+
+
+def _still_until(later: Optimizer, begin: int) -> Optimizer:
+    """Returns `optax.conditionally_mask` with a state that names what does not move before update `begin`."""
+
+    def init(params) -> Any:
+        masked: Any = later.init(params)
+        return Still(tuple(tree.leaves_by_path(params)), begin, masked.step, masked.inner_state)
+
+    def update(updates, state, params=None, **extra):
+        masked: Any = optax.ConditionallyMaskState(step=state.step, inner_state=state.inner_state)
+        updates, masked = later.update(updates, masked, params, **extra)
+        return updates, dataclasses.replace(state, step=masked.step, inner_state=masked.inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -27,7 +27,9 @@ class Parts:
     count: int
     strided: bool = False
 
-    def apply(self, apply: Callable, variables: Any, inputs: Any, *, key: Any, axis: str | None = None) -> Any:
+    def apply(
+        self, apply: Callable, variables: Any, inputs: Any, *, key: Any, axis: str | None = None, **how: Any
+    ) -> Any:
         """Returns the outputs [B, ...] and the new state of a model that is trained on each part by itself.
 
         Raises:
@@ -35,7 +37,7 @@ class Parts:
         """
         rows = len(jax.tree.leaves(inputs)[0])
         count, local = self._counts(rows, axis)
-        where = {"axis": axis} if axis is not None and self.strided else {}
+        where = how | ({"axis": axis} if axis is not None and self.strided else {})
 
         def one(part, number):
             drawn = None if key is None else jax.random.fold_in(key, number)
@@ -74,5 +76,6 @@ def _mean(leaf: jax.Array, axis: str | None) -> jax.Array:
     """Returns the mean over the parts, and over the devices that have others; of what can't be averaged the first."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf[0]
-    mean = jnp.mean(leaf, axis=0, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    mean = wide[0] + jnp.mean(wide - wide[:1], axis=0)  # what no part moves keeps its bits
     return (mean if axis is None else jax.lax.pmean(mean, axis)).astype(leaf.dtype)

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import io
 import logging
 import os
-import signal
 import sys
 import textwrap
 import threading
@@ -24,8 +22,8 @@ from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
+from jaxtransfer.cli.words import asks_for_help, check_words
 from jaxtransfer.errors import InputError
-from jaxtransfer.train.interrupt import Interrupted, Terminated
 
 COMMANDS = {
     "pretrain": Pretrain,
@@ -48,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after `jaxtransfer`; those of the process by default.
 
     Returns:
-      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 143 when terminated, 1 when the
-      reader of our output went away.
+      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 1 when the reader of our
+      output went away.
     """
     command = None
     with warnings.catch_warnings(), _quiet_libraries():
@@ -60,12 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
-        except Terminated as stop:
-            return _stopped(stop, 128 + signal.SIGTERM)
         except SystemExit as stop:  # --help
             return stop.code if isinstance(stop.code, int) else 2
-        except Interrupted as stop:
-            return _stopped(stop, 128 + signal.SIGINT)
         except KeyboardInterrupt:
             again = "; the same command resumes from the last checkpoint" if isinstance(command, _TRAINING) else ""
             print(f"jaxtransfer: interrupted{again}", file=sys.stderr)
@@ -76,12 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:  # a full disk, rights
             where = f" ({error.filename})" if error.filename else ""
             return _refuse(f"{error.strerror or error}{where}; what was saved before is unharmed")
-        except RuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return _refuse(
-                f"the device has too little memory; choose a smaller --batch-size ({_one_line(error)[:200]})"
-            )
+            where = "this machine" if isinstance(error, MemoryError) else "the device"
+            told = f" ({_one_line(error)[:200]})" if str(error) else ""
+            return _refuse(f"{where} has too little memory; choose a smaller --batch-size, or smaller images{told}")
+        except OverflowError as error:
+            return _refuse(f"a number is too large: {_one_line(error)[:200]}; choose a smaller one")
     return 0
 
 
@@ -103,17 +99,11 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    own, teller = logging.getLogger("jaxtransfer"), _OnStderr()
-    level = own.level
-    own.setLevel(logging.INFO)
-    own.addHandler(teller)
     before = threading.excepthook, sys.unraisablehook, [logger.level for logger in loggers]
     _hush_libraries()
     try:
         yield
     finally:
-        own.removeHandler(teller)
-        own.setLevel(level)
         threading.excepthook, sys.unraisablehook, levels = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -153,41 +143,31 @@ def _refuse(error: Any) -> int:
     return 2
 
 
-def _stopped(stop: BaseException, code: int) -> int:
-    print(f"jaxtransfer: {str(stop).replace('the same call goes on', 'resume with the same command')}", file=sys.stderr)
-    return code
-
-
-class _OnStderr(logging.Handler):
-    """Prints what the library tells of a run, such as where it resumes."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Prints a line."""
-        print(record.getMessage(), file=sys.stderr)
-
-
 def _parse(arguments: Sequence[str] | None) -> Any:
     """Returns the command that the words describe.
 
     Raises:
-      InputError: where tyro can't read them, in one line.
+      InputError: where they describe none, in one line.
       SystemExit: after --help.
     """
-    box = io.StringIO()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    check_words(words, COMMANDS)
     shown: Any = _ShortUsage(sys.stdout)
+    asks = asks_for_help(words)
     try:
-        with contextlib.redirect_stderr(box), contextlib.redirect_stdout(shown):
+        with contextlib.redirect_stdout(shown):
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="jaxtransfer",
                 description="Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.",
-                args=arguments,
+                args=words,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+                console_outputs=asks,
             )
     except SystemExit as stop:
-        if not stop.code:
+        if asks or not stop.code:
             raise
-        raise InputError(_unboxed(box.getvalue())) from None
+        raise InputError(f"cannot read {' '.join(words)!r}; see jaxtransfer {words[0]} --help") from None
 
 
 class _ShortUsage:
@@ -205,23 +185,3 @@ class _ShortUsage:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _unboxed(box: str) -> str:
-    """Returns what tyro frames as one line: without the frame, the title, and the help that it repeats.
-
-    Parts are separated by rules; help is indented by eight columns or more. Text that looks otherwise stays whole.
-    """
-    rows = [row.strip("│|").rstrip() for row in box.splitlines() if not row.startswith(("╭", "╰", "+"))]
-    parts: list[list[str]] = [[]]
-    for row in rows:
-        if row.strip() and not row.strip(" ─-"):
-            parts.append([])
-        elif len(row) - len(row.lstrip()) < 8:
-            parts[-1].append(row)
-    told = []
-    for part in parts:
-        listed = part[0].endswith(":") if part else False  # a heading and its list
-        told.append(_one_line(f"{part[0]} {', '.join(map(str.strip, part[1:]))}" if listed else " ".join(part)))
-    told = [part.replace("[bold]", "").replace("[/bold]", "") for part in told]
-    return "; ".join(part for part in told if part and not part.startswith("Argument helptext")) or _one_line(box)

@@ -14,7 +14,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import tree
-from jaxtransfer.cli.options import DataDir, at_least, check_folder
+from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.runs import Run, check_fits, check_knows_classes, load_run
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.train.loggers import progress_bar
@@ -93,7 +93,7 @@ class CacheTeacher:
         params, state = jax.device_put((run.params, run.state))
         done = 0
         with progress_bar(len(dataset), 0, show=None) as update:
-            for batch in jt.data.eval_batches(dataset, self.batch_size, shard=(0, 1), cache=None):
+            for batch in jt.data.eval_batches(dataset, batch_for(dataset, self.batch_size), shard=(0, 1), cache=None):
                 size = int(batch["mask"].sum())
                 outputs = jax.device_get(compute(params, state, batch["image"]))
                 with np.errstate(over="ignore"):  # an infinite value is an error below

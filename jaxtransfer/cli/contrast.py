@@ -16,6 +16,7 @@ from jaxtransfer.cli.options import (
     DataOptions,
     RunOptions,
     at_least,
+    check_memory,
     config_of,
     divides_by_devices,
     load_pair,
@@ -131,10 +132,13 @@ class Contrast:
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then measures the representation."""
         self._check()
-        training, out = self.training, self.training.out
-        train, test = load_pair(self.data, self.image_shape, seed=training.seed)
+        train, test = load_pair(self.data, self.image_shape, seed=self.training.seed, batch_size=self.batch_size)
+        if self.view.size is not None:
+            shape = (self.view.size, self.view.size, train.image_shape[2])
+            check_memory(self.batch_size, shape, "--size and --batch-size")
         train = train.with_columns({"index": np.arange(len(train), dtype=np.int32)})  # its own image is no negative
-        config = self._config(train)
+        training, out = self.training.for_data(len(train), self.batch_size), self.training.out
+        config = self._config(train, training)
         transform = self.view.transform(min(train.image_shape[:2]))
         with opened(out, config):
             encoder = build_model(config)
@@ -149,17 +153,18 @@ class Contrast:
             batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
             state = jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises
             self._check_whole_images(net, state, train)
+        training.say_steps()
         probed = train.classes > 1
         fitted = jt.fit(
             objective,
-            training.optimizer_for(training.steps),
+            training.optimizer_for(training.updates),
             batches,
             transform=transform,
-            steps=training.steps,
+            steps=training.updates,
             key=training.seed,
             eval_data=jt.data.eval_batches(test, self.batch_size) if probed else None,
             eval_objective=jt.online_probe(net, train.classes) if probed else None,
-            save_every=training.eval_every or max(1, training.steps // 10),
+            save_every=training.eval_every or max(1, training.updates // 10),
             eval_every=training.eval_every,
             patience=training.patience,
             out=out,
@@ -198,13 +203,13 @@ class Contrast:
             listed = ", ".join(name for name, one in PRETEXTS.items() if one.crops)
             raise InputError(f"--crops: {self.method} compares two views; small ones are for {listed}")
 
-    def _config(self, train: jt.data.Dataset) -> dict[str, Any]:
+    def _config(self, train: jt.data.Dataset, training: RunOptions) -> dict[str, Any]:
         mean, std = statistics(train)
         row = PRETEXTS[self.method]
         return config_of(
             "contrast",
             self.data,
-            self.training,
+            training,
             self.view,
             method=self.method,
             model=self.model,
@@ -251,7 +256,7 @@ class Contrast:
         """Returns what trains: the method, and the probe beside it."""
         net = net if self.micro_batch is None else jt.micro_batched(net, self.micro_batch)
         told = {name: config[name] or 0 for name in ("temperature", "queue", "prototypes")}
-        settings = Settings(**told, crops=self.view.names(), steps=self.training.steps)
+        settings = Settings(**told, crops=self.view.names(), steps=config["steps"])
         objective = PRETEXTS[self.method].build(net, settings)
         classes = len(config["class_names"])
         return objective + jt.online_probe(net, classes, beside=objective) if classes > 1 else objective

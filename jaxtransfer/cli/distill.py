@@ -81,20 +81,27 @@ class Distill:
             if LESSONS[self.loss].taps == LOGITS:
                 check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
         shape = tuple(runs[0].config["image_shape"]) if self.resize else None
-        train, test = load_pair(self.data, shape, seed=self.training.seed, prepare=lambda d: self._prepared(d, runs))
+        train, test = load_pair(
+            self.data,
+            shape,
+            seed=self.training.seed,
+            batch_size=self.training.batch_size,
+            prepare=lambda d: self._prepared(d, runs),
+        )
         taught, comparable = [], True
         for run, directory in zip(runs, self.teacher, strict=True):
             check_fits(run, train, directory)
             found = self._found(run, train, directory)
             comparable = comparable and found is not None
             taught.append(run if found is None else with_classes_of(run, train, directory, found))
-        config = self._config(runs, train)
+        training = self.training.for_data(len(train), self.training.batch_size)
+        config = self._config(runs, train, training)
         model = build_model(config)
         live = [_frozen(run) for run in taught]
         train_stages(
-            self._stages(model, live, train),
+            self._stages(model, live, train, training),
             config,
-            self.training,
+            training,
             train,
             test,
             eval_model=model,
@@ -152,13 +159,13 @@ class Distill:
                 f"(hint, rkd, attention-transfer): {error}"
             ) from None
 
-    def _config(self, runs: list[Run], train: jt.data.Dataset) -> dict[str, Any]:
+    def _config(self, runs: list[Run], train: jt.data.Dataset, training: TrainOptions) -> dict[str, Any]:
         mean, std = statistics(train)
         row = LESSONS[self.loss]
         return config_of(
             "distill",
             self.data,
-            self.training,
+            training,
             teacher=[str(directory) for directory in self.teacher],
             teacher_steps=[run.step for run in runs],
             teacher_weights=[teacher_identity(run)["weights"][:16] for run in runs],
@@ -181,7 +188,7 @@ class Distill:
     def _temperature(self) -> float:
         return self.temperature or (1.0 if self.loss == "dist" else 4.0)
 
-    def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset) -> list[Stage]:
+    def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset, training: TrainOptions) -> list[Stage]:
         """Returns a stage for each generation."""
         row = LESSONS[self.loss]
         weight, labels = (
@@ -211,12 +218,16 @@ class Distill:
         source = (
             "the teacher" if self.cache is None else f"the cache {self.cache} (cache-teacher --outputs writes more)"
         )
-        steps = self.training.steps // self.generations
+        if self.generations > training.updates:
+            raise InputError(
+                f"--generations {self.generations} share --steps and need as many; got --steps {training.updates}"
+            )
+        steps = training.updates // self.generations
         names = [f"generation-{number}" for number in range(1, self.generations + 1)]
-        first = Stage(names[0], objective(teachers, given), self.training.optimizer_for(steps))
+        first = Stage(names[0], objective(teachers, given), training.optimizer_for(steps))
         return [
             first,
-            *(Stage(name, taught_by_the_last, self.training.optimizer_for(steps), fresh=True) for name in names[1:]),
+            *(Stage(name, taught_by_the_last, training.optimizer_for(steps), fresh=True) for name in names[1:]),
         ]
 
 

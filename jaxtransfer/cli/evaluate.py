@@ -12,7 +12,7 @@ from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.contrast import measured
 from jaxtransfer.cli.learners import check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
-from jaxtransfer.cli.options import DataDir, at_least, check_folder
+from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.runs import Run, check_fits, load_run
 from jaxtransfer.errors import InputError
 
@@ -82,13 +82,14 @@ class Evaluate:
         if own and run.config["shots"]:
             train = train.subset(per_class=run.config["shots"], seed=run.config["seed"])
         test = test.as_classes(train.class_names, whose=f"{train.name} ({train.split})")
-        _, scores = measured(run, train, test, self.batch_size)
+        _, scores = measured(run, train, test, batch_for(test, self.batch_size))
         return {"data": test.name, "split": test.split, "examples": len(test), **scores}
 
     def _on_examples(self, run: Run) -> dict[str, Any]:
         dataset = labelled_as(run, self._dataset(run), self.directory)
         state = jt.TrainState.of(run.params, run.state, step=run.step)
-        metrics = jt.evaluate(jt.classification(run.model), state, jt.data.eval_batches(dataset, self.batch_size))
+        batches = jt.data.eval_batches(dataset, batch_for(dataset, self.batch_size))
+        metrics = jt.evaluate(jt.classification(run.model), state, batches)
         return {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
 
     def _dataset(self, run: Run, split: str | None = None) -> jt.data.Dataset:

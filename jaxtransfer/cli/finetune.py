@@ -11,7 +11,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import pick_classes, places_in, with_classes_of
-from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair
+from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
 from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import split_steps, train_stages
 from jaxtransfer.errors import InputError, unknown
@@ -43,13 +43,16 @@ class Finetune:
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full"
     """How to move the weights:
     - full: train all of them.
-    - linear-probe: train the head on frozen features.
+    - linear-probe: train the head on frozen features, in inference mode.
     - lp-ft: linear-probe for half of the steps, then full (Kumar et al. 2022).
     - l2-sp: full, drawn back to the source's weights (Li et al. 2018).
     - l2-sp-fisher: l2-sp, each weight by its importance for the source.
     - layerwise-decay: full, lower layers more slowly (Howard & Ruder 2018).
-    - gradual-unfreeze: the head first, then layer by layer (the same).
+    - gradual-unfreeze: the head first, then layer by layer (the same); frozen ones in inference mode.
+    Inference mode: batch norm by its running statistics, which stay, and no dropout.
     """
+    head_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --lr)")] = None
+    """Peak learning rate of the head, a new one's say, where it differs from that of the body."""
     strength: float = 0.1
     """Of the pull of l2-sp and l2-sp-fisher to the pretrained weights."""
     head_strength: float = 0.01
@@ -65,24 +68,27 @@ class Finetune:
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         at_least(self, 0, "strength", "head_strength")
+        positive(self, "head_rate")
         source = load_run(self.source)
         if self.keep_head:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if self.method == "l2-sp-fisher":
             check_knows_classes(source, self.source, "--method l2-sp-fisher weighs by the source's own loss")
         shape = tuple(source.config["image_shape"]) if self.resize else None
-        train, test = load_pair(self.data, shape, seed=self.training.seed)
+        train, test = load_pair(self.data, shape, seed=self.training.seed, batch_size=self.training.batch_size)
         check_fits(source, train, self.source)
         check_fits(source, test, self.source)
+        training = self.training.for_data(len(train), self.training.batch_size)
         config = config_of(
             "finetune",
             self.data,
-            self.training,
+            training,
             source=self.source,
             source_step=source.step,
             method=self.method,
             strength=self.strength,
             head_strength=self.head_strength,
+            head_rate=self.head_rate,
             keep_head=self.keep_head,
             resize=self.resize,
             class_names=list(train.class_names),
@@ -91,11 +97,12 @@ class Finetune:
         model = build_model(config)
         kept, places = _kept(self, source, train) if self.keep_head else (source, None)
         params, state = _start(self, kept, model, train)
-        make = Ingredients(self, source, model, {model.name: kept.params[source.model.name]}, places)
+        command, anchor = dataclasses.replace(self, training=training), {model.name: kept.params[source.model.name]}
+        make = Ingredients(command, source, model, anchor, places)
         train_stages(
             METHODS[self.method](make),
             config,
-            self.training,
+            training,
             train,
             test,
             eval_model=model,
@@ -139,12 +146,20 @@ class Ingredients:
     @property
     def steps(self) -> int:
         """Updates in all."""
-        return self.command.training.steps
+        return self.command.training.updates
 
     @property
     def optimizer(self):
         """The optimiser, its schedule over all steps."""
-        return self.command.training.optimizer_for(self.steps)
+        return self.optimizer_for(self.steps)
+
+    def optimizer_for(self, steps: int):
+        """Returns the optimiser with a schedule over `steps`; the head has its own rate where one is asked for."""
+        training, rate = self.command.training, self.command.head_rate
+        optimizer = training.optimizer_for(steps)
+        if rate is None:
+            return optimizer
+        return jt.optim.scale_rate(optimizer, rate / training.lr, f"{self.model.name}/(?:{self.model.head})")
 
     @property
     def loss(self) -> dict[str, Any]:
@@ -153,7 +168,7 @@ class Ingredients:
 
     def lp_ft(self):
         """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""
-        probe, rest = (self.command.training.optimizer_for(n) for n in split_steps(self.steps, [0.5, 0.5]))
+        probe, rest = (self.optimizer_for(n) for n in split_steps(self.steps, [0.5, 0.5]))
         return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
 
     def anchored(self, fisher: Any = None):

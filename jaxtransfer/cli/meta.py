@@ -15,7 +15,15 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.learners import LEARNERS, STATISTICS, learner
-from jaxtransfer.cli.options import DataDir, RunOptions, at_least, check_folder, config_of, divides_by_devices
+from jaxtransfer.cli.options import (
+    DataDir,
+    RunOptions,
+    at_least,
+    check_folder,
+    check_memory,
+    config_of,
+    divides_by_devices,
+)
 from jaxtransfer.cli.options import statistics as image_statistics
 from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
 from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
@@ -65,6 +73,12 @@ class EpisodeOptions:
     """Bring images of any size to this height, width and number of channels; 28 28 1 is usual for omniglot."""
     data_dir: DataDir = None
     """Folder of prepared tfds data sets."""
+
+    @property
+    def images(self) -> int:
+        """Images of the episodes of an update."""
+        ways, queries = self.train_ways or self.ways, self.train_queries or self.queries
+        return self.tasks * ways * (self.shots + queries)
 
     def episodes(self, dataset: jt.data.Dataset, *, tasks: int, seed: int, train: bool = False) -> jt.data.Episodes:
         """Returns episodes of a data set."""
@@ -122,14 +136,17 @@ class Meta:
         """Trains, or resumes, or says that it is done; then tests."""
         self._check()
         train, valid, test = class_splits(self.episodes, self.training.seed)
+        check_memory(self.episodes.images, train.image_shape, "--tasks, --ways, --shots, --queries:")
+        check_memory(self.batch_size, train.image_shape)
         mean, std = image_statistics(train)
         kind = LEARNERS[self.method]
         steps = self.inner_steps or kind.steps
+        training = self.training.for_data(len(train), self.batch_size)
         names = [f"way {way + 1}" for way in range(self.episodes.ways)] if kind.episodic else list(train.class_names)
         config = config_of(
             "meta",
             self.episodes,
-            self.training,
+            training,
             method=self.method,
             model=self.model,
             inner_steps=steps,
@@ -151,11 +168,12 @@ class Meta:
             tests = test_episodes(self.episodes, test, self.test_episodes, self.training.seed)
             data, first = self._training_data(train, kind.episodic)
             jt.init(own.train, optax.identity(), jax.random.key(0), first)  # raises where the method doesn't fit
+        training.say_steps()
         mesh = device_mesh() if self.training.mode == "jit" else None
         fitted = jt.fit(
             own.train,
-            self.training.optimizer_for(self.training.steps),
-            steps=self.training.steps,
+            training.optimizer_for(training.updates),
+            steps=training.updates,
             key=self.training.seed,
             eval_data=validation,
             eval_objective=own.validate,
@@ -192,6 +210,8 @@ class Meta:
         at_least(self.episodes, 1, "ways", "shots", "queries", "train_ways", "train_queries", "tasks", "val_classes")
         if self.inner_lr is not None and not (self.inner_lr > 0 and math.isfinite(self.inner_lr)):
             raise InputError(f"--inner-lr must be positive and finite; got {self.inner_lr}")
+        if self.training.epochs is not None and LEARNERS[self.method].episodic:
+            raise InputError(f"--epochs: {self.method} learns from episodes, which have none; give --steps")
         divides_by_devices("tasks", self.episodes.tasks)
         divides_by_devices("batch_size", self.batch_size)
         if LEARNERS[self.method].fixed_ways and self.episodes.train_ways not in (None, self.episodes.ways):

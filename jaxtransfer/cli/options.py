@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from jaxtransfer import data as data_room
 from jaxtransfer.data import augment
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
+from jaxtransfer.optim import kernels
 
 AUGMENTATIONS = {
     "crop": lambda classes: augment.random_crop(4),
@@ -23,12 +26,17 @@ AUGMENTATIONS = {
     "mixup": lambda classes: augment.mixup(0.2, classes),
 }
 MODES = ("jit", "pmap")
-OPTIMIZERS = {
-    "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate),
+_MOST = 2**31 - 1  # what a step or an index in 32 bits can be
+_AT_ONCE = 2**25  # values of images that statistics are taken of at a time
+OPTIMIZERS = {  # of a rate and a weight decay, which kernels alone feel
+    "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels) if decay else optax.adam(rate),
     "sgd": lambda rate, decay: optax.chain(
-        optax.add_decayed_weights(decay) if decay else optax.identity(), optax.sgd(rate, momentum=0.9, nesterov=True)
+        optax.add_decayed_weights(decay, kernels) if decay else optax.identity(),
+        optax.sgd(rate, momentum=0.9, nesterov=True),
     ),
+    "lars": lambda rate, decay: optax.lars(rate, decay, weight_decay_mask=kernels, trust_ratio_mask=kernels),
 }
+STEPS = 1000
 
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: $TFDS_DATA_DIR)")]
@@ -56,14 +64,21 @@ class RunOptions:
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Run directory for checkpoints, metrics and a report. The same command again resumes, or says that it is done."""
-    steps: int = 1000
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {STEPS})")] = None
     """Updates in all."""
+    epochs: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None
+    """In place of --steps: how often the training examples are seen; how many steps that makes is said."""
     optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adam"
-    """adam, or sgd with Nesterov momentum 0.9."""
+    """adam; sgd with Nesterov momentum 0.9; or lars, for contrast with large batches (--lr 0.3 per 256 examples)."""
     lr: float = 1e-3
     """Peak learning rate; it falls to zero along a cosine."""
+    warmup: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: none)")] = None
+    """Steps in which the learning rate first rises to --lr, of --steps (of each stage's, where there are several)."""
     weight_decay: float = 0.0
-    """Weight decay: decoupled under adam, added to the gradient under sgd."""
+    """Weight decay, of kernels alone (no biases, norms, tokens, positions, temperatures): decoupled under adam, else
+    added to the gradient."""
+    clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: never)")] = None
+    """Largest norm of the gradient, which is scaled down to it; of each layer's under gradual-unfreeze."""
     seed: int = 0
     """Of weights, order, augmentation and choice of shots."""
     eval_every: Annotated[
@@ -77,9 +92,48 @@ class RunOptions:
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "jit"
     """jit or pmap, over all devices; the numbers are the same to rounding."""
 
+    @property
+    def updates(self) -> int:
+        """Updates in all, where no epochs are asked for."""
+        return STEPS if self.steps is None else self.steps
+
+    def for_data(self, examples: int, rows: int) -> Self:
+        """Returns the options with their steps, counted from the epochs where these are given.
+
+        Args:
+          examples: of the training data.
+          rows: examples per update.
+        """
+        steps = self.updates
+        if self.epochs is not None:
+            steps = max(1, math.ceil(min(self.epochs * examples / rows, _MOST + 1)))
+            if steps > _MOST:
+                raise InputError(
+                    f"--epochs must make at most {_MOST} steps; got {self.epochs:g} of {examples} examples"
+                )
+        self._check_warmup(steps)
+        return dataclasses.replace(self, steps=steps)
+
+    def say_steps(self) -> None:
+        """Prints how many steps the epochs make."""
+        if self.epochs is not None:
+            print(f"--epochs {self.epochs:g}: {self.steps} steps", file=sys.stderr)
+
+    def _check_warmup(self, steps: int) -> None:
+        if self.warmup and self.warmup >= steps:
+            raise InputError(f"--warmup must be shorter than the {steps} steps that it is a part of; got {self.warmup}")
+
     def optimizer_for(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optimiser with a cosine schedule over `steps`."""
-        return OPTIMIZERS[self.optimizer](optax.cosine_decay_schedule(self.lr, max(1, steps)), self.weight_decay)
+        """Returns the optimiser with its schedule over `steps`: a linear warm-up, then a cosine."""
+        self._check_warmup(steps)
+        warmup = self.warmup or 0
+        rate = optax.cosine_decay_schedule(self.lr, max(1, steps - warmup))
+        if warmup:
+            rate = optax.join_schedules(
+                [optax.linear_schedule(self.lr / (warmup + 1), self.lr, warmup), rate], [warmup]
+            )
+        optimizer = OPTIMIZERS[self.optimizer](rate, self.weight_decay)
+        return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
@@ -87,9 +141,11 @@ class RunOptions:
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         at_least(self, 1, "steps", "keep", "eval_every", "patience")
-        at_least(self, 0, "weight_decay", "seed")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"--lr must be positive and finite; got {self.lr}")
+        at_least(self, 0, "weight_decay", "seed", "warmup")
+        positive(self, "epochs", "clip")
+        if self.steps is not None and self.epochs is not None:
+            raise InputError("--steps and --epochs both say how long to train; give one of them")
+        positive(self, "lr")
         if self.seed >= 2**32:
             raise InputError(f"--seed must be below 2**32; got {self.seed}")
 
@@ -130,30 +186,68 @@ def divides_by_devices(name: str, value: int) -> None:
 
 
 def at_least(options: Any, least: float, *names: str) -> None:
-    """Raises for an option that is set and smaller than `least`, or not finite."""
+    """Raises for an option that is set and smaller than `least`, not finite, or a count that no array can have."""
+    for name in names:
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if isinstance(value, int) and value > _MOST and name != "seed":
+            raise InputError(f"{option} must be at most {_MOST}; got {str(value)[:40]}")
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise InputError(f"{option} must be at least {least}; got {value}")
+
+
+def check_memory(batch_size: int, image_shape: Sequence[int], option: str = "--batch-size") -> None:
+    """Raises for a batch that this machine could not even hold as images, before anything tries to."""
+    needed = batch_size * math.prod(image_shape) * 5  # uint8, and float32 in the network
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        shape = "×".join(map(str, image_shape))
+        raise InputError(
+            f"{option} {batch_size}: so many images {shape} take {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f}; choose fewer at a time, or smaller images"
+        )
+
+
+def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
+    """Returns how many examples of a data set to run at a time: what is asked for, or all where there are fewer.
+
+    Raises:
+      InputError: where this machine can't hold so many.
+    """
+    size = min(batch_size, max(1, len(dataset)))
+    check_memory(size, dataset.image_shape)
+    return size
+
+
+def positive(options: Any, *names: str) -> None:
+    """Raises for an option that is set and not positive, or not finite."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"--{name.replace('_', '-')} must be positive and finite; got {value}")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
-    """Returns what determines a run as JSON types: the options, but for where things lie."""
+    """Returns what determines a run as JSON types: the options, but for where things lie; epochs count as steps."""
     config: dict[str, Any] = {"command": command}
     for option in options:
-        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir")}
+        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir", "epochs")}
+    if config.get("weight_decay"):
+        config["weight_decay_of"] = "kernels"  # of all parameters, in runs of old
     return {k: str(v) if isinstance(v, Path) else v for k, v in {**config, **more}.items()}
 
 
 def load_pair(
     data: DataOptions,
     image_shape: tuple | None = None,
+    *,
     seed: int = 0,
+    batch_size: int = 1,
     prepare: Callable[[data_room.Dataset], data_room.Dataset] = lambda train: train,
 ):
     """Returns the training and the evaluation data set, which must have the same classes.
 
-    What `prepare` does to the whole training split is done before --shots chooses from it.
+    What `prepare` does to the whole training split is done before --shots chooses from it. Batches of `batch_size` of
+    its images must fit into this machine.
     """
     at_least(data, 1, "shots")
     check_folder(data.data_dir)
@@ -161,6 +255,7 @@ def load_pair(
         data_room.load(data.data, split, data_dir=data.data_dir, image_shape=image_shape)
         for split in (data.split, data.eval_split)
     ]
+    check_memory(batch_size, sets[0].image_shape)
     if sets[0].class_names != sets[1].class_names:
         raise InputError(
             f"{data.data}: splits {data.split!r} and {data.eval_split!r} have different classes "
@@ -181,6 +276,12 @@ def check_folder(data_dir: Path | None) -> None:
 def statistics(dataset: data_room.Dataset, most: int = 10_000) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation per channel of up to `most` images in [0, 1], to normalise by."""
     rows = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
-    images = dataset.read(rows)["image"].astype(np.float64) / 255
-    mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
+    channels = dataset.image_shape[2]
+    sums, squares, count = np.zeros(channels), np.zeros(channels), 0  # of whole numbers, exact in float64
+    for part in np.array_split(rows, -(-len(rows) * math.prod(dataset.image_shape) // _AT_ONCE)):
+        pixels = dataset.read(part)["image"].reshape(-1, channels).astype(np.float64)
+        sums, squares, count = sums + pixels.sum(0), squares + np.square(pixels).sum(0), count + len(pixels)
+    mean = sums / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
+    mean = mean / 255
     return [round(float(m), 4) for m in mean], [round(max(float(s), 1e-3), 4) for s in std]

@@ -34,12 +34,15 @@ class Pretrain:
         self.training.check()
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
-        train, test = load_pair(self.data, self.image_shape, seed=self.training.seed)
+        train, test = load_pair(
+            self.data, self.image_shape, seed=self.training.seed, batch_size=self.training.batch_size
+        )
+        training = self.training.for_data(len(train), self.training.batch_size)
         mean, std = statistics(train)
         config = config_of(
             "pretrain",
             self.data,
-            self.training,
+            training,
             model=self.model,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
@@ -48,6 +51,6 @@ class Pretrain:
             std=std,
         )
         model = build_model(config)
-        optimizer = self.training.optimizer_for(self.training.steps)
-        stages = jt.methods.full(model, optimizer, label_smoothing=self.training.label_smoothing)
-        train_stages(stages, config, self.training, train, test, eval_model=model, title=f"pretrain {self.model}")
+        optimizer = training.optimizer_for(training.updates)
+        stages = jt.methods.full(model, optimizer, label_smoothing=training.label_smoothing)
+        train_stages(stages, config, training, train, test, eval_model=model, title=f"pretrain {self.model}")

@@ -39,9 +39,10 @@ def train_stages(
     `tables(variables)` of the model that was trained, (title, header, rows) each.
     """
     with opened(training.out, config):
-        shares = split_steps(training.steps, [stage.share for stage in stages])
+        shares = split_steps(training.updates, [stage.share for stage in stages])
         check_model_takes(eval_model, config["model"], train)
         batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
+    training.say_steps()
     mesh = device_mesh() if training.mode == "jit" else None
     facts, earlier, first = {k: shown(v) for k, v in config.items()}, [], 0
     evaluated = eval_objective or jt.classification(eval_model)
@@ -135,9 +136,6 @@ class _From:
 
     def iterate(self, start: int):
         return self.batches.iterate(self.first + start)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {**self.batches.fingerprint(), "first batch of the stage": self.first}
 
 
 def split_steps(steps: int, shares: Sequence[float]) -> list[int]:

@@ -28,7 +28,7 @@ def check_shape(image_shape) -> tuple[int, int, int]:
       The tuple (H, W, C).
 
     Raises:
-      InputError: for anything else.
+      InputError: for anything else, and for more than `MOST_PIXELS` pixels.
     """
     try:
         shape = tuple(int(size) for size in image_shape)
@@ -39,6 +39,8 @@ def check_shape(image_shape) -> tuple[int, int, int]:
             f"image_shape must be (height, width, channels) with 1, 3 or 4 channels, got {image_shape!r}; "
             "e.g. image_shape=(32, 32, 3)"
         )
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise InputError(f"image_shape must have at most {MOST_PIXELS:,} pixels, got {shape}; choose a smaller one")
     return shape
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import EXACT, check_maps, check_same, match, normalize, pool, wide
+from jaxtransfer.losses._numerics import EXACT, check_maps, check_same, check_temperature, match, normalize, pool, wide
 
 
 def _mean(values: jax.Array) -> jax.Array:
@@ -68,6 +68,8 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, p: float = 2) 
       InputError: where the arrays are not maps of one batch.
     """
     check_maps(student, teacher)
+    if not 1 <= p < float("inf"):
+        raise InputError(f"p must be at least 1 and finite; got {p}")
     pair = match(*wide(student, teacher))
     s, t = (normalize(jnp.mean(_power(_flat(maps), p), axis=-1)) for maps in pair)
     return _mean(jnp.square(s - t))
@@ -161,6 +163,7 @@ def vid(student: jax.Array, teacher: jax.Array, *, scale: jax.Array, eps: float 
         check_maps(student, teacher, channels=True)
     if scale.shape != student.shape[-1:]:
         raise InputError(f"scale must have one entry per channel, {student.shape[-1:]}; got {scale.shape}")
+    check_temperature(eps, "eps")
     student, teacher, scale = wide(student, teacher, scale)
     if student.ndim == 4:
         student, teacher = match(student, teacher)

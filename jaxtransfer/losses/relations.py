@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import EXACT, centre, check_same, kept_rows, norm, normalize, wide
+from jaxtransfer.losses._numerics import (
+    EXACT,
+    centre,
+    check_same,
+    check_strength,
+    check_temperature,
+    kept_rows,
+    norm,
+    normalize,
+    wide,
+)
 
 
 def _rows(student: jax.Array, teacher: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, ...]:
@@ -72,6 +82,7 @@ def gaussian_correlation(features: jax.Array, *, gamma: float = 0.4, order: int 
     Returns:
       The kernel matrix [B, B], in at least float32.
     """
+    check_strength(gamma, "gamma")
     (features,) = wide(features)
     rows = normalize(features)
     products = _gram(rows, rows)
@@ -216,5 +227,6 @@ def pkt(student: jax.Array, teacher: jax.Array, *, eps: float = 1e-7, mask: jax.
       InputError: where the shapes do not fit.
     """
     s, t, keep, count = _rows(student, teacher, mask)
+    check_temperature(eps, "eps")
     s, t = _neighbours(s, keep, eps), _neighbours(t, keep, eps)
     return jnp.sum(t * (jnp.log(t + eps) - jnp.log(s + eps))) / jnp.square(jnp.maximum(count, 1))

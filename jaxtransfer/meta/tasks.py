@@ -119,9 +119,12 @@ def _in_chunks(task: TaskFn, params, numbered, at_once: int):
 
 
 def task_context(ctx: Context, index: jax.Array, *, train: bool) -> Context:
-    """Returns the context inside a task: no device axis, and a key of the task's own."""
+    """Returns the context inside a task: no device axis, a key of the task's own, and no layers in inference mode.
+
+    What batch norm does inside of tasks is said by `statistics`, and is the same in training and in evaluation.
+    """
     key = ctx.key if ctx.key is None else jax.random.fold_in(ctx.key, index)
-    return dataclasses.replace(ctx, axis=None, key=key, train=train)
+    return dataclasses.replace(ctx, axis=None, key=key, train=train, still={})
 
 
 def inner_context(ctx: Context, number: jax.Array) -> Context:

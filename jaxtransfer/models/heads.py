@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, given
 from jaxtransfer.models.batch_norm import BatchNorm
 from jaxtransfer.models.linen import linen
 
@@ -103,14 +103,17 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
             shapes[name] = _outputs(model, variables[name], x)["output"]
         return _by_kind(variables)
 
-    def apply(variables, inputs, *, train, key, axis=None):
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
         own = _by_part(variables, (ENCODER, *parts))
-        where = {} if axis is None else {"axis": axis}
-        outputs, state = encoder.apply(own[ENCODER], inputs, train=train, key=key, **where)
+
+        def where(part):
+            return given(axis=axis, still=None if still is None else still.get(part))
+
+        outputs, state = encoder.apply(own[ENCODER], inputs, train=train, key=key, **where(ENCODER))
         outputs, states = dict(outputs), {ENCODER: dict(state)}
         for number, (name, (tap, model)) in enumerate(parts.items(), 1):
             drawn = None if key is None else jax.random.fold_in(key, number)
-            found, state = model.apply(own[name], read(outputs, tap), train=train, key=drawn, **where)
+            found, state = model.apply(own[name], read(outputs, tap), train=train, key=drawn, **where(name))
             outputs[name], states[name] = found["output"], dict(state)
         return outputs, _by_kind(states)
 

@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.models.frozen_layers import StillLayers
 
 
 def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = ()) -> Model:
@@ -21,7 +23,8 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
     The module's `__call__(inputs, *, train)` returns a dict of named arrays; `train` may be left out where
     it has no meaning, and a bare array stands for the logits. Dropout draws from the stream "dropout". Under
     `pmap` the module is cloned with its field `axis` set to the name of the device axis, to hand on to
-    `nn.BatchNorm(axis_name=axis)`; a module with batch statistics needs that field there.
+    `nn.BatchNorm(axis_name=axis)`; a module with batch statistics needs that field there. Where a part of it is
+    frozen, those layers run in inference mode, batch norm and dropout, whatever `train` says (see `StillLayers`).
 
     Args:
       module: the module; it holds no weights.
@@ -58,9 +61,10 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
             except flax.errors.LazyInitError:
                 return module.init(keys, inputs, **arguments(False))
 
-    def apply(variables, inputs, *, train, key, axis=None):
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
         state = {k: v for k, v in variables.items() if k != "params"}
-        with _one_line_errors(name, inputs):
+        layers = StillLayers(still, name) if train and still is not None else None
+        with _one_line_errors(name, inputs), layers.intercepted() if layers else contextlib.nullcontext():
             outputs, new = over(axis, variables, train).apply(
                 variables,
                 inputs,
@@ -68,14 +72,18 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
                 mutable=list(state) if train else [],
                 rngs={} if key is None else {"dropout": key},
             )
+        if layers:
+            layers.check(state, new)
         outputs = outputs if isinstance(outputs, Mapping) else {"logits": outputs}
-        return outputs, _like(state, new) if train else state
+        return outputs, _like(state, new, name) if train else state
 
     return Model(init, apply, name, tuple(stages))
 
 
-def _like(state, new):
+def _like(state, new, name):
     """Returns the values of `new` with the structure and the types of `state`."""
+    if extra := sorted(tree.leaves_by_path(new).keys() - tree.leaves_by_path(state).keys()):
+        raise InputError(f"the variables are not those of model {name!r}: its state lacks {tree.listed(extra)}")
     old, structure = jax.tree.flatten(state)
     leaves = [jnp.asarray(n, o.dtype) for n, o in zip(jax.tree.leaves(new), old, strict=True)]
     return jax.tree.unflatten(structure, leaves)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, given
 
 
 def normalize(model: Model, mean, std) -> Model:
@@ -36,15 +36,10 @@ def normalize(model: Model, mean, std) -> Model:
     def init(key, inputs):
         return model.init(key, prepare(inputs))
 
-    def apply(variables, inputs, *, train, key, axis=None):
-        return model.apply(variables, prepare(inputs), train=train, key=key, **_axis(axis))
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
+        return model.apply(variables, prepare(inputs), train=train, key=key, **given(axis=axis, still=still))
 
     return dataclasses.replace(model, init=init, apply=apply)
-
-
-def _axis(axis):
-    """A model in which no examples meet need not know the argument: it is passed only when it is set."""
-    return {} if axis is None else {"axis": axis}
 
 
 def _statistic(name, value):

@@ -164,9 +164,8 @@ class _Pair(NamedTuple):
         if self.adapter is None:
             return state, {"student": mine, "teacher": other}
         variables = {"params": params[self.name], **state.get(self.name, {})}
-        axis = {} if ctx.axis is None or not ctx.train else {"axis": ctx.axis}
         key = ctx.draw_key(self.name)
-        outputs, new = self.adapter.apply(variables, (mine, other), train=ctx.train, key=key, **axis)
+        outputs, new = self.adapter.apply(variables, (mine, other), key=key, **ctx.how(self.name))
         return {**state, self.name: dict(new)}, {"student": mine, "teacher": other, **outputs}
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
@@ -120,7 +119,8 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             _remove(temporary)
             temporary.mkdir()  # raises where something has come there since: what is written into is our own
-            _orbax().save(temporary / "state", args=ocp.args.PyTreeSave({p: v for p, v in leaves.items() if v.size}))
+            checkpointer, args = _orbax()
+            checkpointer.save(temporary / "state", args=args.PyTreeSave({p: v for p, v in leaves.items() if v.size}))
             (temporary / "meta.json").write_text(json.dumps({"step": step, **meta}))
             digests = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
             (temporary / _DIGESTS).write_text(json.dumps(digests))
@@ -187,7 +187,7 @@ def read(directory: str | Path, step: int | None = None) -> Restored:
         if bad := [name for name, digest in digests.items() if _digest(path / name) != digest]:
             raise ValueError(f"{bad[0]} has changed since it was written")
         meta = json.loads((path / "meta.json").read_text())
-        return Restored(step, _orbax().restore(path / "state"), meta)
+        return Restored(step, _orbax()[0].restore(path / "state"), meta)
     except Exception as error:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: {error}") from error
 
@@ -242,11 +242,15 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.array(leaf, copy=True)  # on CPU a view of the device's buffer, which the next step donates
 
 
-def _orbax() -> ocp.Checkpointer:
+def _orbax() -> tuple[Any, Any]:
+    """Returns Orbax's checkpointer and its arguments; imported where something is saved, as it takes a while."""
+    import orbax.checkpoint as ocp
+
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="one"
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone), ocp.args
 
 
 def _path(directory: Path, step: int) -> Path:

@@ -11,7 +11,10 @@ from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.optim import held_still
 from jaxtransfer.train.placement import check_whole
+
+_MANY = 2**30  # updates after which an average is no longer warming up
 
 
 class TrainState(NamedTuple):
@@ -56,37 +59,41 @@ def init(
       batch: an example of the batches to come.
       params: weights to start from, for some or all models; copied, so that a run may start at its own anchor.
       state: what else to start from, for some or all entries of the state: batch statistics, queues, moving averages;
-        copied. An average that isn't given starts as the model does.
+        copied. An average that isn't given starts as the model does. A model with batch statistics whose weights are
+        given needs its own here; fresh ones, `model.init(key, inputs)["batch_stats"]`, are a choice to make.
 
     Returns:
       The state at step 0.
 
     Raises:
       InputError: where the batch lacks an entry, a model's `init` gives something else than arrays (named by path),
-        labels are out of range, a mask isn't [B], finite and not negative, given weights do not fit the models, a
-        penalty does not cover the parameters, or two terms report a metric of one name.
+        labels are out of range, a mask isn't [B], finite and not negative, given weights do not fit the models or come
+        without their batch statistics, a penalty does not cover the parameters, or two terms report a metric of one
+        name.
     """
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
     fresh, fresh_state = objective.init(key, batch)  # not in one jit: initialisers compile once per shape
+    _check_complete(params, state, fresh_state)
     params = _owned(_replaced(fresh, params, "params"))
     given = state or {}
     state = _replaced(fresh_state, state, "state")
     for average in objective.averages:  # of the weights that the run starts from, which needn't be the fresh ones
-        as_begun = average.init(params, state)
+        as_begun = average.init(params, state, moves=_MANY if average.name in given else 0)
         state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
     state = _owned(state)
     key = jnp.copy(key)
     ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
     frozen = [handle.tree for handle in objective.frozen]
 
-    def loss(params, state, traced, frozen):
-        context = Context(ctx.step, ctx.key, dict(zip(objective.frozen, frozen, strict=True)))
+    def loss(params, state, traced, frozen, opt_state):
+        read, still = dict(zip(objective.frozen, frozen, strict=True)), held_still(opt_state, params)
+        context = Context(ctx.step, ctx.key, read, still=still)
         outputs, state = objective.run(params, state, traced, context)
         objective.check(outputs, batch)  # outputs have shapes only, the batch has its values
         return objective.loss(outputs, params, state, traced, context)
 
-    value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen)
+    value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, jax.eval_shape(optimizer.init, params))
     if value.shape != ():
         raise InputError(f"an objective's loss is a scalar; got shape {value.shape}")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
@@ -101,6 +108,16 @@ def _check_batch(batch: Batch) -> None:
     if scalars := [p for p, size in sizes.items() if not size]:
         raise InputError(f"every entry of a batch has a leading batch dimension; {scalars[0]!r} is a scalar")
     check_masks(batch)
+
+
+def _check_complete(params: Any, state: Any, fresh_state: Any) -> None:
+    """Raises for weights without the statistics that they were trained with: 0 and 1 in their place ruin them."""
+    for name in params or {}:
+        if jax.tree.leaves(own := fresh_state.get(name, {})) and name not in (state or {}):
+            raise InputError(
+                f"params of {name!r} come without its {' and '.join(sorted(own))}: pass "
+                f"state={{{name!r}: ...}}, such as fitted.state.state, beside params="
+            )
 
 
 def _local(leaf: Any) -> Any:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective, named_key
+from jaxtransfer.optim import held_still
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import accumulates, per_update, updates_made
@@ -146,7 +147,8 @@ def train_step(
     def update(state: TrainState, batch: Batch, frozen: tuple):
         slow, made = accumulates(state.opt_state), updates_made(state.step, state.opt_state)
         key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
-        ctx = Context(made, key, dict(zip(objective.frozen, frozen, strict=True)), axis)
+        read, still = dict(zip(objective.frozen, frozen, strict=True)), held_still(state.opt_state, state.params)
+        ctx = Context(made, key, read, axis, still=still)
         batch = transformed(transform, state.key, state.step, batch, axis)
 
         def loss_fn(params):

@@ -26,7 +26,7 @@ DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)
         (("--split", "trian"), "unknown split of digits/upright 'trian' (did you mean 'train'?); known: test, train"),
         (("--eval-split", "val"), "unknown split of digits/upright 'val'; known: test, train"),
         (("--split", "train[:0]"), "cannot open split 'train[:0]' of digits/upright"),
-        (("--optimizer", "adamm"), "unknown optimizer 'adamm' (did you mean 'adam'?); known: adam, sgd"),
+        (("--optimizer", "adamm"), "unknown optimizer 'adamm' (did you mean 'adam'?); known: adam, lars, sgd"),
         (("--augment", "flip", "crp"), "unknown augmentation 'crp' (did you mean 'crop'?); known: crop, cutout,"),
         (("--mode", "jitt"), "unknown mode 'jitt' (did you mean 'jit'?); known: jit, pmap"),
         (("--steps", "0"), "--steps must be at least 1; got 0"),
@@ -46,7 +46,7 @@ DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)
         (("--keep", "0"), "--keep must be at least 1; got 0"),
         (("--data-dir", "/no/such"), "there is no folder /no/such"),
         (("--model", "vit-ti-16"), "digits/upright doesn't fit vit-ti-16: expected images divisible into 16×16"),
-        (("--image-shape", "16", "16", "2"), "with 1 or 3 channels, got (16, 16, 2)"),
+        (("--image-shape", "16", "16", "2"), "channels, got (16, 16, 2)"),
     ],
 )
 def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused, tmp_path, words, expected):
@@ -57,23 +57,94 @@ def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (
-            (),
-            "Expected one of {pretrain, finetune, distill, cache-teacher, contrast, meta, evaluate, predict, datasets",
-        ),
-        (("tarin",), "Unrecognized options: tarin; Available subcommands: pretrain, finetune,"),
-        (("pretrain", "--data", "x"), "Missing from jaxtransfer pretrain: --out DIR; "),
-        (("pretrain", "--data", "x", "--out", "y", "--step", "3"), "Perhaps you meant: --steps INT"),
-        (("pretrain", "--data", "x", "--out", "y", "--steps", "many"), "Error parsing --steps: invalid literal"),
-        (("finetune", "--data", "x", "--out", "y"), "Missing from jaxtransfer finetune: --from RUN; "),
-        (("evaluate",), "Missing from jaxtransfer evaluate: RUN; "),
+        ("", "expected a command, got nothing: one of pretrain, finetune, distill, cache-teacher, contrast, meta, eva"),
+        ("--data x", "expected a command, before --data: one of pretrain,"),
+        ("pretrian --data x", "unknown command 'pretrian' (did you mean 'pretrain'?); known: cache-teacher,"),
+        ("pretrian --help", "unknown command 'pretrian' (did you mean 'pretrain'?)"),
+        ("tune", "unknown command 'tune' (did you mean 'finetune'?)"),
+        ("pretrain --data x", "pretrain needs --out DIR; "),
+        ("pretrain", "pretrain needs --data NAME and --out DIR; "),
+        ("finetune --data x --out y", "finetune needs --from RUN; "),
+        ("distill --data x --out y", "distill needs --teacher RUN ...; "),
+        ("evaluate", "evaluate needs RUN; "),
+        ("pretrain --data x --ouut y", "pretrain has no option --ouut (did you mean --out?); "),
+        ("pretrain --data x --out y --step 3", "pretrain has no option --step (did you mean --steps?); "),
+        ("pretrain --data x --out y --step=3", "pretrain has no option --step (did you mean --steps?); "),
+        ("pretrain --data x --out y --keep-head", "pretrain has no option --keep-head, which is one of finetune; "),
+        ("pretrain --data x --out y -s", "pretrain has no option -s; "),
+        ("pretrain --data x --out y --steps many", "--steps: expected a whole number, got 'many'; "),
+        ("pretrain --data x --out y --steps=1e3", "--steps: expected a whole number, got '1e3'; "),
+        ("pretrain --data x --out y --lr fast", "--lr: expected a number, got 'fast'; "),
+        ("pretrain --data x --out y --image-shape 8 8", "--image-shape needs 3 values (H W C); got 8 8; "),
+        ("pretrain --data --out y", "--data needs a value (NAME); got none; "),
+        ("pretrain x --data x --out y", "pretrain has no use for the word 'x'; options begin with --; "),
+        ("evaluate x y", "evaluate has no use for the word 'y'"),
+        ("finetune --from x --data x --out y --resize=no", "--resize is a switch and takes no value; got --resize=no"),
     ],
 )
-def test_what_tyro_cannot_read_is_one_line_too(refused, words, expected):
-    message = refused(*words)
+def test_words_that_no_command_is_made_of(refused, words, expected):
+    message = refused(*words.split())
     assert expected in message
     assert "--help" in message
     assert not set("│╭╰─") & set(message)
+
+
+def test_words_that_look_odd_but_are_right(refused):
+    assert "there is no folder" in refused("datasets", "--data_dir", "/no/such")
+    assert "there is no folder" in refused("datasets", "--data-dir=/no/such")
+    assert "at least 1; got -3" in refused("models", "--classes", "-3")
+    assert "positive and finite; got -inf" in refused(*DIGITS, "--out", "y", "--lr", "-inf")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--steps 1000000000000000000000000000000", "--steps must be at most 2147483647; got 1000000000000000000"),
+        ("--batch-size 1000000000000", "--batch-size must be at most 2147483647; got 1000000000000"),
+        ("--batch-size 2000000000", "so many images 8×8×1 take 596 GiB, and this machine has"),
+        ("--image-shape 100000 100000 3", "at most 134,217,728 pixels, got (100000, 100000, 3)"),
+        ("--image-shape 10000 10000 3 --batch-size 4096", "take 5,722 GiB, and this machine has"),
+        ("--shots 1000000000000000000000", "--shots must be at most 2147483647; got 1000000000000000000000"),
+        (f"--steps {'9' * 5000}", "--steps: expected a whole number, got '99999"),
+    ],
+)
+def test_sizes_that_no_machine_has(refused, tmp_path, words, expected):
+    assert expected in refused(*DIGITS, "--out", tmp_path / "out", *words.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_larger_batch_than_there_are_examples(run, refused, source):
+    whole, few = (json.loads(run("evaluate", source, "--split", "test[:9]", *more)[0][0]) for more in ((), _HUGE))
+    assert few["examples"] == 9
+    assert few["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert "--generations 9 share --steps" in refused(
+        "distill", "--teacher", source, "--data", "digits/upright", *SMALL, "--generations", "9", "--out", "x"
+    )
+
+
+_HUGE = ("--batch-size", "2147483647")
+
+
+def test_the_script_keeps_its_hooks_and_a_caller_gets_its_own_back(monkeypatch, capsys):
+    import threading
+    import tomllib
+    from importlib import import_module
+    from pathlib import Path
+
+    import jaxtransfer
+
+    project = Path(jaxtransfer.__file__).parents[1] / "pyproject.toml"
+    module, _, name = tomllib.loads(project.read_text())["project"]["scripts"]["jaxtransfer"].partition(":")
+    before = threading.excepthook, sys.unraisablehook
+    assert main(["models", "--classes", "0"]) == 2
+    assert (threading.excepthook, sys.unraisablehook) == before
+    monkeypatch.setattr(threading, "excepthook", before[0])
+    monkeypatch.setattr(sys, "unraisablehook", before[1])
+    monkeypatch.setattr(sys, "argv", ["jaxtransfer", "models", "--classes", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        getattr(import_module(module), name)()
+    assert threading.excepthook is not before[0]
+    assert sys.unraisablehook is not before[1]
 
 
 def test_listing_refuses(refused, tmp_path):
@@ -292,33 +363,15 @@ def test_errors_of_the_system_are_one_line(refused, monkeypatch, capsys):
     assert refused("models") == "Permission denied (/x); what was saved before is unharmed"
     monkeypatch.setattr(Models, "run", raising(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")))
     assert "choose a smaller --batch-size" in refused("models")
+    monkeypatch.setattr(Models, "run", raising(ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")))
+    assert "the device has too little memory" in refused("models")
+    monkeypatch.setattr(Models, "run", raising(MemoryError()))
+    assert refused("models") == ("this machine has too little memory; choose a smaller --batch-size, or smaller images")
+    monkeypatch.setattr(Models, "run", raising(OverflowError("Python int too large to convert to C long")))
+    assert refused("models").startswith("a number is too large: Python int too large")
     monkeypatch.setattr(Models, "run", raising(KeyboardInterrupt()))
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "jaxtransfer: interrupted\n"
     monkeypatch.setattr(Models, "run", raising(RuntimeError("a mistake of ours")))
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main(["models"])
-
-
-def test_a_run_of_another_length_says_what_its_schedule_means(refused, source, tmp_path):
-    shutil.copytree(source, tmp_path / "run")
-    words = ("pretrain", "--data", "digits/upright", "--batch-size", "32", "--out", tmp_path / "run", "--steps")
-    message = refused(*words, "40")
-    assert (
-        "is a run of 20 steps, and got steps=40 with another optimizer: a schedule over all steps (a cosine" in message
-    )
-    assert "finetune --from" in message
-    assert "run of 20 steps" in refused(*words, "10")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 20
-
-
-@pytest.mark.slow
-def test_a_source_that_was_trained_again_is_noticed(run, refused, source, tmp_path):
-    """An anchor of other weights would make another penalty of the same command."""
-    shutil.copytree(source, tmp_path / "source")
-    tune = ("finetune", "--from", tmp_path / "source", "--data", "digits/noisy", *SMALL, "--method", "l2-sp")
-    run(*tune, "--out", tmp_path / "out")
-    shutil.rmtree(tmp_path / "source")
-    run(*DIGITS, "--steps", "20", "--eval-every", "20", "--seed", "7", "--out", tmp_path / "source")
-    message = refused(*tune, "--out", tmp_path / "out")
-    assert "holds a run of another configuration (starting weights; frozen weights)" in message

@@ -168,6 +168,15 @@ def test_a_second_run_keeps_the_average_that_it_is_given(name):
     np.testing.assert_allclose(second.state["net_ema"]["params"]["w"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_an_average_that_is_given_alone_is_past_its_warm_up():
+    objective = jt.mean_teacher(network(), decay=0.75)
+    start = jt.init(objective, optax.sgd(0.0), KEY, a_batch())
+    given = {"net_ema": jax.tree.map(lambda w: w + 1, start.state["net_ema"])}
+    state, _, _ = trained(objective, optax.sgd(0.0), [a_batch()] * 3, state=given)
+    gap = np.asarray(state.state["net_ema"]["params"]["w"]) - state.params["net"]["w"]
+    np.testing.assert_allclose(gap, 0.75**2, rtol=1e-4)
+
+
 def test_an_average_that_is_not_given_starts_as_the_model_does():
     net = network()
     objective, given = jt.byol(net), {"net": jax.tree.map(lambda w: w + 2, net.init(KEY, a_batch()["image"])["params"])}

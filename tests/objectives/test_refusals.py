@@ -51,6 +51,8 @@ SCALES = {  # what must be positive and finite
     "losses.sinkhorn": lambda v: jt.losses.sinkhorn(jnp.ones((2, 3)), epsilon=v),
     "losses.swav": lambda v: jt.losses.swav([jnp.ones((2, 3))] * 2, epsilon=v),
     "losses.dcl": lambda v: jt.losses.dcl(jnp.ones((2, 3)), jnp.ones((2, 3)), sigma=v),
+    "losses.vid": lambda v: jt.losses.vid(jnp.ones((2, 3)), jnp.ones((2, 3)), scale=jnp.ones(3), eps=v),
+    "losses.pkt": lambda v: jt.losses.pkt(jnp.ones((2, 3)), jnp.ones((2, 3)), eps=v),
     "losses.supcon": lambda v: jt.losses.supcon(jnp.ones((2, 3)), jnp.zeros(2, int), base_temperature=v),
     "losses.crd": lambda v: jt.losses.crd(
         *[jnp.ones((2, 3))] * 2, jt.losses.crd_memory(KEY, 4, 3), jnp.arange(2), jnp.ones((2, 1), int), temperature=v
@@ -67,6 +69,7 @@ STRENGTHS = {  # what must be finite and not negative
     "losses.barlow_twins": lambda v: jt.losses.barlow_twins(jnp.ones((2, 3)), jnp.ones((2, 3)), strength=v),
     "losses.vicreg": lambda v: jt.losses.vicreg(jnp.ones((2, 3)), jnp.ones((2, 3)), variance=v),
     "losses.dkd": lambda v: jt.losses.dkd(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2, int), beta=v),
+    "losses.gaussian_correlation": lambda v: jt.losses.gaussian_correlation(jnp.ones((2, 3)), gamma=v),
     "views.simclr": lambda v: jt.data.views.simclr(strength=v),
     "losses.dist": lambda v: jt.losses.dist(jnp.ones((2, 3)), jnp.ones((2, 3)), gamma=v),
 }
@@ -88,6 +91,7 @@ CASES = [
     (lambda v: jt.swav(NET, iterations=v), 0),
     (lambda v: jt.swav(NET, freeze=v), -1),
     (lambda v: jt.siglip(NET, bias=v), np.nan),
+    (lambda v: jt.losses.attention_transfer(jnp.ones((1, 2, 2, 3)), jnp.ones((1, 2, 2, 3)), p=v), 0.5),
     (lambda v: jt.distillation(NET, [TEACHER, TEACHER], weights=(v, v)), 0.0),
     (lambda v: jt.distillation(NET, TEACHER, weights=[[v]]), 1.0),
     (lambda v: jt.l2(strength=v), "much"),
