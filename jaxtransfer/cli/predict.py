@@ -9,17 +9,19 @@ import jax
 import numpy as np
 import tyro
 
-from jaxtransfer.cli.options import at_least
+from jaxtransfer.cli.options import at_least, check_memory
 from jaxtransfer.cli.runs import check_knows_classes, load_run
 from jaxtransfer.data import images
 from jaxtransfer.errors import InputError
 
-_SUFFIXES = images.SUFFIXES
+images.SUFFIXES = images.SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
     """Classify image files; prints a JSON line for each, with the runners-up.
+
+    A file that can't be read gets a line with an error; the exit code is then 2.
 
     Example: jaxtransfer predict runs/a photo.jpg photos/
     """
@@ -42,31 +44,52 @@ class Predict:
             raise InputError("expected image files or folders after the run directory; got none")
         run = load_run(self.directory)
         check_knows_classes(run, self.directory, "predict names classes")
-        names, shape = run.config["class_names"], tuple(run.config["image_shape"])
+        names, shape = run.config["class_names"], images.check_shape(run.config["image_shape"])
         files = [file for path in self.images for file in _files(path)]
+        if not any(file.exists() for file in files):
+            raise InputError(f"there is no image {files[0]}")
 
         @jax.jit
         def probabilities(params, state, inputs):
             variables = {"params": params[run.model.name], **state[run.model.name]}
             return jax.nn.softmax(run.model.apply(variables, inputs, train=False, key=None)[0]["logits"])
 
-        for begin in range(0, len(files), self.batch_size):
-            part = files[begin : begin + self.batch_size]
-            inputs = np.zeros((self.batch_size, *shape), np.uint8)
-            for row, file in enumerate(part):
-                inputs[row] = images.fit(images.read(file, channels=4 if shape[2] == 4 else 3), shape)
-            for file, row in zip(part, np.asarray(probabilities(run.params, run.state, inputs)), strict=False):
+        size, bad = min(self.batch_size, len(files)), 0
+        check_memory(size, shape)
+        for begin in range(0, len(files), size):
+            part = files[begin : begin + size]
+            inputs, errors = _read(part, size, shape)
+            bad += len(errors)
+            rows = np.asarray(probabilities(run.params, run.state, inputs)) if len(errors) < len(part) else inputs
+            for file, row in zip(part, rows, strict=False):
+                if file in errors:
+                    print(json.dumps({"image": str(file), "error": errors[file]}))
+                    continue
                 order = np.argsort(-row)[: self.top]
                 listed = [{"class": names[k], "probability": round(float(row[k]), 6)} for k in order]
                 print(json.dumps({"image": str(file), **listed[0], "top": listed}))
+        if bad:
+            raise InputError(
+                f"{bad} of {len(files)} images could not be read, the others are classified; the lines with an "
+                f"'error' say why"
+            )
+
+
+def _read(files: list[Path], size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[Path, str]]:
+    """Returns the images [size, H, W, C], and by file why one could not be read, whose image is zero."""
+    inputs, errors = np.zeros((size, *shape), np.uint8), {}
+    for row, file in enumerate(files):
+        try:
+            inputs[row] = images.fit(images.read(file, 4 if shape[2] == 4 else 3), shape)
+        except InputError as error:
+            errors[file] = str(error)
+    return inputs, errors
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in images.SUFFIXES and not f.name.startswith("."))
         if not found:
-            raise InputError(f"no images in {path}; expected files that end in {', '.join(_SUFFIXES)}")
+            raise InputError(f"no images in {path}; expected files that end in {', '.join(images.SUFFIXES)}")
         return found
-    if not path.exists():
-        raise InputError(f"there is no image {path}")
     return [path]

@@ -129,6 +129,36 @@ def test_predict_agrees_with_evaluate(run, source, tmp_path):
     assert lines[0]["top"][0]["probability"] >= lines[0]["top"][1]["probability"]
 
 
+def test_predict_goes_on_after_a_bad_file(source, folder, capsys):
+    images = folder()
+    names = ["0.png", "cut.png", "gone.png", "pipe.png", "9.png"]
+    whole = (images / "class0" / "0.png").read_bytes()
+    (images / "class0" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(images / "class0" / "pipe.png")
+    assert main(["predict", str(source), *(str(images / "class0" / name) for name in names), "--batch-size", "2"]) == 2
+    out, err = capsys.readouterr()
+    lines = {line["image"].split("/")[-1]: line for line in map(json.loads, out.splitlines())}
+    assert list(lines) == names
+    assert [name for name, line in lines.items() if "error" in line] == ["cut.png", "gone.png", "pipe.png"]
+    assert f"cannot decode the image {images / 'class0' / 'cut.png'}" in lines["cut.png"]["error"]
+    assert "probability" in lines["0.png"]
+    assert "probability" in lines["9.png"]
+    assert len(err.splitlines()) == 1
+    assert err.startswith("jaxtransfer: error: 3 of 5 images could not be read, the others are classified")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_predict_takes_grey_colour_and_alpha(run, source, tmp_path, channels):
+    """An alpha channel is dropped, and colour becomes its luma: what the file shows is what counts."""
+    value = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    image = np.concatenate([np.repeat(value, min(channels, 3), axis=2), value[..., : channels // 4]], axis=2)
+    assert image.shape[2] == channels
+    assert cv2.imwrite(str(tmp_path / "one.png"), image)
+    assert cv2.imwrite(str(tmp_path / "grey.png"), value)
+    one, grey = (json.loads(run("predict", source, tmp_path / f"{name}.png")[0][0]) for name in ("one", "grey"))
+    assert one["top"] == grey["top"]
+
+
 def test_listings(run, monkeypatch):
     monkeypatch.setattr(models, "ZOO", {name: models.ZOO[name] for name in ("linear", "small-cnn", "conv4")})
     names = [line.split()[0] for line in run("datasets")[0]]
