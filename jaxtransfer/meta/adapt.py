@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.meta.guard import guarded_update
 
 Tree = Any
 LossFn = Callable[[Tree, Any], jax.Array]
@@ -29,9 +30,10 @@ def adapt(
     The gradient of a loss at the result, taken with respect to `params`, is the meta-gradient of MAML (Finn et al.
     2017, arXiv:1703.03400).
 
-    An entry whose gradient is zero (|g| below 10³·√tiny of its type: a dead unit) passes no derivative through the
-    optimiser. Adam and its relatives take √(g²), whose derivative there is infinite, and 0 · ∞ would make every entry
-    of the meta-gradient NaN. The adapted values are the plain optimiser's to the bit. The guard is a reverse-mode rule.
+    A gradient of zero keeps its derivative wherever that is finite, in plain SGD as under clipping. Adam and its
+    relatives take √(g²), whose derivative there (a dead unit, or g so small that g² underflows) is infinite, and 0 · ∞
+    would make every entry of the meta-gradient NaN: such an entry passes none. The adapted values are the plain
+    optimiser's to the bit.
 
     Args:
       loss_fn: `loss_fn(params, batch) -> scalar`, pure.
@@ -97,7 +99,7 @@ def inner_loop(
             grads = jax.lax.stop_gradient(grads)
         elif not never:
             grads = jax.tree.map(lambda g: jnp.where(first_order, jax.lax.stop_gradient(g), g), grads)
-        updates, opt_state = optimizer.update(jax.tree.map(_guarded, grads), opt_state, params)
+        updates, opt_state = guarded_update(optimizer, grads, opt_state, params)
         if factor is not None:
             updates = jax.tree.map(lambda u, f: u * f.reshape(f.shape + (1,) * (u.ndim - f.ndim)), updates, factor)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
@@ -132,18 +134,3 @@ def _scan(body, carry, xs, length: int, remat: bool):
         carry, last = block(carry, jax.tree.map(lambda x: x[blocks * size :], xs))
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, last)
     return carry, seen
-
-
-def _is_zero(gradient):
-    return jnp.abs(gradient) < 1e3 * math.sqrt(jnp.finfo(gradient.dtype).tiny)
-
-
-@jax.custom_vjp
-def _guarded(gradient: jax.Array) -> jax.Array:
-    """The identity, which lets no derivative pass where the gradient is zero."""
-    return gradient
-
-
-_guarded.defvjp(
-    lambda gradient: (gradient, _is_zero(gradient)), lambda dead, out: (jnp.where(dead, jnp.zeros_like(out), out),)
-)
