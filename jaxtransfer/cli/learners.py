@@ -56,17 +56,19 @@ class Ingredients(NamedTuple):
         """The loss of one task or of one labelled batch."""
         return jt.classification(self.model)
 
-    def adapting(self, **options: Any) -> Learner:
-        """Returns MAML, in one of its forms."""
+    def adapting(self, *, multi_step: Callable[..., jax.Array] | None = None, **options: Any) -> Learner:
+        """Returns MAML, in one of its forms; tests look at the last step alone."""
         inner = options.pop("inner", optax.sgd(self.config["inner_lr"]))
         statistics = options.pop("statistics", STATISTICS[self.config["statistics"]])
 
-        def objective(steps: int) -> jt.Objective:
+        def objective(steps: int, **more: Any) -> jt.Objective:
             return jt.maml(
-                self.classify, inner=inner, steps=steps, statistics=statistics, at_once=_at_once(), **options
+                self.classify, inner=inner, steps=steps, statistics=statistics, at_once=_at_once(), **options, **more
             )
 
-        return _episodic(objective(self.config["inner_steps"]), objective(self.config["test_steps"]))
+        return _episodic(
+            objective(self.config["inner_steps"], multi_step=multi_step), objective(self.config["test_steps"])
+        )
 
     def metric(self, build: Callable[..., jt.Objective], *more: Any) -> Learner:
         """Returns a learner that trains on as many ways as asked and tests on `ways`."""

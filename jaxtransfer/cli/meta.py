@@ -124,7 +124,7 @@ class Meta:
     test_steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: --inner-steps)")] = (
         None
     )
-    """Steps of adaptation at test."""
+    """Steps of adaptation at test; of what maml++ learns for each step, further ones take the last."""
     statistics: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transductive"
     """What batch norm of an adapted network normalises by: transductive (each set's own), running, or per-step."""
     batch_size: int = 128
@@ -207,7 +207,8 @@ class Meta:
             if value not in known:
                 raise unknown(name, value, known)
         at_least(self, 1, "inner_steps", "test_steps", "batch_size", "test_episodes")
-        at_least(self.episodes, 1, "ways", "shots", "queries", "train_ways", "train_queries", "tasks", "val_classes")
+        at_least(self.episodes, 2, "ways", "train_ways")
+        at_least(self.episodes, 1, "shots", "queries", "train_queries", "tasks", "val_classes")
         if self.inner_lr is not None and not (self.inner_lr > 0 and math.isfinite(self.inner_lr)):
             raise InputError(f"--inner-lr must be positive and finite; got {self.inner_lr}")
         if self.training.epochs is not None and LEARNERS[self.method].episodic:

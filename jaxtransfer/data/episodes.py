@@ -25,14 +25,16 @@ class Episodes:
 
     Attributes:
       dataset: labelled images; its classes are those that have examples.
-      ways: classes of an episode, N.
+      ways: classes of an episode, N, at least 2.
       shots: support examples per class, K.
       queries: query examples per class, exactly, or with `balance` on average.
       tasks: episodes of a batch, T, over all hosts.
-      rotations: multiples of 90° that make a class each: `RIGHT_ANGLES` is the protocol of Omniglot (Santoro et al.
-        2016, arXiv:1605.06065), which gives four times as many classes.
+      rotations: multiples of 90°, each once, that make a class each: `RIGHT_ANGLES` is the protocol of Omniglot
+        (Santoro et al. 2016, arXiv:1605.06065), which gives four times as many classes.
       balance: None for as many queries of each class; else the concentration α of a Dirichlet distribution over the
-        classes by which queries are drawn (unbalanced queries, Veilleux et al. 2021, arXiv:2204.11181; α = 2 there).
+        classes: each query's class is drawn by it, however many examples a class has, then an example of the class
+        (unbalanced queries, Veilleux et al. 2021, arXiv:2204.11181; α = 2 there). A class whose examples are used up
+        leaves its further queries to the others.
       seed: of the episodes; on the device the step's key takes its place.
 
     Raises:
@@ -49,13 +51,15 @@ class Episodes:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("ways", "shots", "queries", "tasks"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"episodes need {name} of at least 1, got {value}")
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("tasks", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"episodes need {name} of at least {least}, got {value}")
         if self.seed < 0 or (self.balance is not None and not self.balance > 0):
             raise InputError(f"episodes need seed >= 0 and balance > 0, got {self.seed} and {self.balance}")
         if not self.rotations or any(turn not in RIGHT_ANGLES for turn in self.rotations):
             raise InputError(f"rotations are quarter turns out of {RIGHT_ANGLES}, got {self.rotations}")
+        if len(set(self.rotations)) < len(self.rotations):
+            raise InputError(f"each rotation makes classes of its own and is named once, got {self.rotations}")
         height, width, _ = self.dataset.image_shape
         if height != width and any(turn % 2 for turn in self.rotations):
             raise InputError(f"quarter turns need square images, got {height} × {width}")
@@ -192,9 +196,11 @@ class EpisodeBatches:
         rest = [(way, row) for way in range(own.ways) for row in orders[way][own.shots :]]
         if own.balance is None:
             query = [(way, row) for way in range(own.ways) for row in orders[way][own.shots :][: own.queries]]
-        else:  # the first ones by exponential clocks: drawing without replacement by weight
-            weight = rng.dirichlet(np.full(own.ways, own.balance))[[way for way, _ in rest]]
-            ranks = np.argsort(rng.exponential(size=len(rest)) / np.maximum(weight, 1e-30), kind="stable")
+        else:  # the first ones by clocks, which ring at the rate of each class until it has no examples left
+            weight = np.maximum(rng.dirichlet(np.full(own.ways, own.balance)), 1e-30)
+            waits = [rng.exponential(size=len(order) - own.shots) for order in orders]
+            rings = np.concatenate([np.cumsum(wait) / w for wait, w in zip(waits, weight, strict=True)])
+            ranks = np.argsort(rings, kind="stable")
             query = [rest[rank] for rank in np.sort(ranks[: own.ways * own.queries])]
         return {"support": self._read(support, turns), "query": self._read(query, turns)}
 
@@ -270,11 +276,12 @@ def _sample(plan: _Plan, key, data):
         if plan.balance is None:
             rest = rows[:, plan.shots : plan.shots + plan.queries]
             return {"support": support, "query": read(jnp.repeat(ways, plan.queries), rest.reshape(-1))}
-        weight = jax.random.dirichlet(keys[2], jnp.full(plan.ways, plan.balance))
-        clocks = jax.random.exponential(keys[3], (plan.ways, plan.most)) / jnp.maximum(weight, 1e-30)[:, None]
-        clocks = jnp.where(column < data["count"][kind][:, None], clocks, jnp.inf)[:, plan.shots :]
-        first = jnp.sort(jnp.argsort(clocks.reshape(-1))[: plan.ways * plan.queries])
-        way = first // clocks.shape[1]
-        return {"support": support, "query": read(way, rows[way, plan.shots + first % clocks.shape[1]])}
+        weight = jnp.maximum(jax.random.dirichlet(keys[2], jnp.full(plan.ways, plan.balance)), 1e-30)
+        waits = jax.random.exponential(keys[3], (plan.ways, plan.most - plan.shots))
+        there = column[:, plan.shots :] < data["count"][kind][:, None]
+        rings = jnp.where(there, jnp.cumsum(waits, axis=1) / weight[:, None], jnp.inf)
+        first = jnp.sort(jnp.argsort(rings.reshape(-1))[: plan.ways * plan.queries])
+        way = first // rings.shape[1]
+        return {"support": support, "query": read(way, rows[way, plan.shots + first % rings.shape[1]])}
 
     return jax.vmap(episode)(jax.random.split(key, plan.tasks))

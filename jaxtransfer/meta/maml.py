@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxtransfer import tree
@@ -52,7 +53,8 @@ def maml(
     Args:
       objective: the loss of one task; its frozen trees, penalties and weights work as anywhere.
       inner: any optax optimiser, whose state starts afresh in each task; `optax.sgd(1.0)` under learned `rates`.
-      steps: inner updates.
+      steps: inner updates. An objective of other steps evaluates what this one has trained: further steps take the
+        last of the learned rates and of the `per_step` statistics.
       first_order: leave out second derivatives; or a function of the step that says when (annealing).
       adapt: path patterns of the parameters that the inner loop changes.
       rates: learned factors of the updates: `rates(params, steps)` gives their first values, leaves [steps or 1, ...].
@@ -67,8 +69,8 @@ def maml(
       `statistics=per_step` also `state["per_step"]`.
 
     Raises:
-      InputError: at init, where a pattern selects no parameter, the batch is no episode, or `state["per_step"]` is of
-        another number of steps.
+      InputError: at init, where a pattern selects no parameter, the batch is no episode, `multi_step` gives another
+        number of weights, or in training `state["per_step"]` or `params["rates"]` are of another number of steps.
     """
     if steps < 1 and rates is not None:
         raise InputError(f"learned rates need at least one inner step; got steps={steps}")
@@ -86,7 +88,12 @@ def maml(
         weights = None if multi_step is None else multi_step(ctx.step)
         support_train, query_train = statistics.modes(ctx.train)
         moves = statistics.per_step and ctx.train
-        if statistics.per_step:
+        if weights is not None and weights.shape != (steps,):
+            raise InputError(
+                f"multi_step must give the weights [{steps}] of {steps} steps; got {weights.shape}. Leave it out where "
+                f"the steps differ from those of the training"
+            )
+        if moves:
             slots.check_slots(state, steps)
 
         def state_after(number):
@@ -98,7 +105,7 @@ def maml(
         def task(params, data, index):
             at_support = task_context(ctx, index, train=support_train)
             at_query = task_context(ctx, index, train=query_train)
-            scale = tree.leaves_by_path(params["rates"]) if rates is not None else None
+            scale = None if rates is None else _rates_for(steps, tree.leaves_by_path(params["rates"]), train=ctx.train)
             own = {name: value for name, value in params.items() if rates is None or name != "rates"}
 
             def support_loss(fast, number):
@@ -131,6 +138,19 @@ def maml(
         return value.value, state, {"maml": value, **metrics}
 
     return Objective("maml", (), loss, setup=setup, frozen=objective.frozen, models=objective.models)
+
+
+def _rates_for(steps: int, rates: dict[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
+    """Returns the learned rates of as many steps, in evaluation of any number: the last one again for further steps."""
+
+    def of_steps(path, rate):
+        if rate.shape[0] in (1, steps):
+            return rate
+        if train:
+            raise InputError(f"rates/{path}: expected the rates of {steps} inner steps, got those of {rate.shape[0]}")
+        return rate[np.minimum(np.arange(steps), rate.shape[0] - 1)]
+
+    return {path: of_steps(path, rate) for path, rate in rates.items()}
 
 
 def per_parameter(rate: float) -> Rates:

@@ -46,9 +46,27 @@ def matching(
 
     def classify(support, targets, query):
         attention = -distance(query, support) / temperature  # [Q, S], before the softmax
-        members = targets.T > 0
-        members = members | ~jnp.any(members, axis=-1, keepdims=True)  # log Σ ∅ has no gradient; ruled out later
-        scores = jnp.where(members[None], attention[:, None], -jnp.inf)
-        return jax.nn.logsumexp(scores, axis=-1)  # the cross-entropy normalises by the sum over all classes
+        return logsumexp_by_class(attention, targets)  # the cross-entropy normalises by the sum over all classes
 
     return few_shot("matching", model, per_task(classify), ways=ways, output=output, view=view)
+
+
+def logsumexp_by_class(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """Computes log Σ_{i: y_i = c} exp(s_i) of each class [Q, N], in memory Q · (S + N).
+
+    Args:
+      scores: s [Q, S].
+      targets: one-hot labels y [S, N]; rows of zeros do not count.
+
+    Returns:
+      [Q, N]; 0, without gradient, for a class that is absent.
+    """
+    counts = jnp.any(targets > 0, axis=-1)
+    label = jnp.where(counts, jnp.argmax(targets, axis=-1), targets.shape[-1])  # of what does not count: out of range
+    fixed = jax.lax.stop_gradient(scores)
+    largest = jax.ops.segment_max(fixed.T, label, num_segments=targets.shape[-1]).T
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    below = scores - jnp.take(largest, label, axis=-1, mode="clip")
+    powers = jnp.exp(jnp.where(counts[None], below, -jnp.inf))
+    total = jnp.matmul(powers, targets, precision="highest")
+    return jnp.log(jnp.where(total > 0, total, 1)) + largest

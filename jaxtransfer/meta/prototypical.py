@@ -1,5 +1,6 @@
 """Prototypical networks: a class is the mean of its support features."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,10 +13,14 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
+_AT_ONCE = 2**20  # differences held at a time
 
 
 def squared_euclidean(query: jax.Array, points: jax.Array) -> jax.Array:
     """Computes ‖q - p‖² of each pair, from the differences themselves: nothing cancels, as in ‖q‖² - 2qp + ‖p‖².
+
+    Where the differences Q · N · D are many they are made for some of the D coordinates at a time, and made again for
+    the gradient: a few times the memory of the result.
 
     Args:
       query: [..., Q, D].
@@ -25,7 +30,27 @@ def squared_euclidean(query: jax.Array, points: jax.Array) -> jax.Array:
       [..., Q, N], in at least float32.
     """
     dtype = jnp.promote_types(jnp.result_type(query, points), jnp.float32)
-    return jnp.sum((query.astype(dtype)[..., :, None, :] - points.astype(dtype)[..., None, :, :]) ** 2, axis=-1)
+    query, points = query.astype(dtype), points.astype(dtype)
+    shape = (*jnp.broadcast_shapes(query.shape[:-2], points.shape[:-2]), query.shape[-2], points.shape[-2])
+    size = query.shape[-1]
+    width = max(1, _AT_ONCE // max(1, math.prod(shape)))
+    if width >= size:
+        return _sum_of_squares(query, points)
+    blocks = -(-size // width)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * width - size)])
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, width), -2, 0)
+
+    @jax.checkpoint
+    def add(total, block):
+        return total + _sum_of_squares(*block), None
+
+    return jax.lax.scan(add, jnp.zeros(shape, dtype), (split(query), split(points)))[0]
+
+
+def _sum_of_squares(query, points):
+    return jnp.sum((query[..., :, None, :] - points[..., None, :, :]) ** 2, axis=-1)
 
 
 def cosine_distance(query: jax.Array, points: jax.Array) -> jax.Array:

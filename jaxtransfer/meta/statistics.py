@@ -46,7 +46,7 @@ per_step = Statistics(support_train=True, query_train=True, per_step=True)
 In training each set is normalised by its own statistics. Inner update i moves slot i of the running statistics by the
 support set, the loss after the last of `steps` updates moves slot `steps` by the query set; a slot's new value is the
 mean over the tasks. In evaluation slot i normalises the support set in update i, and slot n the query set after n
-updates, so that nothing leaks between query examples.
+updates, so that nothing leaks between query examples; beyond the steps that were trained it is the last slot.
 
 The slots are `state["per_step"][model]`, leaves [steps + 1, ...]; the model's own state, for ordinary terms of a sum,
 is left alone. They start from the model's first statistics; `init(..., state={"per_step": ...})` gives others."""
@@ -59,8 +59,12 @@ def first_slots(state: Any, models: Iterable[Model], steps: int) -> Any:
 
 
 def at_slot(state: Any, number: int | jax.Array) -> Any:
-    """Returns the state in which each model with slots has the one after `number` inner updates."""
-    return {**state, **jax.tree.map(lambda leaf: leaf[number], state.get(STATE, {}))}
+    """Returns the state in which each model with slots has the one after `number` inner updates, or the last one."""
+
+    def slot(leaf):
+        return leaf[jnp.minimum(number, leaf.shape[0] - 1)]
+
+    return {**state, **jax.tree.map(slot, state.get(STATE, {}))}
 
 
 def check_slots(state: Any, steps: int) -> None:

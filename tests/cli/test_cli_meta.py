@@ -47,7 +47,7 @@ def test_every_method_fits_its_data(method, rng):
             "label": np.arange(2 * rows).reshape(2, rows) % 3,
         }
 
-    episodes, own = {"support": part(3), "query": part(6)}, config(method)
+    episodes, own = {"support": part(3), "query": part(6)}, config(method, test_steps=3)
     made = learner(build_model(own), own)
     batch = episodes if LEARNERS[method].episodic else jax.tree.map(lambda x: x[0], episodes["query"])
     state = jt.init(made.train, optax.adam(1e-3), jax.random.key(0), batch)
@@ -85,6 +85,15 @@ def test_a_run_is_trained_tested_and_evaluated(run, refused, tmp_path, method):
         assert "trained on 2 ways and can't be tested on 3" in refused("evaluate", out, "--ways", "3")
 
 
+@pytest.mark.slow
+def test_more_steps_at_test_than_in_training(run, tmp_path):
+    out = tmp_path / "run"
+    command = ["meta", "--method", "maml++", *EPISODES, *SHORT, "--inner-steps", "2", "--test-steps", "4", "--out", out]
+    assert "episodes of new classes" in run(*command)[0][-1]
+    line = json.loads(run("evaluate", out, "--episodes", "10")[0][0])
+    assert line["accuracy"] == pytest.approx(json.loads((out / "test.json").read_text())["accuracy"])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -93,6 +102,7 @@ def test_a_run_is_trained_tested_and_evaluated(run, refused, tmp_path, method):
         ([*EPISODES, "--model", "conv5"], "unknown model 'conv5'"),
         ([*EPISODES, "--statistics", "none"], "unknown statistics 'none'"),
         ([*EPISODES, "--shots", "0"], "--shots must be at least 1"),
+        ([*EPISODES, "--ways", "1"], "--ways must be at least 2"),
         ([*EPISODES, "--inner-lr", "-1"], "--inner-lr must be positive"),
         ([*EPISODES, "--ways", "3"], "has 2 classes with examples, 3 ways asked"),
         ([*EPISODES, "--queries", "500"], "examples, an episode takes 501"),

@@ -121,6 +121,28 @@ def test_unbalanced_queries(coded, where):
     assert total == 600
 
 
+def labels_only(counts):
+    """A data set of plain images whose class is in every pixel."""
+    label = np.repeat(np.arange(len(counts)), counts)
+    image = np.broadcast_to(label.astype(np.uint8)[:, None, None, None], (len(label), 1, 1, 1))
+    return Dataset.from_arrays(image, label)
+
+
+@pytest.mark.parametrize("where", ["host", pytest.param("device", marks=pytest.mark.slow)])
+def test_unbalanced_queries_draw_classes_however_many_examples_they_have(where):
+    """By hand: shares of 1 / ways, counts as far apart as a Dirichlet distribution and multinomial draws make them."""
+    spreads = {}
+    for counts in ((400, 60, 60, 60, 60), (60, 60, 60, 60, 60)):
+        (batch,) = drawn(Episodes(labels_only(counts), 5, 1, 10, tasks=500, balance=2.0), where, 1)
+        kinds = batch["query"]["image"].reshape(500, 50)
+        chosen = np.stack([np.sum(kinds == kind, axis=1) for kind in range(5)], axis=1)
+        np.testing.assert_allclose(chosen.mean(0) / 50, 0.2, atol=0.02)
+        spreads[counts] = np.std(chosen)
+    p = 1 / 5
+    variance = 50 * p * (1 - p) * (50 + 10) / (1 + 10)  # of a Dirichlet-multinomial distribution, Σ α = 10
+    np.testing.assert_allclose(list(spreads.values()), variance**0.5, rtol=0.07)
+
+
 def test_host_batches_are_a_function_of_seed_and_number(coded):
     make = lambda seed, **more: Episodes(coded(), ways=2, shots=1, queries=2, tasks=4, seed=seed).batches(**more)  # noqa: E731
     one, other = make(0), make(1)
@@ -156,12 +178,14 @@ def test_the_test_set_is_fixed_and_finite(coded):
         ({"ways": 6}, r"5 classes with examples, 6 ways asked"),
         ({"shots": 5}, r"class 'class3' has 7 examples, an episode takes 8 \(5 shots and 3 queries\)"),
         ({"queries": 7}, r"class 'class3' has 7 examples, an episode takes 8"),
-        ({"ways": 0}, "ways of at least 1, got 0"),
+        ({"ways": 1}, "ways of at least 2, got 1"),
         ({"shots": 0}, "shots of at least 1, got 0"),
         ({"queries": -1}, "queries of at least 1, got -1"),
         ({"tasks": 0}, "tasks of at least 1, got 0"),
         ({"rotations": (0, 4)}, r"rotations are quarter turns .* got \(0, 4\)"),
         ({"rotations": ()}, "rotations are quarter turns"),
+        ({"rotations": (0, 0)}, r"named once, got \(0, 0\)"),
+        ({"rotations": (1, 2, 1)}, r"named once, got \(1, 2, 1\)"),
         ({"balance": 0.0}, "balance > 0"),
         ({"seed": -1}, "seed >= 0"),
     ],

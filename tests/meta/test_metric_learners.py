@@ -306,3 +306,39 @@ def test_relation_net_has_the_layers_of_the_paper():
     assert shapes["head/kernel"] == (8, 1)
     for path in shapes:
         assert sum(jt.tree.matches(path, stage) for stage in model.stages) == 1
+
+
+@pytest.mark.parametrize("name", ["prototypical", "matching", "simpleshot", "matching by distance"])
+def test_four_hundred_ways_need_no_array_of_pairs_times_features(name):
+    kwargs = {"ways": 400, "view": "input"}
+    make = {
+        "prototypical": lambda model: jt.meta.prototypical(model, **kwargs),
+        "matching": lambda model: jt.meta.matching(model, **kwargs),
+        "matching by distance": lambda model: jt.meta.matching(model, distance=jt.meta.squared_euclidean, **kwargs),
+        "simpleshot": lambda model: jt.meta.simpleshot(model, **kwargs),
+    }
+    scaled = jt.Model(
+        lambda key, x: {"params": {"w": jnp.ones(1600)}},
+        lambda variables, x, *, train, key: ({"features": x * variables["params"]["w"][None]}, {}),
+    )
+    objective = make[name](scaled)
+    part = {"input": jax.ShapeDtypeStruct((1, 400, 1600), np.float32), "label": jax.ShapeDtypeStruct((1, 400), int)}
+
+    def gradient(params, batch):
+        return jax.value_and_grad(lambda p: objective(p, {"model": {}}, batch, jt.Context(key=None))[0])(params)
+
+    program = jax.jit(gradient).lower({"model": {"w": np.ones(1600, np.float32)}}, {"support": part, "query": part})
+    assert program.compile().memory_analysis().temp_size_in_bytes <= 50 * 2**20
+
+
+def test_many_distances_are_as_exact_as_few(rng):
+    query, points = (1e3 + rng.normal(size=(rows, 700)).astype(np.float32) for rows in (60, 50))
+    points[0] = query[0]
+    weight = rng.normal(size=(60, 50)).astype(np.float32)
+    distances, pull = jax.jit(lambda q, p: jax.vjp(jt.meta.squared_euclidean, q, p))(query, points)
+    difference = np.float64(query)[:, None] - np.float64(points)[None]
+    np.testing.assert_allclose(distances, np.sum(difference**2, -1), rtol=1e-6)
+    assert distances[0, 0] == 0
+    for got, axis in zip(pull(weight), (1, 0), strict=True):
+        expected = (1 - 2 * (1 - axis)) * np.sum(2 * weight[..., None] * difference, axis)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)

@@ -223,3 +223,43 @@ def test_slots_of_another_number_of_steps_are_one_clear_error(rng):
     params, state = objective_of(steps=5).init(jax.random.key(0), batch)
     with pytest.raises(jt.InputError, match=r"of 2 steps have leaves \[3, ...\]; got \(6"):
         objective_of()(params, state, batch, jt.Context())
+
+
+@pytest.mark.parametrize("more", [2, pytest.param(-1, marks=pytest.mark.slow)])
+def test_further_steps_take_the_last_slot_and_rate(more, rng, x64):
+    """As many steps evaluated by hand, with statistics and rates of the steps that there are."""
+    batch = episodes(rng, dtype=np.float64)
+    rates = jt.meta.per_layer_and_step(RATE)
+    trained = objective_of(inner=optax.sgd(1.0), rates=rates, multi_step=lambda step: jnp.array([0.5, 0.5]))
+    params, state = trained.init(jax.random.key(0), batch)
+    mean, square = jnp.asarray(rng.normal(size=(3, 5))), jnp.asarray(9 + rng.random((3, 5)))
+    state["per_step"]["model"]["stats"] |= {"mean": mean, "square": square}
+    body, head = np.array([0.3, 0.2]), np.array([0.1, 0.5])
+    params["rates"] = {"model": {"body": jnp.asarray(body), "head": jnp.asarray(head)}}
+
+    def by_hand(own, support, query):
+        for step in range(STEPS + more):
+            slot, last = min(step, STEPS), min(step, STEPS - 1)
+            gradient = jax.grad(lambda p, s=slot: task_loss(p, support, (mean[s], square[s]))[0])(own)
+            own = {name: own[name] - rate[last] * gradient[name] for name, rate in (("body", body), ("head", head))}
+        end = min(STEPS + more, STEPS)
+        return task_loss(own, query, (mean[end], square[end]))[0]
+
+    longer = objective_of(inner=optax.sgd(1.0), rates=rates, steps=STEPS + more)
+    at_rest = jt.Context(key=None, train=False)
+    value = jax.jit(lambda p: longer(p, state, batch, at_rest)[0])(params)
+    expected = jax.jit(jax.vmap(lambda s, q: by_hand(params["model"], s, q)))(batch["support"], batch["query"])
+    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-10)
+
+
+def test_training_takes_as_many_steps_as_were_learned(rng):
+    batch = episodes(rng)
+    params, state = objective_of(rates=jt.meta.per_layer_and_step(RATE)).init(jax.random.key(0), batch)
+    ctx = jt.Context(key=jax.random.key(0))
+    longer = objective_of(rates=jt.meta.per_layer_and_step(RATE), steps=5, statistics=jt.meta.running)
+    with pytest.raises(jt.InputError, match="the rates of 5 inner steps, got those of 2"):
+        longer(params, state, batch, ctx)
+    with pytest.raises(jt.InputError, match=r"per_step statistics of 5 steps have leaves \[6, ...\]"):
+        objective_of(steps=5)(params, state, batch, ctx)
+    with pytest.raises(jt.InputError, match=r"the weights \[5\] of 5 steps; got \(2,\)"):
+        objective_of(steps=5, multi_step=lambda step: jnp.ones(2))(params, state, batch, ctx)
