@@ -45,7 +45,8 @@ def moco(
 
     A key of the query's own image, from an epoch before, is no negative: where the batch holds each example's number
     as `index`, `dataset.with_columns({"index": np.arange(len(dataset))})`, such keys are left out. Without it they
-    count, so the queue should be a small part of the data.
+    count, so the queue should be a small part of the data; under gradient accumulation over k batches, of which one
+    enters the queue, it reaches back over k times as many examples.
 
     Args:
       model: an encoder with a projection.
