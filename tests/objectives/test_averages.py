@@ -46,7 +46,9 @@ def trained(objective, optimizer, batches, **start):
     return state, seen, metrics
 
 
-@pytest.mark.parametrize(("dtype", "decay"), [(jnp.bfloat16, 0.999), (jnp.float16, 0.9999)])
+@pytest.mark.parametrize(
+    ("dtype", "decay"), [(jnp.bfloat16, 0.999), pytest.param(jnp.float16, 0.9999, marks=pytest.mark.slow)]
+)
 def test_an_average_of_half_precision_moves_as_its_recursion(dtype, decay):
     objective = jt.byol(network(dtype), decay=decay)
     _, seen, _ = trained(objective, optax.sgd(0.3), [a_batch()] * 40)
@@ -68,7 +70,7 @@ def test_an_averaged_model_runs_in_its_own_type():
     assert {leaf.dtype for leaf in jax.tree.leaves(state["net_ema"])} == {jnp.dtype(jnp.float32)}
 
 
-SLOW = {
+FOLLOWING = {
     "byol": lambda net: jt.byol(net, decay=0.9),
     "moco": lambda net: jt.moco(net, queue=9, decay=0.9),
     "dino": lambda net: jt.dino(net, decay=0.9, teacher_temperature=lambda step: 0.2 - 0.01 * step),
@@ -76,6 +78,7 @@ SLOW = {
     "nnclr": lambda net: jt.nnclr(net, queue=9),
     "a schedule": lambda net: jt.classification(net) + (lambda step: 0.1 * step) * jt.l2(),
 }
+ALIKE = {"nnclr", "dino", "a schedule"}
 ACCUMULATED = {
     "byol": lambda: accumulated(optax.sgd(0.3), 3),
     "moco": lambda: accumulated(optax.sgd(0.3), 3),
@@ -86,10 +89,10 @@ ACCUMULATED = {
 }
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FOLLOWING])
 def test_three_batches_that_make_one_update_are_one_step(name):
     """The same batch three times has the gradient of that batch: weights, averages and queues are those of one step."""
-    objective, batches = SLOW[name](network()), [a_batch(n) for n in range(4)]
+    objective, batches = FOLLOWING[name](network()), [a_batch(n) for n in range(4)]
     _, one, value = trained(objective, optax.sgd(0.3), batches)
     _, many, again = trained(objective, ACCUMULATED[name](), [batch for batch in batches for _ in range(3)])
     for number in range(len(batches) + 1):
@@ -156,7 +159,7 @@ def test_draws_differ_among_the_batches_of_an_update():
 
 @pytest.mark.parametrize("name", ["byol", "moco", "mean teacher"])
 def test_a_second_run_keeps_the_average_that_it_is_given(name):
-    objective = SLOW[name](network())
+    objective = FOLLOWING[name](network())
     first = jt.fit(objective, optax.sgd(0.3), [a_batch()] * 12, steps=12, progress=False).state
     fast, slow = first.params["net"]["w"], first.state["net_ema"]["params"]["w"]
     assert np.abs(fast - slow).max() > 1e-2

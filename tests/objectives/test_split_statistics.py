@@ -71,7 +71,7 @@ def test_each_part_has_statistics_of_its_own(parts):
     assert float(still) == float(alone)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_it_is_the_same_on_one_device_on_several_and_under_pmap(parts):
     objective, seen = jt.moco(network(), queue=QUEUE, decay=0.5, split_statistics=parts), []
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
@@ -84,10 +84,6 @@ def test_it_is_the_same_on_one_device_on_several_and_under_pmap(parts):
     for path, leaf in seen[0].items():
         for other in seen[1:]:
             np.testing.assert_allclose(other[path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
-    whole = jt.moco(network(), queue=QUEUE, decay=0.5)
-    state = jt.init(whole, optax.sgd(0.3), KEY, a_batch())
-    _, metrics = jt.train_step(whole, optax.sgd(0.3))(state, a_batch())
-    assert abs(float(metrics["loss"]) - float(seen[0]["loss"])) > 1e-3
 
 
 def test_a_query_and_its_key_share_few_examples():
