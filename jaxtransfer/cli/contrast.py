@@ -1,5 +1,6 @@
 """`jaxtransfer contrast`: learn a representation from views of images, without labels."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -27,6 +28,7 @@ from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
 from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
 from jaxtransfer.data import views
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import read_text
 from jaxtransfer.report import write_report
 from jaxtransfer.train.run import write_atomically
 
@@ -276,8 +278,10 @@ class Contrast:
     def _measured(self, run: Run, train: jt.data.Dataset, test: jt.data.Dataset, transform) -> dict[str, Any]:
         """Returns how good the best checkpoint's features are, and draws them; measured once per run directory."""
         path = self.training.out / "representation.json"
-        if path.exists() and (known := json.loads(path.read_text()))["step"] == run.step:
-            return known
+        with contextlib.suppress(OSError, ValueError):  # not there, or not what was written: measured anew
+            known = json.loads(read_text(path))
+            if isinstance(known, dict) and known.get("step") == run.step and _are_numbers(known):
+                return known
         variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
         embedded, scores = measured(run, train, test, self.batch_size)
         some = jt.data.eval_batches(test.take(min(_PAIRS, len(test))), self.batch_size)
@@ -311,6 +315,10 @@ def measured(
         "uniformity": representation.uniformity(of_test.features[:_PAIRS]),
     }
     return of_test, scores
+
+
+def _are_numbers(facts: dict[str, Any]) -> bool:
+    return {"uniformity", "alignment"} <= facts.keys() and all(isinstance(v, int | float) for v in facts.values())
 
 
 def _first(batches: jt.data.Pipeline, transform) -> dict[str, Any]:

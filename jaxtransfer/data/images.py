@@ -36,8 +36,8 @@ def check_shape(image_shape) -> tuple[int, int, int]:
         shape = ()
     if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3, 4):
         raise InputError(
-            f"image_shape must be (height, width, channels) with 1, 3 or 4 channels, got {image_shape!r}; "
-            "e.g. image_shape=(32, 32, 3)"
+            f"image_shape must be (height, width, channels) with 1 or 3 channels, got {image_shape!r}; "
+            "e.g. image_shape=(32, 32, 3), or (32, 32, 4) for images with alpha"
         )
     if shape[0] * shape[1] > MOST_PIXELS:
         raise InputError(f"image_shape must have at most {MOST_PIXELS:,} pixels, got {shape}; choose a smaller one")

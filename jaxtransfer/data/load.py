@@ -36,6 +36,11 @@ def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
       >>> source[0]["image"].shape, source.classes
       ((8, 8, 1), 10)
     """
+    if name.encode(errors="replace").decode() != name:
+        raise InputError(
+            f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "
+            "report; rename the folder, or lay a link to it"
+        )
     if name.startswith("folder:"):
         return folder.load_folder(name.removeprefix("folder:"), split, image_shape)
     if name.partition("/")[0].partition(":")[0] == "digits":

@@ -147,6 +147,20 @@ def test_the_script_keeps_its_hooks_and_a_caller_gets_its_own_back(monkeypatch, 
     assert sys.unraisablehook is not before[1]
 
 
+def test_listing_a_folder_runs_none_of_its_code(run, refused, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "data" / "letters" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "letters", "version": "1.0.0"}))
+    (folder / "features.json").write_text(json.dumps({"pythonClassName": "planted.Feature", "jsonFeature": {}}))
+    lines, _ = run("datasets", "--data-dir", tmp_path / "data")
+    assert any("letters" in line and "planted.Feature" in " ".join(lines) for line in lines)
+    words = ("--data", "letters", "--data-dir", tmp_path / "data", "--out", tmp_path / "out")
+    assert "names the class 'planted.Feature'" in refused("pretrain", *words)
+    assert not (tmp_path / "trace").exists()
+
+
 def test_listing_refuses(refused, tmp_path):
     assert "there is no folder" in refused("datasets", "--data-dir", tmp_path / "none")
     assert "--classes must be at least 1" in refused("models", "--classes", "0")

@@ -262,6 +262,15 @@ def test_names_that_are_no_utf8(tmp_path):
         load(f"folder:{tmp_path}", "all")
 
 
+def test_a_folder_whose_own_path_is_no_utf8(tmp_path):
+    write(tmp_path / "plain" / "bee" / "x.png")
+    folder = (tmp_path / "plain").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(InputError, match=r"the name of the data, folder:.*caf\\xe9, is not UTF-8.*lay a link to it"):
+        load(f"folder:{folder}", "all")
+    (tmp_path / "cafe").symlink_to(folder)
+    assert len(load(f"folder:{tmp_path / 'cafe'}", "all").decoded()) == 1
+
+
 @pytest.mark.parametrize("name", ["~nosuchuser", "~nosuchuser/images"])
 def test_the_home_of_nobody(name):
     with pytest.raises(InputError, match=r"there is no home folder of '~nosuchuser' for ~nosuchuser"):
