@@ -21,6 +21,7 @@ FLOORS = [
     {"losses", "forward", "micro_batches"},
     {"context"},
     {"objective"},
+    {"outputs"},
     {"objectives", "optim", "surgery", "meta"},
     {"methods", "train", "representation"},  # sides of one floor: none imports another
     {"report"},

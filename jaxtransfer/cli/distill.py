@@ -23,7 +23,8 @@ from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Stage
-from jaxtransfer.objectives.teachers import Teacher, shapes_of
+from jaxtransfer.objectives.teachers import Teacher
+from jaxtransfer.outputs import shapes_of
 from jaxtransfer.train.run import write_atomically
 
 

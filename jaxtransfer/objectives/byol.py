@@ -11,8 +11,8 @@ from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
 from jaxtransfer.objectives.rows import kept
-from jaxtransfer.objectives.teachers import pick
 from jaxtransfer.objectives.views import VIEWS
+from jaxtransfer.outputs import pick
 
 
 def byol(

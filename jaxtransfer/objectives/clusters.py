@@ -14,8 +14,8 @@ from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.objectives.rows import check_several, gathered, kept, mean_of_all, unit
-from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
+from jaxtransfer.outputs import pick, shapes_of
 
 Schedule = float | Callable[[Any], Any]
 

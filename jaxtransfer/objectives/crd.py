@@ -11,7 +11,8 @@ from jaxtransfer.losses._numerics import check_share, check_temperature
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, named_key, view_of
 from jaxtransfer.objectives.rows import gathered, mean_of_all
-from jaxtransfer.objectives.teachers import Source, Teacher, peers_of, pick, shapes_of
+from jaxtransfer.objectives.teachers import Source, Teacher, peers_of
+from jaxtransfer.outputs import pick, shapes_of
 
 
 def crd(

@@ -18,7 +18,8 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
 from jaxtransfer.objectives.classification import check_labels
 from jaxtransfer.objectives.rows import kept
-from jaxtransfer.objectives.teachers import Source, Tap, Teacher, peers_of, pick, shapes_of
+from jaxtransfer.objectives.teachers import Source, Teacher, peers_of
+from jaxtransfer.outputs import Tap, pick, shapes_of
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
 

@@ -13,7 +13,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, view_of
 from jaxtransfer.objectives.classification import check_labels
 from jaxtransfer.objectives.rows import kept
-from jaxtransfer.objectives.teachers import pick, shapes_of
+from jaxtransfer.outputs import pick, shapes_of
 
 _EPSILON = 1e-6  # under the root of the features' variance
 

@@ -15,8 +15,8 @@ from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key, view_of
 from jaxtransfer.objectives.rows import check_several, gathered, kept, unit
-from jaxtransfer.objectives.teachers import pick, shapes_of
 from jaxtransfer.objectives.views import VIEWS
+from jaxtransfer.outputs import pick, shapes_of
 from jaxtransfer.parts import Parts
 
 

@@ -4,14 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
-from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel
+from jaxtransfer.errors import InputError
+from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, view_of
-
-Tap = str | tuple[str, ...]
+from jaxtransfer.objective import Batch
+from jaxtransfer.outputs import Tap, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,24 +116,3 @@ class Source:
 def peers_of(teachers: Iterable[Teacher], student: Model) -> tuple[Model, ...]:
     """Returns the models that teach as peers, which other terms must train; the student trains itself."""
     return tuple(one.model for one in teachers if isinstance(one, Peer) and one.model is not student)
-
-
-def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:
-    """Returns the output called `tap`, or a tuple of them; `whose` they are is for the message."""
-    if isinstance(tap, tuple):
-        return tuple(pick(whose, outputs, name) for name in tap)
-    if tap not in outputs:
-        raise unknown(f"output of {whose}", tap, outputs)
-    return outputs[tap]
-
-
-def shapes_of(forward: Forward, batch: Batch) -> Any:
-    """Returns the shapes and types of a forward's outputs, computing nothing."""
-
-    own = forward.variables
-
-    def run(inputs):
-        variables = own.tree if isinstance(own, Frozen) else forward.model.init(jax.random.key(0), inputs)
-        return forward.model.apply(variables, inputs, train=False, key=None)[0]
-
-    return jax.eval_shape(run, view_of(batch, forward.view))

@@ -19,7 +19,7 @@ from jaxtransfer.micro_batches import micro_batched
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Mean, Objective, view_of
 from jaxtransfer.objectives.rows import check_several, gathered, kept, mean_of_all, unit
-from jaxtransfer.objectives.teachers import pick
+from jaxtransfer.outputs import pick
 
 VIEWS = ("image", "image2")
 _LEAST_TEMPERATURE = 0.01  # of CLIP: the scores are scaled by 100 at most
