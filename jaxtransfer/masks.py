@@ -1,4 +1,4 @@
-"""Masks: which examples of a batch count, and how much; what can be none is refused wherever a batch is seen."""
+"""Masks and weights: which examples of a batch count, and how much; what can be none is refused where it is seen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +22,35 @@ def mask_of(batch: Batch) -> jax.Array | None:
     Raises:
       InputError: for any other shape than [B]; it is never broadcast.
     """
-    if (mask := batch.get("mask")) is None:
+    return _column(batch, "mask")
+
+
+def weights_of(batch: Batch, *, besides: tuple[str, ...] = ()) -> jax.Array | None:
+    """Returns how much each example counts in a loss, its `weight` times its `mask` [B]; None without either.
+
+    Args:
+      batch: the batch.
+      besides: entries that the loss reads as something else: a `weight` among them, to be predicted say, is none.
+
+    Raises:
+      InputError: as for `mask_of`.
+    """
+    mask = _column(batch, "mask")
+    weight = None if "weight" in besides else _column(batch, "weight")
+    if mask is None or weight is None:
+        return weight if mask is None else mask
+    return mask * jnp.where(mask > 0, weight, 0)  # what stands in a row of padding is no weight
+
+
+def _column(batch: Batch, name: str) -> jax.Array | None:
+    if (column := batch.get(name)) is None:
         return None
-    shape = jnp.shape(mask)
-    rows = {name: size for name, size in _leading(batch, 1).items() if name != "mask"}
+    shape = jnp.shape(column)
+    rows = {other: size for other, size in _leading(batch, 1).items() if other != name}
     if len(shape) != 1 or any(size != shape for size in rows.values()):
-        raise _misshaped(shape, next((f"{size} of {name!r}" for name, size in rows.items() if size != shape), "[B]"))
-    weights = jnp.asarray(mask)
+        expected = next((f"{size} of {other!r}" for other, size in rows.items() if size != shape), "[B]")
+        raise _misshaped(name, shape, expected)
+    weights = jnp.asarray(column)
     weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     return jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan)
 
@@ -53,21 +75,35 @@ def check_masks(batch: Any, *, on_host: bool = False) -> None:
     shape = jnp.shape(mask)
     for name, size in _leading(batch, max(len(shape), 1)).items():
         if not shape or size != shape:
-            raise _misshaped(shape, f"{size} of {name!r}")
+            raise _misshaped("mask", shape, f"{size} of {name!r}")
     if not on_host or isinstance(mask, np.ndarray):
         check_weights(mask)
 
 
-def check_weights(mask: Any) -> None:
-    """Raises for the values of a mask where they are known: they must be finite and not negative."""
+def check_weight(batch: Batch, *, besides: tuple[str, ...] = ()) -> None:
+    """Raises for a `weight` with values that are no weights, in rows that the mask keeps; arguments as `weights_of`."""
+    weight, mask = batch.get("weight"), batch.get("mask")
+    if weight is None or "weight" in besides:
+        return
+    columns = [column for column in (weight, mask) if isinstance(column, jax.Array)]
+    if not all(column.is_fully_addressable for column in columns):
+        return  # no process has them all
+    weight = np.asarray(weight)
+    if mask is not None and np.shape(mask) == weight.shape:
+        weight = weight[np.asarray(mask) > 0]
+    check_weights(weight, "weight")
+
+
+def check_weights(mask: Any, what: str = "mask") -> None:
+    """Raises for the values of a mask, or of weights, where they are known: they must be finite and not negative."""
     if isinstance(mask, jax.core.Tracer) or (isinstance(mask, jax.Array) and not mask.is_fully_addressable):
         return
     values = np.asarray(mask)
     if not (values.dtype == bool or jnp.issubdtype(values.dtype, jnp.number)) or np.iscomplexobj(values):
-        raise InputError(f"mask must be numbers or booleans; got {values.dtype}")
+        raise InputError(f"{what} must be numbers or booleans; got {values.dtype}")
     if not np.all(good := np.isfinite(values) & (values >= 0)):
         raise InputError(
-            f"mask must be finite and not negative, 0 for an example that does not count and else its weight; got "
+            f"{what} must be finite and not negative, 0 for an example that does not count and else its weight; got "
             f"{values[~good].ravel()[0]}"
         )
 
@@ -79,8 +115,8 @@ def _leading(batch: Batch, rank: int) -> dict[str, tuple[int, ...]]:
     return dict(sorted(sizes.items(), key=lambda item: len(item[1])))  # labels tell more than images
 
 
-def _misshaped(shape: tuple[int, ...], expected: str) -> InputError:
+def _misshaped(name: str, shape: tuple[int, ...], expected: str) -> InputError:
     return InputError(
-        f"mask must have one entry per example, as {expected}; got shape {shape}. It is not broadcast: bring it to "
-        f"[batch], mask.reshape(-1) say"
+        f"{name} must have one entry per example, as {expected}; got shape {shape}. It is not broadcast: bring it to "
+        f"[batch], {name}.reshape(-1) say"
     )

@@ -2,7 +2,7 @@
 
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
 from jaxtransfer.losses.bootstrap import dino, dino_center, negative_cosine, sinkhorn, swav
-from jaxtransfer.losses.classification import cross_entropy, top_k
+from jaxtransfer.losses.classification import class_weights, cross_entropy, top_k
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
@@ -25,6 +25,7 @@ __all__ = [
     "barlow_twins",
     "batch_all",
     "batch_hard",
+    "class_weights",
     "correlation_congruence",
     "crd",
     "crd_memory",

@@ -1,31 +1,55 @@
 """Supervised regression."""
 
 from jaxtransfer import losses
+from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
-from jaxtransfer.masks import mask_of
+from jaxtransfer.masks import check_weight, weights_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, view_of
+from jaxtransfer.objectives.rows import kept
+from jaxtransfer.outputs import pick
 
 
 def regression(
-    model: Model | FrozenModel, *, view: str = "input", target: str = "value", output: str = "logits"
+    model: Model | FrozenModel,
+    *,
+    view: str = "input",
+    label: str | None = None,
+    output: str = "logits",
+    target: str | None = None,
 ) -> Objective:
-    """Builds (1/n) Σᵢ ‖f(xᵢ; w) − yᵢ‖² / d, the mean squared error.
+    """Builds (1/n) Σᵢ ‖f(xᵢ; w) − yᵢ‖² / d, the mean squared error; with weights Σᵢ mᵢ ‖f(xᵢ; w) − yᵢ‖² / d / Σᵢ mᵢ.
+
+    mᵢ is the batch's `mask` [B] times its `weight` [B], where it has them and the term doesn't read that entry itself;
+    the sums are over the global batch, in evaluation over all examples. Several heads or columns are several terms,
+    each under a name of its own: `jt.regression(net, output="age", label="age").named("age")`.
 
     Args:
       model: what gives the predictions.
       view: entry of the batch with the inputs [B, ...].
-      target: entry with the true values [B, d]; `mask` [B] leaves examples out, where there is one.
+      label: entry with the true values [B, d]; `value` by default.
       output: the name of the model's output [B, d].
+      target: another word for `label`.
 
     Returns:
       An objective with the metric `regression`.
+
+    Raises:
+      InputError: for `label` and `target` that differ; at init, for an unknown output, shapes that differ, and a
+        `weight` of the batch that isn't [B], finite and not negative.
     """
-    forward = Forward.of(model, view)
+    if label is not None and target is not None and label != target:
+        raise InputError(f"label and target are two words for one entry of the batch; got {label!r} and {target!r}")
+    forward, entry = Forward.of(model, view), label or target or "value"
 
     def loss(outputs, params, state, batch, ctx):
-        errors = losses.squared_error(outputs[forward][output], view_of(batch, (target,)))
-        value = ctx.mean(errors, mask_of(batch))
+        weights = weights_of(batch, besides=(view, entry))
+        predictions = pick(f"model {forward.model.name!r}", outputs[forward], output)
+        errors = losses.squared_error(kept(predictions, weights), kept(view_of(batch, (entry,)), weights))
+        value = ctx.mean(errors, weights)
         return value.value, state, {"regression": value}
 
-    return Objective("regression", (forward,), loss)
+    def check(outputs, batch):
+        check_weight(batch, besides=(view, entry))
+
+    return Objective("regression", (forward,), loss, check=check)
