@@ -88,7 +88,7 @@ def run() -> None:
 
 
 _TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta)
-_LOGGERS = ("absl", "asyncio", "tensorboardX")
+_LOGGERS = ("absl", "asyncio")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": (
         "add --image-shape (pretrain, contrast) or --resize (finetune, distill, cache-teacher, evaluate)"
@@ -112,13 +112,13 @@ def _quiet_libraries() -> Iterator[None]:
 def _hush_libraries() -> None:
     """Keeps libraries from printing what we report ourselves: a loss that is not finite, a disk that is full.
 
-    Where a checkpoint can't be written, Orbax's and TensorBoard's threads, pending futures and exit handlers each
-    fail on their own, while the error reaches us too.
+    Where a checkpoint can't be written, Orbax's threads, pending futures and exit handlers each fail on their own,
+    while the error reaches us too.
     """
     in_thread, unraisable = threading.excepthook, sys.unraisablehook
 
     def thread_hook(error: Any) -> None:
-        if not type(error.thread).__module__.startswith(("orbax.", "tensorboardX.")):
+        if not type(error.thread).__module__.startswith("orbax."):
             in_thread(error)
 
     def unraisable_hook(error: Any) -> None:
