@@ -37,7 +37,7 @@ def test_formulas(formula):
     names |= {"model": model, "w0": anchor, "alpha": 0.1, "beta": 0.01, "lam": 2.0, "schedule": lambda step: step}
     names |= {"fisher_diagonal": lambda *_: anchor, "objective": None, "state": None, "batches": None}
     names |= {"student": jt.models.mlp(10, name="student"), "teacher": jt.frozen(model, {"params": {}})}
-    names |= {"phi": model, "psi": jt.models.mlp(10, name="psi")}
+    names |= {"phi": model, "psi": jt.models.mlp(10, name="psi"), "v": [1.0] * 10}
     assert isinstance(eval(formula, names), jt.Objective)
 
 
