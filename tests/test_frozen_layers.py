@@ -11,6 +11,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.models.batch_norm import BatchNorm
+from jaxtransfer.train.checkpoints import fill
 
 KEY = jax.random.key(0)
 HEAD = {"model/head/kernel", "model/head/bias"}
@@ -55,7 +56,7 @@ def trained(objective, optimizer, batches, *, params=None, state=None, **place):
 
 def moved(start, end, part):
     """The paths of what is not the same to the bit."""
-    before, after = jt.tree.leaves_by_path(start[part]), jt.tree.leaves_by_path(end[part])
+    before, after = (jt.tree.leaves_by_path(jax.tree.map(np.asarray, values[part])) for values in (start, end))
     return {path for path in before if before[path].tobytes() != after[path].tobytes()}
 
 
@@ -377,3 +378,20 @@ def test_a_convolutional_net_of_the_zoo(batches):
     assert moved(start, end, "state") == set()
     want = head_on_features(model, start, batches, 0.1)
     np.testing.assert_allclose(end["params"]["model"]["head"]["kernel"], want["kernel"], rtol=2e-5, atol=1e-6)
+
+
+def test_a_restored_state_is_as_frozen(batches):
+    """What is frozen is no part of a checkpoint: the optimiser says it again, and goes on counting."""
+    model = small()
+    objective, optimizer = jt.classification(model), jt.optim.gradual_unfreeze(optax.sgd(0.1), model.stages, every=2)
+    step, state = jt.train_step(objective, optimizer), jt.init(objective, optimizer, KEY, batches[0])
+    state, _ = step(state, batches[0])
+    saved = {path: np.asarray(leaf) for path, leaf in jt.tree.leaves_by_path(state._replace(key=())).items()}
+    fresh = jt.init(objective, optimizer, KEY, batches[0])
+    again = fill(fresh._replace(key=()), saved)
+    again = jt.TrainState(*again)._replace(key=jnp.copy(state.key))
+    for batch in batches[1:]:
+        (state, _), (again, _) = step(state, batch), step(again, batch)
+    for got, want in ((again.params, state.params), (again.state, state.state)):
+        assert moved({"all": want}, {"all": got}, "all") == set()
+    assert {path.split("/")[2] for path in moved({"s": fresh.state}, {"s": state.state}, "s")} == {"stage2_norm"}
