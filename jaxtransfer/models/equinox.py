@@ -10,6 +10,7 @@ from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.foreign import Keys, accepted, check_fit, in_types_of, leaf_at, named_outputs, nest
+from jaxtransfer.models.frozen_layers import StillParts, untold
 
 BATCH = "batch"  # the axis of examples, over which batch norm averages
 ROWS = "rows"  # its name beside a device axis, which is called "batch", too
@@ -24,8 +25,8 @@ def equinox(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), out
 
     Floating-point arrays are the parameters, under the path of their fields (`head/weight`, `layers/0/weight`); what
     `eqx.nn.State` holds and other arrays are state (`state`, `arrays`); all else is static. `eqx.nn.inference_mode`
-    sets training and inference mode. Under `pmap` batch norm averages over the device axis, too; a module that averages
-    over "batch" by hand (`jax.lax.pmean`) needs `mode="jit"`.
+    sets training and inference mode; frozen layers are always in the latter. Under `pmap` batch norm averages over the
+    device axis, too; a module that averages over "batch" by hand (`jax.lax.pmean`) needs `mode="jit"`.
 
     Args:
       make: `make(key)` returns the module: `lambda key: Net(10, key=key)`. One with state (batch norm) comes with it:
@@ -60,10 +61,12 @@ def equinox(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), out
         variables = _split(eqx, make if made else make(key), name)[1]
         return jax.tree.map(jnp.array, variables)  # copies: what the caller gave may be donated
 
-    def apply(variables, inputs, *, train, key, axis=None):
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
         check_fit(variables, shapes, name)
         module, state = _join(eqx, parts, variables)
         module = eqx.nn.inference_mode(module, value=not train)
+        if train and still is not None:
+            module = _held(eqx, module, StillParts(still, name))
         rows = BATCH
         if axis is not None and train:
             module, rows = _averaged_over(eqx, axis, module, name), ROWS
@@ -142,6 +145,23 @@ def _state_paths(eqx: Any, module: Any, structure: Any, name: str) -> list[Keys]
         for inner, number in jax.tree.leaves_with_path(positions.get(index)):
             found[number] = (*path, *_keys(inner))
     return list(found.values())
+
+
+def _held(eqx: Any, module: Any, parts: StillParts) -> Any:
+    """Returns the module with the layers that are still in inference mode, in the order of their fields."""
+
+    def told(path, node):
+        keys = _keys(path)
+        layer = keys if isinstance(node, eqx.Module) and not isinstance(node, eqx.nn.StateIndex) else keys[:-1]
+        holds = parts.in_order(layer)
+        if isinstance(node, eqx.nn.StateIndex) and holds:
+            raise untold(parts.name, "/".join(layer), keys[-1], "inference")
+        return eqx.nn.inference_mode(node) if layer == keys and holds else node
+
+    def knows(node):
+        return isinstance(node, eqx.nn.StateIndex) or (isinstance(node, eqx.Module) and hasattr(node, "inference"))
+
+    return jax.tree.map_with_path(told, module, is_leaf=knows)
 
 
 def _averaged_over(eqx: Any, axis: str, module: Any, name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Layers of a Linen module that run in inference mode while the others train."""
+"""Layers that run in inference mode while the others train: of Linen modules, and of those that hold their weights."""
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -52,12 +52,7 @@ class StillLayers:
             layer = tuple(path.split("/")[1:-1])
             if layer in self._seen or before.get(path) is leaf or not _any(self._flags.get(layer, ())):
                 continue
-            raise InputError(
-                f"layer {'/'.join(layer)!r} of model {self.name!r} is frozen, but its running state "
-                f"{path.split('/')[-1]!r} moves: nothing tells it to run in inference mode. Give its module the field "
-                f"use_running_average, as nn.BatchNorm has it, train model.inference(), or let statistics move with "
-                f"jt.optim.only(..., adapt_statistics=True)"
-            )
+            raise untold(self.name, "/".join(layer), path.split("/")[-1], "use_running_average")
 
     def _intercept(self, call, args, kwargs, context) -> Any:
         module = context.module
@@ -92,6 +87,58 @@ class StillLayers:
             return module.clone(parent=None, **mode).apply(module.variables, *given.args[1:], **given.kwargs)
         finally:
             self._inside = False
+
+
+class StillParts:
+    """Says which layers of a module that holds its weights are still: in Equinox and NNX, where nothing intercepts.
+
+    Args:
+      still: a tree like the module's parameters, of bools.
+      name: of the model, for errors.
+
+    Raises:
+      InputError: where a flag is traced: which layers are frozen changes within the program.
+    """
+
+    def __init__(self, still: Any, name: str):
+        if any(flag is not True and flag is not False for flag in jax.tree.leaves(still)):
+            raise InputError(
+                f"model {name!r} unfreezes layers within one program (gradual_unfreeze), which only modules of Linen "
+                f"can: train it in several runs, each with jt.optim.only, or with adapt_statistics=True"
+            )
+        self.name = name
+        self._still, self._last = still, ()
+
+    def in_order(self, path: Sequence[Any]) -> bool:
+        """Returns whether a layer is still; asked from the first to the last, one without parameters goes with it."""
+        self._last = _below(self._still, tuple(map(str, path))) or self._last
+        return bool(self._last) and all(self._last)
+
+    def around(self, path: Sequence[Any], *, statistics: bool) -> bool:
+        """Returns whether a layer is still; one without parameters goes with the module that holds it.
+
+        Raises:
+          InputError: where that module is frozen in part, and the layer has statistics.
+        """
+        keys = tuple(map(str, path))
+        places = (_below(self._still, keys[:end]) for end in range(len(keys), -1, -1))
+        flags = next(flags for flags in places if flags)
+        if statistics and any(flags) and not all(flags) and not _below(self._still, keys):
+            raise InputError(
+                f"layer {'/'.join(keys)!r} of model {self.name!r} has running state but no parameters, and stands "
+                f"among frozen and trained layers: nothing says whether it is frozen. Give it a scale or a bias, train "
+                f"model.inference(), or let statistics move with jt.optim.only(..., adapt_statistics=True)"
+            )
+        return all(flags)
+
+
+def untold(model: str, layer: str, entry: str, field: str) -> InputError:
+    """Returns the error for a frozen layer that keeps statistics and can't be told to leave them."""
+    return InputError(
+        f"layer {layer!r} of model {model!r} is frozen, but its running state {entry!r} moves: nothing tells it to run "
+        f"in inference mode. Give its module the field {field}, as batch norm has it, train model.inference(), or let "
+        f"statistics move with jt.optim.only(..., adapt_statistics=True)"
+    )
 
 
 def _inference_mode(module: nn.Module) -> dict[str, bool] | None:

@@ -21,6 +21,7 @@ from jaxtransfer.models.foreign import (
     nest,
     without_axis,
 )
+from jaxtransfer.models.frozen_layers import StillParts, untold
 
 ByKind = dict[str, dict[Keys, Any]]
 STREAMS = "streams"  # random streams: no variables of the model, started anew by the key of each call
@@ -32,8 +33,8 @@ def nnx(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), output:
 
     The module's `__call__(inputs)` returns a dict of named arrays, or one array; it is given `train` and `rngs` where
     it has such arguments. It needs none for batch norm and dropout: each call runs a copy of the module in training
-    mode (`module.train()`) or inference mode (`module.eval()`), whose random streams start from the call's key, each
-    from one of its own.
+    mode (`module.train()`) or inference mode (`module.eval()`; frozen layers always), whose random streams start from
+    the call's key, each from one of its own.
 
     Each `nnx.Param` is a parameter, under the path of its attributes (`head/kernel`, `layers/0/kernel`). Other
     variables are state, by type (`batch_stats`), bare arrays too (`arrays`). What a module sows is dropped. Under
@@ -69,12 +70,13 @@ def nnx(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), output:
             return jax.tree.map(jnp.copy, _variables(found))
         return _variables(_split(library, _make(library, make, key, name))[1])
 
-    def apply(variables, inputs, *, train, key, axis=None):
+    def apply(variables, inputs, *, train, key, axis=None, still=None):
         check_fit(variables, shapes, name)
         streams = _streams(found.get(STREAMS, {}), key)
         leaves = {p: leaf_at(variables[kind], p) for kind, own in found.items() if kind != STREAMS for p in own}
         module = library.merge(graph, library.from_flat_state({**leaves, **streams}))
         (module.train if train else module.eval)()
+        held = _hold(library, module, StillParts(still, name), found) if train and still is not None else []
         if axis is not None and train:
             _average_over(library, axis, module, found, name)
         rngs = None if key is None else library.Rngs(key)
@@ -86,6 +88,9 @@ def nnx(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), output:
         if not train:
             return outputs, state
         new = {kind: {path: _value(library, after[path]) for path in found[kind]} for kind in state}
+        for path in (path for own in new.values() for path in own if path[:-1] in held):
+            if after[path] is not leaves[path] and _value(library, after[path]) is not leaves[path]:
+                raise untold(name, "/".join(map(str, path[:-1])), str(path[-1]), "use_running_average")
         return outputs, in_types_of(state, {kind: nest(leaves) for kind, leaves in new.items()})
 
     return Model(init, apply, name, tuple(stages))
@@ -173,6 +178,17 @@ def _streams(found: Mapping[Keys, Any], key: jax.Array | None) -> dict[Keys, Any
         return jax.random.split(own, leaf.shape) if leaf.shape else own
 
     return {path: start(path, leaf) for path, leaf in found.items()}
+
+
+def _hold(library: Any, module: Any, parts: StillParts, found: ByKind) -> list[Keys]:
+    """Puts the layers that are still into inference mode; returns their paths."""
+    keep = {path[:-1] for kind, own in found.items() if kind not in ("params", STREAMS, ARRAYS) for path in own}
+    held = []
+    for path, node in library.iter_modules(module):
+        if parts.around(path, statistics=path in keep):
+            node.eval()
+            held.append(path)
+    return held
 
 
 def _average_over(library: Any, axis: str, module: Any, found: ByKind, name: str) -> None:

@@ -56,7 +56,9 @@ def close(tolerance):
 
 def stepped(model, **where):
     objective, optimizer = jt.classification(model), optax.sgd(0.5)
-    state = jt.init(objective, optimizer, KEY, BATCH, params={"model": NET.init(KEY, BATCH["image"])["params"]})
+    variables = NET.init(KEY, BATCH["image"])
+    params, state = {"model": variables.pop("params")}, {"model": variables}
+    state = jt.init(objective, optimizer, KEY, BATCH, params=params, state=state)
     state, metrics = jt.train_step(objective, optimizer, **where)(state, BATCH)
     return jax.tree.map(np.asarray, (state.params["model"], state.state["model"], metrics["loss"]))
 
@@ -216,3 +218,20 @@ def test_what_cannot_be_a_model_is_refused(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(jt.InputError, match=r"pip install 'jaxtransfer\[equinox\]'"):
         jt.models.equinox(made())
+
+
+def test_frozen_layers_run_in_inference_mode():
+    """Batch norm and dropout of a frozen body: its statistics stay, and the head learns from its features."""
+    objective, optimizer = jt.classification(DROPS), jt.optim.only(optax.sgd(0.5), "head")
+    state = jt.init(objective, optimizer, KEY, BATCH)
+    params, before = jax.tree.map(np.array, state.params["model"]), jax.tree.map(np.array, state.state["model"])
+    features = DROPS.apply({"params": params, **before}, BATCH["image"], train=False, key=None)[0]["features"]
+    state, _ = jt.train_step(objective, optimizer)(state, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, dict(state.state["model"]), dict(before))
+    logits = np.asarray(features) @ params["head"]["weight"].T + params["head"]["bias"][None]
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    want = params["head"]["weight"] - 0.5 * (p - np.eye(3)[BATCH["label"]]).T @ np.asarray(features) / 8
+    np.testing.assert_allclose(state.params["model"]["head"]["weight"], want, rtol=1e-5, atol=1e-6)
+    later = jt.optim.gradual_unfreeze(optax.sgd(0.5), ("layers|norm", "head"), every=2)
+    with pytest.raises(jt.InputError, match="'model' unfreezes layers within one program"):
+        jt.init(objective, later, KEY, BATCH)

@@ -63,15 +63,17 @@ def close(tolerance):
 def test_a_step_gives_the_numbers_of_the_same_linen_module():
     anchor = jax.tree.map(lambda p: 0.9 * p, CNN.init(KEY, BATCH["image"])["params"])
 
-    def after(model, params=None):
+    variables = CNN.init(KEY, BATCH["image"])
+    params, state = {"model": variables["params"]}, {"model": {"batch_stats": variables["batch_stats"]}}
+
+    def after(model):
         objective = jt.classification(model) + 0.1 * jt.l2_sp({"model": anchor}, exclude="head")
         optimizer = optax.sgd(0.1, momentum=0.9)
-        state = jt.init(objective, optimizer, KEY, BATCH, params=params)
-        state, metrics = jt.train_step(objective, optimizer)(state, BATCH)
-        return state.params, state.state, metrics
+        current = jt.init(objective, optimizer, KEY, BATCH, params=params, state=state)
+        current, metrics = jt.train_step(objective, optimizer)(current, BATCH)
+        return current.params, current.state, metrics
 
-    linen = after(jt.models.linen(LinenCnn()), {"model": CNN.init(KEY, BATCH["image"])["params"]})
-    ours = after(CNN, {"model": CNN.init(KEY, BATCH["image"])["params"]})
+    linen, ours = after(jt.models.linen(LinenCnn())), after(CNN)
     assert np.abs(ours[1]["model"]["batch_stats"]["norm"]["var"] - 1).max() > 0.01
     close(1e-6)(ours, linen)
 
@@ -270,3 +272,74 @@ def test_foreign_variables_and_outputs_are_refused():
     model = jt.models.nnx(partial(Pair, 4, 3))
     with pytest.raises(jt.InputError, match="must return an array or a dict of named arrays; got a tuple"):
         model.apply(model.init(KEY, VECTORS), VECTORS, train=False, key=None)
+
+
+class Frozen(nnx.Module):
+    """A block with batch norm, some without parameters, and dropout; a head."""
+
+    def __init__(self, rngs):
+        plain = nnx.BatchNorm(5, use_scale=False, use_bias=False, rngs=rngs)
+        drop = nnx.Dropout(0.5, rngs=rngs)
+        self.block = nnx.Sequential(nnx.Linear(4, 5, rngs=rngs), nnx.BatchNorm(5, rngs=rngs), plain, drop)
+        self.head = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.block(x)
+        return {"features": x, "logits": self.head(x)}
+
+
+class PlainNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.body, self.head = nnx.Linear(4, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
+        self.plain = nnx.BatchNorm(5, use_scale=False, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.plain(self.body(x)))
+
+
+class OwnNorm(nnx.Module):
+    """Moves its mean whatever it is told."""
+
+    def __init__(self):
+        self.scale, self.mean = nnx.Param(jnp.ones(4)), nnx.BatchStat(jnp.zeros(4))
+
+    def __call__(self, x):
+        self.mean.set_value(0.9 * self.mean.get_value() + 0.1 * x.mean(0))
+        return (x - self.mean.get_value()[None]) * self.scale.get_value()[None]
+
+
+class WithOwnNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.own, self.head = OwnNorm(), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.own(x))
+
+
+def test_frozen_layers_run_in_inference_mode():
+    """Batch norm and dropout of a frozen body: its statistics stay, and the head learns from its features."""
+    model, batch = jt.models.nnx(Frozen), {"image": VECTORS, "label": BATCH["label"]}
+    objective, optimizer = jt.classification(model), jt.optim.only(optax.sgd(0.5), "head")
+    state = jt.init(objective, optimizer, KEY, batch)
+    params, before = jax.tree.map(np.array, state.params["model"]), jax.tree.map(np.array, state.state["model"])
+    assert len(jax.tree.leaves(before)) == 4
+    features = model.apply({"params": params, **before}, VECTORS, train=False, key=None)[0]["features"]
+    state, _ = jt.train_step(objective, optimizer)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, dict(state.state["model"]), dict(before))
+    logits = np.asarray(features) @ params["head"]["kernel"] + params["head"]["bias"][None]
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    want = params["head"]["kernel"] - 0.5 * np.asarray(features).T @ (p - np.eye(3)[BATCH["label"]]) / 8
+    np.testing.assert_allclose(state.params["model"]["head"]["kernel"], want, rtol=1e-5, atol=1e-6)
+    free = jt.init(objective, optax.sgd(0.5), KEY, batch)
+    free, _ = jt.train_step(objective, optax.sgd(0.5))(free, batch)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), dict(free.state["model"]), dict(before))
+    assert all(jax.tree.leaves(moved))
+    later = jt.optim.gradual_unfreeze(optax.sgd(0.5), ("block", "head"), every=2)
+    with pytest.raises(jt.InputError, match="'model' unfreezes layers within one program"):
+        jt.init(objective, later, KEY, batch)
+    with pytest.raises(
+        jt.InputError, match="layer 'own' of model 'model' is frozen, but its running state 'mean' moves"
+    ):
+        jt.init(jt.classification(jt.models.nnx(WithOwnNorm)), optimizer, KEY, batch)
+    with pytest.raises(jt.InputError, match="layer 'plain' of model 'model' has running state but no parameters"):
+        jt.init(jt.classification(jt.models.nnx(PlainNorm)), optimizer, KEY, batch)
