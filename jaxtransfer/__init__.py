@@ -43,6 +43,7 @@ from jaxtransfer.objectives import (
     swav,
     vicreg,
 )
+from jaxtransfer.outputs import shapes_of
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.train import (
     Fitted,
@@ -111,6 +112,7 @@ __all__ = [
     "peer",
     "regression",
     "representation",
+    "shapes_of",
     "siglip",
     "simclr",
     "simsiam",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Frozen
-from jaxtransfer.model import given
+from jaxtransfer.model import Model, given
 
 Tree = Any
 
@@ -42,7 +42,8 @@ class Context:
       still: which parameters this update leaves as they are: for each model of which something is frozen a tree like
         its parameters, of bools or traced scalars. Frozen layers run in inference mode; `how` hands it on.
 
-    Only `sum`, `mean` and `gather` communicate between devices; a loss built on them is the global, replicated one.
+    Only `sum`, `mean` and `gather` communicate between devices; a loss built on them, and on draws by `shared_key`
+    where they are not of single rows, is the global, replicated one.
     """
 
     step: Any = 0
@@ -85,11 +86,48 @@ class Context:
         return values if self.axis is None else jax.lax.all_gather(values, self.axis, tiled=True)
 
     def draw_key(self, name: str, *view: str) -> jax.Array | None:
-        """Returns the key of this step for `name` and `view`: by name, so another term changes no draw of this one."""
-        if self.key is None:
-            return None
-        key = named_key(jax.random.fold_in(self.key, self.step), "/".join((name, *view)))
-        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+        """Returns the key of this step for `name` and `view`: by name, so another term changes no draw of this one.
+
+        Under `pmap` devices draw differently, each for its rows. None in evaluation, where nothing is drawn.
+        """
+        key = self.shared_key("/".join((name, *view)))
+        return key if key is None or self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+
+    def shared_key(self, name: str) -> jax.Array | None:
+        """Returns the key of this step for `name`, the same on all devices: for what is drawn once for the whole batch.
+
+        The order of tasks, a random projection, an interpolation of global statistics. None in evaluation.
+        """
+        return None if self.key is None else named_key(jax.random.fold_in(self.key, self.step), name)
+
+    def run(self, model: Model, params: Tree, state: Tree, inputs: Any, *, view: str = "") -> tuple[Any, Tree]:
+        """Runs a small model of a term's own: an adapter, a critic, a head; its weights train with the rest.
+
+        The term's `setup` returns its fresh weights, `fresh(model, key, inputs)` of the shapes that `jt.shapes_of`
+        tells, and the objective names it among its `models`.
+
+        Args:
+          model: the model, under whose name its weights and statistics are kept.
+          params: by model name.
+          state: by model name.
+          inputs: what it sees: outputs of forwards, say.
+          view: what the inputs are called: runs of one model on several draw differently.
+
+        Returns:
+          Its outputs, and the state with its new statistics.
+
+        Raises:
+          InputError: where it has no weights.
+        """
+        if model.name not in params:
+            raise InputError(
+                f"a term runs model {model.name!r}, but there are weights of {sorted(params)} alone; the term's setup "
+                f"makes them"
+            )
+        variables = {"params": params[model.name], **state.get(model.name, {})}
+        key = self.draw_key(model.name, *filter(None, (view,)))
+        outputs, new = model.apply(variables, inputs, key=key, **self.how(model.name))
+        return outputs, {**state, model.name: dict(new)}
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

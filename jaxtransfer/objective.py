@@ -113,9 +113,8 @@ class Objective:
         params, state = dict(params), dict(state)
         for forward in self.forwards:
             if forward.trained and forward.model.name not in params:
-                variables = _fresh(forward, key, batch)
-                params[forward.model.name] = variables.pop("params")
-                state[forward.model.name] = variables
+                own = fresh(forward.model, key, view_of(batch, forward.view))
+                params[forward.model.name], state[forward.model.name] = own
         for average in self.averages:
             state = {**average.init(params, state), **state}
         return params, state
@@ -192,9 +191,19 @@ def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
     return batch
 
 
-def _fresh(forward: Forward, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    model = forward.model
-    variables = model.init(named_key(key, model.name), view_of(batch, forward.view))
+def fresh(model: Model, key: jax.Array, inputs: Any) -> tuple[Tree, Tree]:
+    """Returns a model's fresh `(params, state)`, checked; its key depends on its name alone.
+
+    Args:
+      model: the model.
+      key: of the objective's `init`.
+      inputs: what it will see, arrays or their shapes, which are taken as zeros.
+
+    Raises:
+      InputError: where its `init` gives something else than arrays, `params` and state.
+    """
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, inputs)
+    variables = model.init(named_key(key, model.name), like)
     what = f"the init of model {model.name!r}"
     if not isinstance(variables, Mapping) or "params" not in variables:
         found = sorted(variables) if isinstance(variables, Mapping) else f"a {type(variables).__name__}"
@@ -204,7 +213,8 @@ def _fresh(forward: Forward, key: jax.Array, batch: Batch) -> dict[str, Any]:
         )
     for kind, values in variables.items():
         check_arrays(values, f"{what}: {kind}", floating=kind == "params")
-    return jax.tree.map(jnp.asarray, dict(variables))
+    variables = jax.tree.map(jnp.asarray, dict(variables))
+    return variables.pop("params"), variables
 
 
 def _run(forward: Forward, params, state, batch, ctx: Context):

@@ -22,8 +22,18 @@ def pick(whose: str, outputs: Mapping[str, Any], tap: Tap) -> Any:
 
 
 def shapes_of(forward: Forward, batch: Batch) -> Any:
-    """Returns the shapes and types of a forward's outputs, computing nothing."""
+    """Returns the shapes and types of a forward's outputs, a dict by name, computing nothing.
 
+    What a term sizes its own weights by, in its `setup(key, batch)`:
+    `jt.shapes_of(jt.Forward.of(model), batch)["features"].shape`.
+
+    Args:
+      forward: a run of a model; of joined views, the outputs of the first.
+      batch: an example of the batches to come.
+
+    Raises:
+      InputError: where the batch lacks the view.
+    """
     own = forward.variables
 
     def run(inputs):
