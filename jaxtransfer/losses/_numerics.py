@@ -24,9 +24,31 @@ def wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def norm(x: jax.Array, axis: int = -1) -> jax.Array:
     """Computes ‖x‖ along an axis, which stays as 1; the gradient of length 0 is 0."""
-    squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-    none = squares == 0
-    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
+    return root(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+
+
+@jax.custom_jvp
+def root(squares: jax.Array) -> jax.Array:
+    """Computes √s of s ≥ 0; the derivative at 0 is 0."""
+    return jnp.sqrt(squares)
+
+
+@root.defjvp
+def _root_change(primals, tangents):
+    """ds / 2√s by the root itself: it stays finite even where XLA computes s anew and rounds it to 0, or from 0."""
+    length = root(*primals)
+    some = length > 0
+    return length, jnp.where(some, tangents[0] / jnp.where(some, 2 * length, 1), 0)
+
+
+def pick(x: jax.Array, place: jax.Array) -> jax.Array:
+    """Returns the entries [...] of `x` [..., N] at the integers `place` [...].
+
+    For maxima and minima that are differentiated: pick(x, argmax(x)). The derivative of `jnp.max` compares x with the
+    maximum, and in a compiled program each may be rounded in its own way; the gradient of an entry missed is lost.
+    """
+    own = jnp.arange(x.shape[-1]).reshape((1,) * place.ndim + (-1,)) == place[..., None]
+    return jnp.sum(jnp.where(own, x, 0), axis=-1)
 
 
 def normalize(x: jax.Array, axis: int = -1, eps: float = 1e-12) -> jax.Array:

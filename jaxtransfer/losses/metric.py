@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import kept_rows, norm, wide
+from jaxtransfer.losses._distances import squared_distances
+from jaxtransfer.losses._numerics import kept_rows, pick, root, wide
 
 Hinge = Callable[[jax.Array], jax.Array]
 Mining = Callable[[jax.Array, jax.Array, jax.Array, Hinge], jax.Array]
@@ -16,9 +17,8 @@ def _hinge(margin: float | jax.Array | None) -> Hinge:
     return jax.nn.softplus if margin is None else lambda gap: jax.nn.relu(gap + margin)
 
 
-def _distance(x: jax.Array, y: jax.Array, squared: bool) -> jax.Array:
-    difference = x - y  # not by products, so that close rows keep their digits
-    return jnp.sum(jnp.square(difference), axis=-1) if squared else norm(difference)[..., 0]
+def _distance(squares: jax.Array, squared: bool) -> jax.Array:
+    return squares if squared else root(squares)
 
 
 def triplet(
@@ -50,7 +50,8 @@ def triplet(
             f"{positives.shape}, {negatives.shape}"
         )
     a, p, n = wide(anchors, positives, negatives)
-    return _hinge(margin)(_distance(a, p, squared) - _distance(a, n, squared))
+    near, far = (_distance(jnp.sum(jnp.square(a - x), axis=-1), squared) for x in (p, n))
+    return _hinge(margin)(near - far)
 
 
 def batch_hard(distances: jax.Array, positive: jax.Array, negative: jax.Array, hinge: Hinge) -> jax.Array:
@@ -65,10 +66,9 @@ def batch_hard(distances: jax.Array, positive: jax.Array, negative: jax.Array, h
     Returns:
       Values [B]; 0 for an anchor without a positive or a negative.
     """
-    far = jnp.max(distances, axis=1, where=positive, initial=0)
-    near = jnp.min(distances, axis=1, where=negative, initial=jnp.inf)
+    far, near = _farthest(distances, positive), _nearest(distances, negative)
     some = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
-    return jnp.where(some, hinge(far - jnp.where(some, near, 0)), 0)
+    return jnp.where(some, hinge(far - near), 0)
 
 
 def batch_all(distances: jax.Array, positive: jax.Array, negative: jax.Array, hinge: Hinge) -> jax.Array:
@@ -97,13 +97,21 @@ def semi_hard(distances: jax.Array, positive: jax.Array, negative: jax.Array, hi
     def anchor(row):
         d, p, n = row
         beyond = n[None] & (d[None] > d[:, None])
-        some = jnp.any(beyond, axis=1)
-        near = jnp.min(jnp.broadcast_to(d, beyond.shape), axis=1, where=beyond, initial=jnp.inf)
-        chosen = jnp.where(some, near, jnp.max(d, where=n, initial=0))
+        near = _nearest(jnp.broadcast_to(d[None], beyond.shape), beyond)
+        chosen = jnp.where(jnp.any(beyond, axis=1), near, _farthest(d, n))
         pairs = p & jnp.any(n)
         return jnp.sum(jnp.where(pairs, hinge(d - chosen), 0)) / jnp.maximum(jnp.sum(pairs), 1)
 
     return jax.lax.map(anchor, (distances, positive, negative))
+
+
+def _farthest(distances: jax.Array, among: jax.Array) -> jax.Array:
+    """The largest [...] of distances [..., N] among those marked; of those that tie the first gets the gradient."""
+    return pick(distances, jnp.argmax(jnp.where(among, jax.lax.stop_gradient(distances), -jnp.inf), axis=-1))
+
+
+def _nearest(distances: jax.Array, among: jax.Array) -> jax.Array:
+    return pick(distances, jnp.argmin(jnp.where(among, jax.lax.stop_gradient(distances), jnp.inf), axis=-1))
 
 
 def mined_triplet(
@@ -116,6 +124,9 @@ def mined_triplet(
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Computes the triplet loss of each example as the anchor, over triples that `mining` finds in the batch.
+
+    Distances are taken by differences, so that close rows keep their digits, in memory B². The gradient of distance 0
+    is 0; of positives that are equally far, or negatives that are equally near, the first gets the gradient.
 
     Args:
       features: float [B, D].
@@ -142,4 +153,4 @@ def mined_triplet(
     x = jnp.where(keep[:, None], x, 0)
     pairs, same = keep[:, None] & keep[None], labels[:, None] == labels[None]
     other = ~jnp.eye(len(x), dtype=bool)
-    return mining(_distance(x[:, None], x[None], squared), pairs & same & other, pairs & ~same, _hinge(margin))
+    return mining(_distance(squared_distances(x), squared), pairs & same & other, pairs & ~same, _hinge(margin))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.losses._distances import squared_distances
 from jaxtransfer.losses._numerics import (
     EXACT,
-    centre,
     check_same,
     check_strength,
     check_temperature,
@@ -128,24 +128,11 @@ def correlation_congruence(
     return jnp.sum(gap[:-1] * gap[1:]) / jnp.maximum(count - 1, 1)
 
 
-@jax.custom_jvp
-def _squared_distances(rows: jax.Array) -> jax.Array:
-    """‖xᵢ − xⱼ‖² from differences, exact for close rows; the derivative by products, so that no [B, B, D] is kept."""
-    return jnp.sum(jnp.square(rows[:, None] - rows[None]), axis=-1)
-
-
-@_squared_distances.defjvp
-def _change(primals, tangents):
-    (rows,), (moves,) = primals, tangents
-    cross, own = _gram(rows, moves), jnp.sum(rows * moves, axis=-1)
-    return _squared_distances(rows), 2 * (own[:, None] + own[None] - cross - cross.T)
-
-
 def _distances(rows: jax.Array, keep: jax.Array) -> jax.Array:
     """Distances [B, B] over their mean: at least 1e-6 before it, 0 on the diagonal and for what is left out."""
     pairs = _pairs(keep) & ~jnp.eye(len(rows), dtype=bool)
-    rows = centre(rows, axis=0, keep=keep[:, None])  # a common offset would cost the products their digits
-    distances = jnp.where(pairs, jnp.sqrt(jnp.maximum(_squared_distances(rows), 1e-12)), 0)
+    squares = squared_distances(jnp.where(keep[:, None], rows, 0))
+    distances = jnp.where(pairs, jnp.sqrt(jnp.where(squares < 1e-12, 1e-12, squares)), 0)
     mean = jnp.sum(distances) / jnp.maximum(jnp.sum(pairs), 1).astype(rows.dtype)
     return distances / jnp.where(mean > 0, mean, 1)
 

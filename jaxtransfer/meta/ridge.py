@@ -29,7 +29,8 @@ def ridge_weights(features: jax.Array, targets: jax.Array, strength: jax.Array |
     by_examples = x.shape[0] < x.shape[1]
     gram = jnp.matmul(x, x.T, precision="highest") if by_examples else jnp.matmul(x.T, x, precision="highest")
     eps, size = float(jnp.finfo(dtype).eps), gram.shape[0]
-    strength = jnp.maximum(jnp.asarray(strength, dtype), size * eps * jnp.trace(gram) + eps**2)
+    strength, least = jnp.asarray(strength, dtype), size * eps * jnp.trace(gram) + eps**2
+    strength = jnp.where(strength < least, least, strength)  # not by `maximum`, whose derivative compares for equality
     factor = jax.scipy.linalg.cho_factor(gram + strength * jnp.eye(size, dtype=dtype))
     if by_examples:
         return jnp.matmul(x.T, jax.scipy.linalg.cho_solve(factor, y), precision="highest")

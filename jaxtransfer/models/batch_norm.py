@@ -28,6 +28,7 @@ class BatchNorm(nn.Module):
       dtype: type of the result; None infers it from inputs and parameters.
       param_dtype: type of the parameters.
       axis: name of the device axis over which rows are gathered under `pmap`, or None.
+      plain: whether the sums are taken in one go: fewer operations, but bits that depend on the devices.
     """
 
     train: bool
@@ -36,6 +37,7 @@ class BatchNorm(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     axis: str | None = None
+    plain: bool = False
 
     @nn.compact
     def __call__(self, x) -> Any:
@@ -47,7 +49,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), channels, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if self.train:
-            mean, var = statistics(x, None if self.is_initializing() else self.axis)
+            mean, var = statistics(x, None if self.is_initializing() else self.axis, plain=self.plain)
             if not self.is_initializing():
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
@@ -59,18 +61,29 @@ class BatchNorm(nn.Module):
         return ((x - mean) * factor + bias).astype(dtype)
 
 
-def statistics(x: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
+def statistics(x: jax.Array, axis: str | None = None, *, plain: bool = False) -> tuple[jax.Array, jax.Array]:
     """Returns the mean [C] and the variance [C] of `x` [B, ..., C] over all but the last axis.
 
     Args:
       x: this device's rows.
       axis: name of the device axis that holds the other rows, or None.
+      plain: whether to leave the order of the sums to XLA.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if plain:
+        mean, square = (v.mean(tuple(range(x.ndim - 1))) for v in (x, jnp.square(x)))
+        if axis is not None:
+            mean, square = jax.lax.pmean((mean, square), axis)
+        return mean, _not_below_zero(square - jnp.square(mean))
     inner = tuple(range(1, x.ndim - 1))
     count = (1 if axis is None else jax.lax.axis_size(axis)) * x.size // x.shape[-1]
     mean, square = (sum_rows(v.sum(inner), axis) / count for v in (x, jnp.square(x)))
-    return mean, jnp.maximum(0, square - jnp.square(mean))
+    return mean, _not_below_zero(square - jnp.square(mean))
+
+
+def _not_below_zero(x):
+    """max(0, x); the derivative of `jnp.maximum` would compare x with the maximum, each rounded in its own way."""
+    return jnp.where(x < 0, 0, x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

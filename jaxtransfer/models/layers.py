@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
@@ -49,16 +50,10 @@ class Layers:
         """Returns batch norm with momentum 0.9 and epsilon 1e-5 (Ioffe, Szegedy 2015, arXiv 1502.03167)."""
         return BatchNorm(self.train, dtype=self.dtype, param_dtype=self.param_dtype, axis=self.axis, name=name)
 
-    def local_norm(self, name: str) -> nn.BatchNorm:
+    def local_norm(self, name: str) -> BatchNorm:
         """Returns batch norm by plain sums: fewer operations, for few-shot networks, whose batches are small."""
-        return nn.BatchNorm(
-            use_running_average=not self.train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            axis_name=self.axis,
-            name=name,
+        return BatchNorm(
+            self.train, dtype=self.dtype, param_dtype=self.param_dtype, axis=self.axis, plain=True, name=name
         )
 
     def dense(self, features: int, name: str) -> nn.Dense:
@@ -85,10 +80,19 @@ def check_images(x) -> None:
 def max_pool(x, window: int):
     """Returns the maximum of each `window` × `window` tile of `x` [B, H, W, C]; remainders are dropped.
 
-    Equals max pooling with stride = window and padding "VALID". It is a reshape and a maximum, not a
-    reduce_window: its derivatives of any order are fast, and pixels that tie share the gradient.
+    Equals max pooling with stride = window and padding "VALID"; of pixels that tie, the first gets the gradient, row
+    by row. Derivatives of any order are fast.
+
+    The place of the maximum is found first, as an integer; value and derivatives take what is there. JAX's derivative
+    of a maximum (`jnp.max` as well as `jnp.maximum`) marks the place by `x == maximum` instead. In a compiled program
+    each side may be computed anew, in fusions that round differently, with fused multiply-add or without: the mark
+    then misses and the gradient is lost in silence (`experiments/max_gradient.py`). A place computed twice can name
+    two pixels only where they are equal to within rounding, and each of them is a right answer.
     """
-    return _tiles(x, window).max((2, 4))
+    tiles = _tiles(x, window)
+    rows, columns = (jnp.arange(window).reshape(shape) for shape in ((window, 1, 1, 1), (1, 1, window, 1)))
+    chosen = (rows * window + columns)[None, None] == _place(tiles)[:, :, None, :, None]
+    return jnp.sum(jnp.where(chosen, tiles, 0), (2, 4))
 
 
 def avg_pool(x, window: int):
@@ -104,6 +108,18 @@ def halve(x):
 def global_avg_pool(x):
     """Returns the mean [B, C] over the positions of `x` [B, H, W, C]."""
     return x.mean((1, 2))
+
+
+def _place(tiles):
+    """Returns the place, row · window + column, of the largest entry of each tile: integers [B, rows, columns, C]."""
+    tiles, window = jax.lax.stop_gradient(tiles), tiles.shape[2]
+    best = tiles[:, :, 0, :, 0]
+    place = jnp.zeros(best.shape, jnp.int32)
+    for number in range(1, window * window):
+        other = tiles[:, :, number // window, :, number % window]
+        larger = (other > best) | jnp.isnan(other)  # NaN stays NaN
+        best, place = jnp.where(larger, other, best), jnp.where(larger, number, place)
+    return place
 
 
 def _tiles(x, window: int):

@@ -38,9 +38,15 @@ def test_max_pool_gradient_is_that_of_reduce_window():
     np.testing.assert_allclose(ours, theirs)
 
 
-def test_ties_share_the_gradient():
-    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
-    np.testing.assert_allclose(gradient, np.full((1, 2, 2, 1), 0.25))
+def test_the_first_of_pixels_that_tie_gets_the_gradient():
+    x = jnp.asarray([[0.0, 1, 2, 2], [1, 1, 0, 2], [3, 3, -1, -1], [3, 3, -1, -1]])[None, ..., None]
+    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(x)
+    np.testing.assert_array_equal(gradient[0, ..., 0], [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_pooling_keeps_what_is_not_finite():
+    x = jnp.asarray([[1.0, np.nan, -np.inf, -np.inf], [2, 3, -np.inf, -np.inf]])[None, ..., None]
+    np.testing.assert_array_equal(max_pool(x, 2)[0, ..., 0], [[np.nan, -np.inf]])
 
 
 def test_halve_stops_at_one():
