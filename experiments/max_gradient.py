@@ -1,8 +1,8 @@
 """JAX's derivative of a maximum is wrong in compiled programs on CPU: ten lines of plain JAX, no jaxtransfer.
 
-The derivative of `jnp.max` marks the place of the maximum by `x == maximum`. Inside a fusion XLA's CPU compiler computes
-x anew, with fused multiply-adds where the maximum was taken of separately rounded products; the mark misses, and that
-entry's gradient is lost. `jnp.maximum` compares likewise. Picked by a place that is stored as an integer
+The derivative of `jnp.max` marks the place of the maximum by `x == maximum`. Inside a fusion XLA's CPU compiler
+computes x anew, with fused multiply-adds where the maximum was taken of separately rounded products; the mark misses,
+and that entry's gradient is lost. `jnp.maximum` compares likewise. Picked by a place that is stored as an integer
 (`jaxtransfer.models.layers.max_pool`), by sorting or by `reduce_window`, the gradient is right.
 
     python -m experiments.max_gradient                                       # some seconds

@@ -24,7 +24,8 @@ class EncoderBlock(nn.Module):
         layers, width = self.layers, x.shape[-1]
         types = {"dtype": layers.dtype, "param_dtype": layers.param_dtype}
         y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(x)
-        attention = nn.MultiHeadDotProductAttention(self.heads, force_fp32_for_softmax=True, name="attention", **types)
+        low = jnp.promote_types(y.dtype, jnp.float32) != y.dtype
+        attention = nn.MultiHeadDotProductAttention(self.heads, force_fp32_for_softmax=low, name="attention", **types)
         x = x + layers.dropout(self.dropout)(attention(y))
         y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(x)
         y = nn.gelu(layers.dense(4 * width, "fc1")(y), approximate=False)

@@ -106,6 +106,27 @@ def test_degenerate_features(rng):
     assert not any(np.any(leaf) for leaf in run(jnp.ones((1, 3))))
 
 
+def test_close_and_equal_rows_keep_their_digits(rng, x64):
+    """In float32, of rows far from the origin and near to each other, as loops in float64 have them; twins get 0."""
+    x = np.float32(100 + rng.normal(size=(1, 3)) + 1e-3 * rng.normal(size=(8, 3)))
+    x[2], labels = x[0], jnp.asarray(LABELS)  # twins of one class
+    run = jax.jit(lambda x: jax.value_and_grad(lambda x: jnp.sum(mined_triplet(x, labels, margin=1.0)))(x))
+    (value, slope), (_, exact) = run(jnp.asarray(x)), run(jnp.asarray(x, jnp.float64))
+    assert float(value) == pytest.approx(np.sum(mined_loop(np.float64(x), 1.0, False, "hard")), rel=1e-6)
+    np.testing.assert_allclose(slope, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mining", MININGS)
+def test_memory_grows_with_the_square_of_the_batch(mining):
+    """Temporaries of the gradient in numbers: a few matrices [B, B], none of them [B, B, D]."""
+    size, dim = 256, 128
+    arguments = jax.ShapeDtypeStruct((size, dim), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.int32)
+    loss = partial(mined_triplet, mining=MININGS[mining])
+    program = jax.jit(jax.grad(lambda x, labels: jnp.mean(loss(x, labels)))).lower(*arguments).compile()
+    needed = program.memory_analysis().temp_size_in_bytes / 4
+    assert needed < 20 * size**2 < size**2 * dim / 5
+
+
 def test_half_precision(rng):
     x = jnp.bfloat16(rng.normal(size=(8, 3)))
     for losses in (lambda x: mined_triplet(x, LABELS), lambda x: triplet(x, x, x)):
