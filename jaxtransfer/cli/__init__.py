@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import textwrap
 import threading
@@ -24,6 +25,7 @@ from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.words import asks_for_help, check_words
 from jaxtransfer.errors import InputError
+from jaxtransfer.train.interrupt import Interrupted, Terminated
 
 COMMANDS = {
     "pretrain": Pretrain,
@@ -46,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after `jaxtransfer`; those of the process by default.
 
     Returns:
-      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 1 when the reader of our
-      output went away.
+      0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 143 when terminated, 1 when the
+      reader of our output went away.
     """
     command = None
     with warnings.catch_warnings(), _quiet_libraries():
@@ -58,8 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
+        except Terminated as stop:
+            return _stopped(stop, 128 + signal.SIGTERM)
         except SystemExit as stop:  # --help
             return stop.code if isinstance(stop.code, int) else 2
+        except Interrupted as stop:
+            return _stopped(stop, 128 + signal.SIGINT)
         except KeyboardInterrupt:
             again = "; the same command resumes from the last checkpoint" if isinstance(command, _TRAINING) else ""
             print(f"jaxtransfer: interrupted{again}", file=sys.stderr)
@@ -99,11 +105,17 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
+    own, teller = logging.getLogger("jaxtransfer"), _OnStderr()
+    level = own.level
+    own.setLevel(logging.INFO)
+    own.addHandler(teller)
     before = threading.excepthook, sys.unraisablehook, [logger.level for logger in loggers]
     _hush_libraries()
     try:
         yield
     finally:
+        own.removeHandler(teller)
+        own.setLevel(level)
         threading.excepthook, sys.unraisablehook, levels = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -141,6 +153,19 @@ def _refuse(error: Any) -> int:
         message = message.replace(argument, options)
     print(f"jaxtransfer: error: {message}", file=sys.stderr)
     return 2
+
+
+def _stopped(stop: BaseException, code: int) -> int:
+    print(f"jaxtransfer: {str(stop).replace('the same call goes on', 'resume with the same command')}", file=sys.stderr)
+    return code
+
+
+class _OnStderr(logging.Handler):
+    """Prints what the library tells of a run, such as where it resumes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a line."""
+        print(record.getMessage(), file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:

@@ -137,6 +137,9 @@ class _From:
     def iterate(self, start: int):
         return self.batches.iterate(self.first + start)
 
+    def fingerprint(self) -> dict[str, Any]:
+        return {**self.batches.fingerprint(), "first batch of the stage": self.first}
+
 
 def split_steps(steps: int, shares: Sequence[float]) -> list[int]:
     """Returns whole numbers of steps, at least one each, that add up to `steps` in proportion to the shares."""

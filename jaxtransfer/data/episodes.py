@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.pipeline import held, host_rows
 from jaxtransfer.data.stream import ENDLESS, Stream
 from jaxtransfer.errors import InputError
@@ -175,6 +176,23 @@ class EpisodeBatches:
     def iterate(self, start: int = 0) -> Stream:
         """Returns an iterator over the batches from number `start` on, with `position`, `get_state` and `close`."""
         return Stream(self.batch, start, self._stop, self._threads, self._prefetch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the episodes are, to be compared with what they were: the data set's fingerprint and how they are drawn.
+
+        Returns:
+          By part, JSON types.
+        """
+        own = self.episodes
+        drawn = {name: getattr(own, name) for name in ("ways", "shots", "queries", "tasks", "balance")}
+        rotations = list(own.rotations)
+        return {
+            **fingerprint(self._dataset),
+            **drawn,
+            "rotations": rotations,
+            "data seed": own.seed,
+            "stop": self._stop,
+        }
 
     def batch(self, i: int) -> dict[str, dict[str, np.ndarray]]:
         """Returns this host's episodes of batch `i`."""

@@ -1,9 +1,12 @@
 """Batches for exact evaluation: padded, masked, each example counted once."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxtransfer.data.augment import Rows
 from jaxtransfer.data.dataset import Dataset, check_dataset
+from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.pipeline import augmented, check_augment, held, host_rows
 from jaxtransfer.data.stream import Stream
 from jaxtransfer.errors import InputError
@@ -72,6 +75,10 @@ class EvalBatches:
 
     def __iter__(self) -> Stream:
         return Stream(self.batch, 0, len(self), self._threads, self._prefetch)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What is evaluated, to be compared with what it was: the data set's fingerprint."""
+        return fingerprint(self.dataset)
 
     def batch(self, i: int) -> dict[str, np.ndarray]:
         """This host's part of batch `i`, with its mask."""

@@ -1,9 +1,15 @@
 """The training pipeline: batch i is a pure function of (seed, i)."""
 
+import copy
+import hashlib
+import json
+from typing import Any
+
 import numpy as np
 
 from jaxtransfer.data.augment import Rows
 from jaxtransfer.data.dataset import Dataset, check_dataset
+from jaxtransfer.data.fingerprint import fingerprint, of_array
 from jaxtransfer.data.order import Order
 from jaxtransfer.data.stream import ENDLESS, Stream
 from jaxtransfer.errors import InputError, unknown
@@ -107,6 +113,35 @@ class Pipeline:
             return self._gather(self._examples(i, self._rows))
         rng = np.random.default_rng([_AUGMENT, self._seed, i])
         return augmented(self._augment, lambda rows: self.dataset.read(self._examples(i, rows)), rng, self._rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the batches are, to be compared with what they were: the data set's fingerprint, the order, the size of
+        a batch, and what the augmentation makes of the first examples.
+
+        Returns:
+          By part, JSON types.
+        """
+        return {
+            **fingerprint(self.dataset),
+            "batch size": self.batch_size,
+            "data seed": self._seed,
+            "shuffle": self._shuffle,
+            "augmentation": self._effect(),
+        }
+
+    def _effect(self) -> str | None:
+        """A digest of some examples, augmented; None without augmentation, or where it doesn't follow from the seed."""
+        if self._augment is None:
+            return None
+        examples = self.dataset.read(np.arange(min(16, len(self.dataset))))
+        effects = set()
+        for _ in range(2):
+            try:
+                batch = self._augment(copy.deepcopy(examples), np.random.default_rng(_AUGMENT))
+            except Exception:  # one that takes whole batches alone
+                return "of whole batches"
+            effects.add(json.dumps({name: of_array(value) for name, value in sorted(batch.items())}))
+        return hashlib.sha256(effects.pop().encode()).hexdigest() if len(effects) == 1 else "drawn anew each time"
 
     def iterate(self, start: int = 0) -> Stream:
         """An endless iterator over the batches from number `start` on.

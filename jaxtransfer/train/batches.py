@@ -10,6 +10,7 @@ import jax
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
+from jaxtransfer.train import identity
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.step import TrainStep, train_step, transformed
 
@@ -20,10 +21,15 @@ class FromHost:
     """Steps on batches that come from the host, the transfer of the next one under way."""
 
     def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key):
-        first, self._iterate = _first(data)
-        self.first = _seen(transform, key, first)
+        self._drawn, self._iterate = _first(data)
+        self._data, self._transform = data, transform
+        self.first = _seen(transform, key, self._drawn)
         self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform)
         self._stream: Generator[Batch] | None = None
+
+    def facts(self, key: jax.Array) -> dict[str, Any]:
+        """Returns what the batches are, by part."""
+        return {**identity.of_data(self._data, self._drawn), **identity.of_transform(self._transform, key, self._drawn)}
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
         """Returns how many steps run in one call: one."""
@@ -55,7 +61,14 @@ class DrawnInside:
         self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
         self._data = self._step_of(None).place(jax.device_put(data))
         self._in_loops = True
-        self.first = _seen(transform, key, jax.jit(sample)(key, self._data))
+        self._drawn = jax.jit(sample)(key, self._data)
+        self._sample, self._transform = sample, transform
+        self.first = _seen(transform, key, self._drawn)
+
+    def facts(self, key: jax.Array) -> dict[str, Any]:
+        """Returns what the batches are, by part."""
+        drawn = identity.of_draws(self._sample, key, self._data, self._drawn)
+        return {**drawn, **identity.of_transform(self._transform, key, self._drawn)}
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:
         """Returns how many steps run in one call, by default one where a loop would be slow."""

@@ -1,5 +1,7 @@
 """The loop: one for every objective, resumable at any step."""
 
+import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -19,12 +21,17 @@ from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
 from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
+from jaxtransfer.train.identity import Identity, of_evaluation, of_training
+from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
-from jaxtransfer.train.records import Call, evaluated, flush
-from jaxtransfer.train.run import open_run
+from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, warn_of_missing
+from jaxtransfer.train.run import note_config, open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
+
+_LOG = logging.getLogger("jaxtransfer")
+_PENDING, _CUT = "unrecorded", "evaluation cut"  # in a checkpoint between two records: what the next one will hold
 
 
 class Fitted(NamedTuple):
@@ -74,6 +81,9 @@ def fit(
 ) -> Fitted:
     """Trains an objective; with `out`, the same call resumes an interrupted run and ends as the unbroken run would.
 
+    With `out` and in the main thread, SIGINT (Ctrl-C) and SIGTERM let the step, or the call of several, finish and be
+    saved before they end the run; a second one ends it at once. Handlers that a caller has installed stay.
+
     Args:
       objective: what to minimise.
       optimizer: any optax transformation.
@@ -90,7 +100,10 @@ def fit(
         `accuracy` where there is one, else the smallest `loss`.
       maximize: whether more of `monitor` is better.
       patience: stop after this many evaluations without an improvement; None never stops early.
-      out: the run directory: `config.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`, `checkpoints/`.
+      out: the run directory: `config.json`, `identity.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`,
+        `checkpoints/`. What determines the weights is noted there and compared when the run goes on: the seed, the
+        data (what `data.fingerprint()` says, else the first batch), batch size, objective, optimiser, transform,
+        weights to start from, frozen weights. Devices and the periods of records may change.
       config: what is noted as the run's configuration; another one in the same `out` is refused.
       save_every: steps between checkpoints; at each evaluation by default, always also at the end.
       keep: how many of the newest checkpoints stay, besides the best.
@@ -110,8 +123,11 @@ def fit(
       A `Fitted`.
 
     Raises:
+      KeyboardInterrupt: after SIGINT.
+      SystemExit: after SIGTERM, with code 143.
       NonFiniteLossError: names the step and the term that is not finite; the last good checkpoint stays.
-      InputError: for an unusable argument, before anything is compiled.
+      InputError: for an unusable argument, before anything is compiled; for a run in `out` that is another one, by
+        the name of what differs.
     """
     check_single_process()
     _check_counts(
@@ -122,10 +138,10 @@ def fit(
         raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     better = selection.score_of(monitor, maximize)
+    note = {"steps": steps, **(config or {})}
     with ExitStack() as stack:
         checkpoints = None
         if out is not None:
-            note = {"steps": steps, **(config or {})}
             out = stack.enter_context(open_run(out, note))
             checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
             stack.callback(checkpoints.close)
@@ -137,14 +153,27 @@ def fit(
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
         plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together)
-        start, history = 0, []
-        if checkpoints is not None and (restored := checkpoints.restore()):
-            current, start = TrainState(*fill(current, restored.leaves)), restored.step
-        if out is not None:
-            history = loggers.read_jsonl(Path(out) / "metrics.jsonl", up_to=start)
-        best = selection.best(history, better)
-        if start >= steps or selection.exhausted(history, better, patience):
-            return Fitted(current, history, best, {})
+        start, history, noted = 0, [], {}
+        if out is not None and checkpoints is not None:
+            facts = of_training(
+                objective, optimizer, current, source.first, given=not (params is None and state is None)
+            )
+            facts |= {**source.facts(key), "evaluation data": of_evaluation(eval_data)}
+            identity = Identity(out, facts, steps, periods=[*plan, eval_data is not None])
+            for line in identity.compare(done=max(checkpoints.steps(), default=0)):
+                warnings.warn(line, stacklevel=2)
+            if restored := checkpoints.restore():
+                current, start, noted = TrainState(*fill(current, restored.leaves)), restored.step, restored.meta
+            history = loggers.read_jsonl(out / "metrics.jsonl", up_to=start)
+            if identity.same_periods and _CUT not in noted:
+                warn_of_missing(out, history, plan.noted(start, evaluates=eval_data is not None))
+            identity.write()
+            note_config(out, note)
+        owed = eval_data is not None and noted.get(_CUT, False)  # the evaluation of the step that was saved last
+        if (start >= steps and not owed) or selection.exhausted(history, better, patience):
+            return Fitted(current, history, selection.best(history, better), {})
+        if start:
+            _LOG.info("%s: resumes from step %d of %d", out, start, steps)
 
         sinks: list[loggers.Logger] = [history.append]
         timing_sink = None
@@ -160,41 +189,53 @@ def fit(
         clock = Clock(rows=len(jax.tree.leaves(source.first)[0]))
         stack.callback(source.close)
         source.open(start, steps)
-        pending: deque[Call] = deque()
+        signals = stack.enter_context(noticed(active=checkpoints is not None))
+        pending: deque[Call] = deque(Call(*entry) for entry in noted.get(_PENDING, ()))
         in_flight, number = InFlight(), start
-        while number < steps:
-            in_flight.wait()
-            size = plan.size(number)
-            with clock.waiting():
-                advance = source.next(size)
-            current, metrics = advance(current)
-            number += size
-            pending.append(Call(number - size + 1, number, metrics))
-            in_flight.add(metrics)
-            clock.stepped(metrics, size)
-            bar(number, "")
-            records = []
-            if plan.logs(number):
-                records.append(record := flush(pending, checkpoints))
-                for sink in sinks:
-                    sink(record)
-                if timing_sink:
-                    timing_sink({"step": number, **clock.report()})
-                bar(number, "  ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k != "step"))
+        while number < steps or owed:
+            records: list[dict[str, Any]] = []
+            if not owed:
+                in_flight.wait()
+                size = plan.size(number)
+                with clock.waiting():
+                    advance = source.next(size)
+                current, metrics = advance(current)
+                number += size
+                pending.append(Call(number - size + 1, number, metrics))
+                in_flight.add(metrics)
+                clock.stepped(metrics, size)
+                bar(number, "")
+                if plan.logs(number):
+                    records.append(record := flush(pending, checkpoints))
+                    for sink in sinks:
+                        sink(record)
+                    if timing_sink:
+                        timing_sink({"step": number, **clock.report()})
+                    bar(number, "  ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k != "step"))
             meta: dict[str, Any] = {}
-            if evaluate is not None and plan.evaluates(number):
-                assert eval_data is not None
-                records.append(meta := evaluated(evaluate(current, eval_data), number, monitor, checkpoints))
-                for sink in sinks:
-                    sink(meta)
-            done = selection.exhausted(history, better, patience)
-            if checkpoints is not None and (plan.saves(number) or done):
+            saves = plan.saves(number) or owed
+            if evaluate is not None and eval_data is not None and plan.evaluates(number):
+                try:
+                    values = evaluate(current, signals.until_seen(eval_data))
+                    records.append(meta := evaluated(values, number, monitor, checkpoints))
+                    for sink in sinks:
+                        sink(meta)
+                except EvaluationCut:
+                    meta = {_CUT: True}
+            owed, done = False, selection.exhausted(history, better, patience)
+            stopping = signals.seen is not None  # asked once: what comes from here on is for the next step
+            if checkpoints is not None and (saves or done or stopping):
+                if pending:
+                    meta = {**meta, _PENDING: as_json(finite(pending, checkpoints))}
                 checkpoints.save(number, current, meta)
             if log is not None:
                 for record in records:  # last: what a caller's logger raises costs no checkpoint
                     log(record)
-            if done:
+            if done or stopping:
                 break
+        if checkpoints is not None and signals.seen is not None:
+            checkpoints.wait()
+            signals.end(number, checkpoints.directory.parent)
         jax.block_until_ready(current.step)
         return Fitted(current, history, selection.best(history, better), clock.report())
 

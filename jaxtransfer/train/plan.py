@@ -47,3 +47,13 @@ class Plan(NamedTuple):
     def logs(self, number: int) -> bool:
         """Whether a record follows step `number`: also before each save, so that no bad step is saved."""
         return self._every(number, self.log_every) or self.saves(number) or self.evaluates(number)
+
+    def noted(self, up_to: int, *, evaluates: bool) -> dict[str, set[int]]:
+        """Returns the steps of the records of training and of evaluation up to a step."""
+        last = {self.steps} if up_to >= self.steps else set()
+        evaluated = set(range(self.eval_every, up_to + 1, self.eval_every)) | last if evaluates else set()
+        saved = set(range(self.save_every, up_to + 1, self.save_every))
+        return {
+            "train": set(range(self.log_every, up_to + 1, self.log_every)) | saved | evaluated | last,
+            "eval": evaluated,
+        }

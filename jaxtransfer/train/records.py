@@ -1,7 +1,10 @@
 """What a run notes of its steps and evaluations; a value that is not finite ends it."""
 
 import math
+import warnings
 from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,23 +19,45 @@ class Call(NamedTuple):
 
     first: int
     last: int
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Any]
 
 
-def flush(pending: deque[Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
-    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
+def finite(pending: Iterable[Call], checkpoints: Checkpoints | None) -> list[Call]:
+    """Returns the calls with their metrics on the host; raises at the first that is not finite."""
     calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
-    pending.clear()
     for first, last, row in calls:
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:
             where = f"at step {last}" if first == last else f"within steps {first} to {last}"
             raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
+    return calls
+
+
+def as_json(calls: Iterable[Call]) -> list[Any]:
+    """Returns calls whose metrics are on the host as JSON types; `Call(*entry)` is what one was."""
+    return [[first, last, {name: float(value) for name, value in row.items()}] for first, last, row in calls]
+
+
+def flush(pending: deque[Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
+    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
+    calls = finite(pending, checkpoints)
+    pending.clear()
     sizes = [call.last - call.first + 1 for call in calls]
     means = {
         f"train/{name}": float(np.average([call.metrics[name] for call in calls], weights=sizes))
         for name in calls[0].metrics
     }
     return {"step": calls[-1].last, **means}
+
+
+def warn_of_missing(out: Path, history: list[dict[str, Any]], expected: dict[str, set[int]]) -> None:
+    """Warns where a run's history lacks records of steps that it has made."""
+    there = {side: {record["step"] for record in history if f"{side}/loss" in record} for side in expected}
+    if missing := sorted(step for side, steps in expected.items() for step in steps - there[side]):
+        warnings.warn(
+            f"{out / 'metrics.jsonl'} lacks {len(missing)} records of steps that the run has made, the first of step "
+            f"{missing[0]}; the best step and the patience rest on the others",
+            stacklevel=3,
+        )
 
 
 def evaluated(metrics: dict[str, float], number: int, monitor: str | None, checkpoints: Checkpoints | None):

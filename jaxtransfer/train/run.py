@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.train.files import write_atomically
+from jaxtransfer.train.files import told, write_atomically
 
 CONFIG = "config.json"
+NOTE = "identity.json"  # what the run is, by which `fit` compares; see train/identity.py
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
 
     Args:
       directory: where the run is or will be.
-      config: what determines the run; JSON types.
+      config: what determines the run; JSON types. Another number of `steps` is left to what the run noted of itself:
+        some runs can be trained on.
 
     Yields:
       The directory; held by this process alone.
@@ -53,7 +55,7 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         is training in it.
     """
     directory = Path(directory)
-    config = json.loads(json.dumps(config))
+    config = _as_json(config)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
@@ -73,8 +75,21 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         if (directory / CONFIG).exists():
             _check_same(directory, read_config(directory), config)
         else:
-            write_atomically(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+            note_config(directory, config)
         yield directory
+
+
+def note_config(directory: Path, config: dict[str, Any]) -> None:
+    """Writes the configuration of a run."""
+    with told(directory / CONFIG):
+        write_atomically(directory / CONFIG, json.dumps(_as_json(config), indent=2) + "\n")
+
+
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config= must hold what JSON can: text, numbers, lists, dicts; {error}") from None
 
 
 def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -83,6 +98,8 @@ def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> No
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+    if len(changes) == 1 and old.get("steps") != new.get("steps") and (directory / NOTE).exists():
+        return
     if changes:
         raise InputError(
             f"{directory} holds a run of another configuration ({'; '.join(changes)}); repeat that one's command to "

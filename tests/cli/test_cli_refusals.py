@@ -387,3 +387,27 @@ def test_errors_of_the_system_are_one_line(refused, monkeypatch, capsys):
     monkeypatch.setattr(Models, "run", raising(RuntimeError("a mistake of ours")))
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main(["models"])
+
+
+def test_a_run_of_another_length_says_what_its_schedule_means(refused, source, tmp_path):
+    shutil.copytree(source, tmp_path / "run")
+    words = ("pretrain", "--data", "digits/upright", "--batch-size", "32", "--out", tmp_path / "run", "--steps")
+    message = refused(*words, "40")
+    assert (
+        "is a run of 20 steps, and got steps=40 with another optimizer: a schedule over all steps (a cosine" in message
+    )
+    assert "finetune --from" in message
+    assert "run of 20 steps" in refused(*words, "10")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 20
+
+
+@pytest.mark.slow
+def test_a_source_that_was_trained_again_is_noticed(run, refused, source, tmp_path):
+    """An anchor of other weights would make another penalty of the same command."""
+    shutil.copytree(source, tmp_path / "source")
+    tune = ("finetune", "--from", tmp_path / "source", "--data", "digits/noisy", *SMALL, "--method", "l2-sp")
+    run(*tune, "--out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "source")
+    run(*DIGITS, "--steps", "20", "--eval-every", "20", "--seed", "7", "--out", tmp_path / "source")
+    message = refused(*tune, "--out", tmp_path / "out")
+    assert "holds a run of another configuration (starting weights; frozen weights)" in message

@@ -227,9 +227,63 @@ def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path):
     assert left[-1] < 48
     out, err = run(*words, killed)
     assert not out[0].startswith("already done")
-    assert int(err[0].split()[1]) in (left[-1] + 6, left[-1] + 12)
+    assert err[0] == f"{killed}: resumes from step {left[-1]} of 48"
+    assert int(err[1].split()[1]) in (left[-1] + 6, left[-1] + 12)
     run(*words, whole)
     _assert_same_runs(killed, whole)
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(run, capsys, monkeypatch, tmp_path, number, code):
+    words = ["pretrain", "--data", "digits/upright", "--model", "linear", "--steps", "12", "--batch-size", "16"]
+    words += ["--eval-every", "6", "--eval-split", "test[:64]", "--out"]
+    killed, whole, made = tmp_path / "killed", tmp_path / "whole", jt.data.Pipeline.batch
+    handlers = [signal.getsignal(one) for one, _ in SIGNALS]
+
+    def batch(self, i):
+        if i == 9:
+            os.kill(os.getpid(), number)  # from whichever thread makes the batch
+        return made(self, i)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jt.data.Pipeline, "batch", batch)
+        assert main([*words, str(killed)]) == code
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if not line.startswith("step ")]
+    step = checkpoints.steps(killed / "checkpoints")[-1]
+    assert line == (
+        f"jaxtransfer: stopped by {signal.Signals(number).name} after step {step}, which is saved in {killed}; resume "
+        f"with the same command from there"
+    )
+    assert 1 <= step < 12
+    assert [signal.getsignal(one) for one, _ in SIGNALS] == handlers
+    _, err = run(*words, killed)
+    assert err[0] == f"{killed}: resumes from step {step} of 12"
+    run(*words, whole)
+    _assert_same_runs(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_to_the_process(run, tmp_path, number, code):
+    words = ["pretrain", "--data", "digits/upright", "--model", "linear", "--steps", "4000", "--batch-size", "16"]
+    words += ["--eval-every", "2000", "--eval-split", "test[:64]", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "jaxtransfer", *words], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 80' in metrics.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert len(err.splitlines()) == 1
+    assert "resume with the same command" in err
+    (step,) = checkpoints.steps(tmp_path / "run" / "checkpoints")
+    assert 80 <= step < 2000  # between two evaluations
 
 
 @pytest.mark.slow

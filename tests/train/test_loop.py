@@ -291,8 +291,11 @@ def test_another_configuration_is_refused(tmp_path):
     for change in ({"config": {"rate": 0.2}}, {"config": {"rate": 0.1, "more": 1}}, {"config": None}):
         with pytest.raises(jt.InputError, match=r"another configuration \((rate: 0.1 there|more: None there, 1 now)"):
             fit(out=tmp_path / "run", **change)
-    with pytest.raises(jt.InputError, match="steps: 12 there, 13 now"):
-        fit(out=tmp_path / "run", config={"rate": 0.1}, steps=13)
+    with pytest.raises(jt.InputError, match=r"rate: 0.1 there, 0.2 now; steps: 12 there, 13 now"):
+        fit(out=tmp_path / "run", config={"rate": 0.2}, steps=13)
+    with pytest.raises(jt.InputError, match=r"another configuration \(optimizer\)"):
+        fit(out=tmp_path / "run", config={"rate": 0.1}, optimizer=optax.sgd(0.1))
+    (tmp_path / "run" / "identity.json").unlink()  # as older versions left a run
     with pytest.raises(jt.InputError, match=r"checkpoint is of another run .*opt_state"):
         fit(out=tmp_path / "run", config={"rate": 0.1}, optimizer=optax.sgd(0.1))
 

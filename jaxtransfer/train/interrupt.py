@@ -1,0 +1,97 @@
+"""Stopping between two steps: a signal is noticed, the step finished and saved, and only then the run ends."""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a run that has saved where it is."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, by which schedulers announce that they take the machine away, in a run that has saved where it is.
+
+    Nobody need catch it: the process ends with exit code 143, as it would without a run.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class EvaluationCut(Exception):
+    """An evaluation that was not waited for."""
+
+
+class Signals:
+    """The first signal that came, or None.
+
+    Attributes:
+      seen: its number.
+    """
+
+    def __init__(self):
+        self.seen: int | None = None
+
+    def until_seen(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yields the batches as long as no signal came.
+
+        Raises:
+          EvaluationCut: at the first batch after one.
+        """
+        for batch in batches:
+            if self.seen is not None:
+                raise EvaluationCut
+            yield batch
+
+    def end(self, step: int, out: Path) -> None:
+        """Ends the run by what the signal stands for, once `step` is saved.
+
+        Raises:
+          Interrupted: after SIGINT.
+          Terminated: after SIGTERM.
+        """
+        assert self.seen is not None
+        name = signal.Signals(self.seen).name
+        message = f"stopped by {name} after step {step}, which is saved in {out}; the same call goes on from there"
+        raise Interrupted(message) if self.seen == signal.SIGINT else Terminated(message)
+
+
+@contextmanager
+def noticed(*, active: bool) -> Iterator[Signals]:
+    """Notices SIGINT and SIGTERM in place of what they do by default; the second one does it at once.
+
+    Handlers of somebody else, signals that are ignored (under nohup), and other threads than the main one, which
+    can't handle any, stay as they are. So does everything afterwards.
+
+    Args:
+      active: whether to do anything at all.
+    """
+    signals, replaced = Signals(), {}
+
+    def notice(number: int, frame: Any) -> None:
+        signals.seen = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in replaced.items():
+            if signal.getsignal(number) is notice:
+                signal.signal(number, handler)
+
+    if active and threading.current_thread() is threading.main_thread():
+        for number, usual in _DEFAULTS.items():
+            if signal.getsignal(number) == usual:
+                replaced[number] = signal.signal(number, notice)
+    try:
+        yield signals
+    finally:
+        restore()

@@ -1,0 +1,170 @@
+"""A signal lets a step finish and be saved; what is resumed ends bit for bit as the unbroken run."""
+
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+from jaxtransfer.train import checkpoints
+from jaxtransfer.train.interrupt import Interrupted
+
+OBJECTIVE = jt.classification(jt.models.mlp(3, hidden=(4,)))
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+def batch(i):
+    rng = np.random.default_rng([3, i])
+    return {"image": rng.normal(size=(6, 4)).astype(np.float32), "label": rng.integers(0, 3, 6).astype(np.int32)}
+
+
+class Sends:
+    """Data that send a signal when one of their batches is asked for, maybe several times."""
+
+    def __init__(self, number, at, times=1):
+        self.number, self.at, self.times = number, at, times
+
+    def iterate(self, start):
+        for i in range(start, 99):
+            if i == self.at:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), self.number)
+            yield batch(i)
+
+
+PLAIN = Sends(None, None)
+EVAL = [batch(1000), batch(1001), batch(1002)]
+
+
+def fit(out, data=PLAIN, **options):
+    options = {"steps": 12, "key": 3, "eval_data": EVAL, "eval_every": 6, "log_every": 4, **options}
+    return jt.fit(OBJECTIVE, optax.adam(0.05), data, out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return fit(out), (out / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    yield
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def assert_ends_as(whole, fitted, out):
+    jax.tree.map(np.testing.assert_array_equal, fitted.state.params, whole[0].state.params)
+    jax.tree.map(np.testing.assert_array_equal, fitted.state.opt_state, whole[0].state.opt_state)
+    assert fitted.history == whole[0].history
+    assert fitted.best == whole[0].best
+    assert (out / "metrics.jsonl").read_bytes() == whole[1]
+
+
+@pytest.mark.parametrize("at", [2, 5, 8, 11])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_step_is_saved_and_the_run_ends_as_the_unbroken_one(tmp_path, whole, number, at, caplog):
+    with pytest.raises(ENDS[number], match=rf"stopped by {number.name} after step \d+, which is saved in .*run") as end:
+        fit(tmp_path / "run", Sends(number, at))
+    if number == signal.SIGTERM:
+        assert end.value.code == 143
+    saved = checkpoints.steps(tmp_path / "run" / "checkpoints")[-1]
+    assert at - 2 <= saved <= at + 1  # two batches are made ahead
+    with caplog.at_level("INFO", logger="jaxtransfer"):
+        resumed = fit(tmp_path / "run")
+    assert caplog.messages == [f"{tmp_path / 'run'}: resumes from step {saved} of 12"]
+    assert_ends_as(whole, resumed, tmp_path / "run")
+
+
+def test_time_and_again(tmp_path, whole):
+    for at in (2, 4, 7, 11):
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "run", Sends(signal.SIGINT, at))
+    assert_ends_as(whole, fit(tmp_path / "run"), tmp_path / "run")
+
+
+class Evaluation:
+    """Batches of an evaluation, one of which comes with a signal."""
+
+    def __init__(self, at):
+        self.at, self.read = at, 0
+
+    def __iter__(self):
+        for one in EVAL:
+            self.read += 1
+            if self.read == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield one
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 6), (2, 6), (5, 12)])
+def test_an_evaluation_is_not_waited_for_and_made_up_for(tmp_path, whole, at, step):
+    data = Evaluation(at)
+    with pytest.raises(KeyboardInterrupt, match=f"after step {step}, which is saved"):
+        fit(tmp_path / "run", eval_data=data)
+    assert data.read == at
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert not any(f'"step": {step}, "eval' in line for line in records)
+    resumed = fit(tmp_path / "run")
+    assert_ends_as(whole, resumed, tmp_path / "run")
+    assert checkpoints.read(tmp_path / "run" / "checkpoints", step).meta["eval/loss"] > 0  # which may be the best
+    assert fit(tmp_path / "run").timing == {}
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as end:
+        fit(tmp_path / "run", Sends(signal.SIGINT, 5, times=2))
+    assert not isinstance(end.value, Interrupted)
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_without_a_run_directory_nothing_changes():
+    with pytest.raises(KeyboardInterrupt) as end:
+        fit(None, Sends(signal.SIGINT, 5))
+    assert not isinstance(end.value, Interrupted)
+
+
+def test_handlers_of_a_caller_stay(tmp_path):
+    came = []
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in NUMBERS}
+    try:
+        for number in NUMBERS:
+            assert int(fit(tmp_path / number.name, Sends(number, 5)).state.step) == 12
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert came == list(NUMBERS)
+
+
+def test_another_thread_trains_without_handlers(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fit(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert int(done[0].state.step) == 12
+
+
+def test_a_call_of_several_steps_is_finished(tmp_path):
+    def sampler(key, data):
+        rows = jax.random.randint(key, (6,), 0, 12)
+        return {name: column[rows] for name, column in data.items()}
+
+    data = {name: np.concatenate([batch(0)[name], batch(1)[name]]) for name in ("image", "label")}
+    options = {"data": data, "sample": sampler, "steps_per_call": 3, "log_every": 6, "steps": 18, "eval_every": 9}
+
+    def interrupt(record):
+        if record["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="after step 9, which is saved"):
+        fit(tmp_path / "run", log=interrupt, **options)
+    want = fit(tmp_path / "whole", **options)
+    got = fit(tmp_path / "run", **options)
+    jax.tree.map(np.testing.assert_array_equal, got.state.params, want.state.params)
+    assert got.history == want.history
