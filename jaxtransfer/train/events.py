@@ -31,7 +31,7 @@ def tensorboard(directory: Path, *, up_to: int) -> Iterator[Callable[[dict[str, 
         return messages.Event(wall_time=time.time(), **content)
 
     first = [event(file_version="brain.Event:2")]
-    if up_to:
+    if any(directory.glob("events*")):
         first.append(event(step=up_to + 1, session_log=messages.SessionLog(status=messages.SessionLog.START)))
     file: Appended | None = None
 

@@ -61,7 +61,7 @@ def of_program(function: Callable, *arguments: Any) -> dict[str, Any]:
       *arguments: arrays, or what has a shape and a type.
     """
     writer = _Writer()
-    writer.closed(jax.make_jaxpr(function)(*jax.tree.map(_shape_of, arguments)))
+    writer.closed(jax.make_jaxpr(function)(*_shapes_of(arguments)))
     return {"program": writer.digest.hexdigest(), "constants": writer.constants}
 
 
@@ -102,11 +102,10 @@ def _direction(name: str, count: int) -> np.ndarray:
     return (words / 65535 - 0.5) * math.sqrt(12)
 
 
-def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    if not jnp.issubdtype(dtype, jax.dtypes.extended):
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
+def _shapes_of(values: Any) -> Any:
+    """Returns the shapes and types that a program sees, without the mesh that an array may live on."""
+    seen = jax.eval_shape(lambda values: values, values)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen)
 
 
 class _Writer:

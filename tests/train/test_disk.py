@@ -101,6 +101,11 @@ def test_events_are_there_as_soon_as_they_are_logged_and_no_thread_writes_them(t
         assert scalars(tmp_path) == {(3, "train/loss"): 1.5, (3, "train/accuracy"): 0.25}
     with tensorboard(tmp_path, up_to=3) as log:
         log({"step": 4, "train/loss": 0.5})
+    with tensorboard(tmp_path / "new", up_to=0) as log:
+        log({"step": 1, "train/loss": 0.5})
+    with tensorboard(tmp_path / "new", up_to=0):  # begun anew: the curve of the first attempt goes
+        pass
+    assert [event.session_log.status for event in events(tmp_path / "new")] == [0, 0, 0, 1]
     first, _, again, purged, last = events(tmp_path)
     assert first.file_version == again.file_version == "brain.Event:2"
     assert (purged.step, purged.session_log.status) == (4, 1)  # START: what is older from step 4 on is superseded
