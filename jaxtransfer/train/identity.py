@@ -12,6 +12,7 @@ import optax
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.optim import held_still
 from jaxtransfer.train.files import told, write_atomically
 from jaxtransfer.train.fingerprint import of_program, of_tree, same
 from jaxtransfer.train.run import NOTE
@@ -72,8 +73,11 @@ def of_training(
     """
     update = optax.with_extra_args_support(optimizer).update
 
+    still = held_still(start.opt_state, start.params)  # which layers the optimiser has run in inference mode
+
     def loss(params, state, batch, step, key, frozen):
-        return objective(params, state, batch, Context(step, key, dict(zip(objective.frozen, frozen, strict=True))))
+        read = dict(zip(objective.frozen, frozen, strict=True))
+        return objective(params, state, batch, Context(step, key, read, still=still))
 
     def optimise(params, value):
         state = optimizer.init(params)  # the numbers that it keeps there count too
