@@ -15,7 +15,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.losses._numerics import check_temperature
 from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Context, Mean, Objective, named_key, view_of
+from jaxtransfer.objective import Batch, Context, Mean, Objective, fresh, view_of
 from jaxtransfer.objectives.classification import check_labels
 from jaxtransfer.objectives.rows import kept
 from jaxtransfer.objectives.teachers import Source, Teacher, peers_of
@@ -117,8 +117,10 @@ def distillation(
             forwards = [run, *(source.forward for source in sources if source.forward is not None)]
             shapes = {forward: shapes_of(forward, batch) for forward in dict.fromkeys(forwards)}
             for pair in pairs:
-                variables = pair.init(key, shapes[run], pair.source.outputs(shapes, batch))
-                params[pair.name], state[pair.name] = variables.pop("params", {}), variables
+                assert pair.adapter is not None
+                seen = pair.picked(shapes[run], pair.source.outputs(shapes, batch))
+                seen = jax.eval_shape(lambda *seen: seen, *seen)  # a cached teacher's are there already
+                params[pair.name], state[pair.name] = fresh(pair.adapter, key, seen)
         return params, state
 
     def check(outputs, batch):
@@ -153,21 +155,13 @@ class _Pair(NamedTuple):
         """Returns the two outputs."""
         return pick(f"student {self.student!r}", student, self.student_tap), self.source.pick(teacher, self.teacher_tap)
 
-    def init(self, key, student, teacher) -> dict[str, Any]:
-        """Returns fresh variables of the adapter, from the outputs or their shapes."""
-        assert self.adapter is not None
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.picked(student, teacher))
-        return dict(self.adapter.init(named_key(key, self.name), zeros))
-
     def inputs(self, student, teacher, params, state, ctx: Context) -> tuple[Any, dict[str, Any]]:
         """Returns the state and what the loss compares, by name."""
         mine, other = self.picked(student, teacher)
         if self.adapter is None:
             return state, {"student": mine, "teacher": other}
-        variables = {"params": params[self.name], **state.get(self.name, {})}
-        key = ctx.draw_key(self.name)
-        outputs, new = self.adapter.apply(variables, (mine, other), key=key, **ctx.how(self.name))
-        return {**state, self.name: dict(new)}, {"student": mine, "teacher": other, **outputs}
+        outputs, state = ctx.run(self.adapter, params, state, (mine, other))
+        return state, {"student": mine, "teacher": other, **outputs}
 
 
 class _Comparison:
