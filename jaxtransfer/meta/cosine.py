@@ -10,11 +10,12 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.masks import mask_of
-from jaxtransfer.meta.embed import check_labels, class_means, few_shot, named_output, output_shape, per_task
+from jaxtransfer.meta.embed import check_labels, class_means, few_shot, named_output, per_task
 from jaxtransfer.meta.linear_head import check_steps, fit_head
 from jaxtransfer.meta.prototypical import cosine_distance, unit
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, named_key, view_of
+from jaxtransfer.outputs import shapes_of
 
 
 def cosine_classification(
@@ -52,7 +53,7 @@ def cosine_classification(
     forward = Forward.of(model, view)
 
     def setup(key, batch):
-        shape = output_shape(forward, output, view_of(batch, (view,)))
+        shape = named_output(shapes_of(forward, batch), output, forward.model)
         size = math.prod(shape.shape[1:])
         dtype = jnp.promote_types(shape.dtype, jnp.float32)
         return {name: {"weight": jax.random.normal(named_key(key, name), (classes, size), dtype)}}, {}

@@ -183,23 +183,12 @@ def _without(features, mask):
     return jnp.where(jnp.asarray(mask).reshape(*mask.shape, *(1,) * (features.ndim - 2)) > 0, features, 0)
 
 
-def named_output(outputs: Any, output: str, model: Model) -> jax.Array:
-    """Returns an output by name; an unknown name is an error that lists those there are."""
+def named_output(outputs: Any, output: str, model: Model | FrozenModel) -> jax.Array:
+    """Returns an output, or its shape, by name; an unknown name is an error that lists those there are."""
     if output not in outputs:
+        model = model.model if isinstance(model, FrozenModel) else model
         raise InputError(f"model {model.name!r} has no output {output!r}; it has {sorted(outputs)}")
     return outputs[output]
-
-
-def output_shape(forward: Forward, output: str, inputs: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and type of a model's output for `inputs`, without running it."""
-    runner = run_only(forward)
-
-    def run(key, inputs):
-        batch = {forward.view[0]: inputs}
-        outputs, _ = runner.run(*runner.init(key, batch), batch, Context(train=False))
-        return named_output(outputs[forward], output, forward.model)
-
-    return jax.eval_shape(run, jax.random.key(0), inputs)
 
 
 def per_task(classify: Callable[..., jax.Array]) -> Head:

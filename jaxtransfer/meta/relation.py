@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
-from jaxtransfer.meta.embed import Embedded, LossFn, few_shot, named_output, output_shape, run_only
+from jaxtransfer.meta.embed import Embedded, LossFn, few_shot, named_output
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Objective, view_of
+from jaxtransfer.objective import Objective, fresh, view_of
+from jaxtransfer.outputs import shapes_of
 
 
 def score_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -58,20 +59,21 @@ def relation(
       InputError: for `ways` below 1 and for models of one name; at init, for a label outside [0, ways), an unknown
         output, `logits` of another shape, and a batch that is no episode.
     """
-    forward = Forward.of(relation_module, "pair")
-    comparison = run_only(forward)
 
     def setup(key, batch):
-        shape = output_shape(Forward.of(model, view), output, view_of(batch, ("support", view))[0])
+        shapes = shapes_of(Forward.of(model, view), {view: view_of(batch, ("support", view))[0]})
+        shape = named_output(shapes, output, model)
         dtype = jnp.promote_types(shape.dtype, jnp.float32)
-        return comparison.init(key, {"pair": jnp.zeros((ways, *shape.shape[1:-1], 2 * shape.shape[-1]), dtype)})
+        pairs = jnp.zeros((ways, *shape.shape[1:-1], 2 * shape.shape[-1]), dtype)
+        params, state = fresh(relation_module, key, pairs)
+        return {relation_module.name: params}, {relation_module.name: state}
 
     def head(embedded: Embedded, params, state, ctx):
         pairs = _pairs(embedded)
-        inputs = {"pair": pairs.reshape(-1, *pairs.shape[3:])}
-        outputs, state = comparison.run(params, state, inputs, ctx)
-        logits = named_output(outputs[forward], "logits", relation_module)
-        if logits.shape != (inputs["pair"].shape[0], 1):
+        inputs = pairs.reshape(-1, *pairs.shape[3:])
+        outputs, state = ctx.run(relation_module, params, state, inputs, view="pair")
+        logits = named_output(outputs, "logits", relation_module)
+        if logits.shape != (len(inputs), 1):
             raise InputError(f"model {relation_module.name!r} must give logits [pairs, 1]; got {logits.shape}")
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return logits.reshape(pairs.shape[:3]), state
