@@ -86,9 +86,10 @@ def crd(
             x, head = rows[side], params[name][side]
             return x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ head["kernel"] + head["bias"][None]
 
-        key = jax.random.key(0) if ctx.key is None else jax.random.fold_in(ctx.key, ctx.step)
-        index = rows["index"]
-        drawn = jax.random.randint(named_key(key, name), (len(index), negatives), 0, examples - 1)
+        key, index = ctx.shared_key(name), rows["index"]
+        if key is None:  # in evaluation the draw is fixed
+            key = named_key(jax.random.key(0), name)
+        drawn = jax.random.randint(key, (len(index), negatives), 0, examples - 1)
         drawn = drawn + (drawn >= index[:, None])  # all but the example itself
         values, memory = losses.crd(
             embed("student"),
