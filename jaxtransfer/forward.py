@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.parts import Parts
+from jaxtransfer.tree import check_arrays
 
 Tree = Any
 
@@ -22,6 +23,7 @@ class Frozen:
     """
 
     def __init__(self, tree: Tree):
+        check_arrays(tree, "what is held fixed")
         self.tree = tree
         self.placed: dict[Any, Tree] = {}  # by placement: training and evaluation share what is on the devices
 

@@ -11,6 +11,7 @@ import jax
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import identity
+from jaxtransfer.train.arguments import check_rows
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.step import TrainStep, train_step, transformed
 
@@ -135,6 +136,7 @@ def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[
             batch = next(batches, None)
             if batch is None:
                 break
+            check_rows(batch)
             ahead.append(step.place(batch))
         if not ahead:
             raise InputError(f"the data ended before {count} steps; give an endless pipeline or fewer steps")

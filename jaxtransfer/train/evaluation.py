@@ -10,6 +10,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
+from jaxtransfer.train.arguments import check_batches, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made
@@ -19,6 +20,7 @@ Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, float]]
 
 def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "jit") -> Evaluation:
     """Compiles the evaluation of an objective, for many calls: `run(state, batches) -> metrics`. See `evaluate`."""
+    check_objective(objective)
     placement = Placement(mesh, mode)
     axis = AXIS if mode == "pmap" else None
 
@@ -40,12 +42,18 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+        check_state(state)
+        check_batches(batches, "evaluate")
         frozen = placement.frozen(objective.frozen)
         state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
         step = updates_made(state.step, state.opt_state)
         for batch in batches:
             in_flight.wait()
-            part = compiled((state.params, state.state, step), placement.batch(batch), frozen)
+            check_rows(batch)
+            try:
+                part = compiled((state.params, state.state, step), placement.batch(batch), frozen)
+            except KeyError as error:
+                raise lacking(error, state) or error from None
             sums = part if sums is None else add(sums, part)
             in_flight.add(sums)
         if sums is None:
@@ -75,6 +83,6 @@ def evaluate(
       A dict of floats.
 
     Raises:
-      InputError: where there is no batch.
+      InputError: where there is no batch, and where the state lacks a model or an average that the objective runs.
     """
     return eval_step(objective, mesh=mesh, mode=mode)(state, batches)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -17,6 +16,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.train import loggers, selection
+from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
 from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.clock import Clock
@@ -133,10 +133,18 @@ def fit(
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
+    check_objective(objective)
+    check_optimizer(optimizer)
     check_apart(objective, data)
     if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
         raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
-    key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+    check_takes(sample, "sample", "key", "data")
+    check_takes(transform, "transform", "key", "batch", "rows")
+    if sample is None:
+        check_batches(data, "fit")
+    if eval_data is not None:
+        check_batches(eval_data, "evaluate")
+    key = key_of(key)
     better = selection.score_of(monitor, maximize)
     note = {"steps": steps, **(config or {})}
     with ExitStack() as stack:

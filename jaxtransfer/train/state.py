@@ -12,6 +12,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
+from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
 from jaxtransfer.train.placement import check_whole
 
 _MANY = 2**30  # updates after which an average is no longer warming up
@@ -44,7 +45,7 @@ class TrainState(NamedTuple):
 def init(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    key: jax.Array,
+    key: jax.Array | int,
     batch: Batch,
     *,
     params: Any = None,
@@ -55,7 +56,7 @@ def init(
     Args:
       objective: what will be trained.
       optimizer: sees the parameters that the run starts from, transferred ones included.
-      key: draws the initial weights and everything after.
+      key: draws the initial weights and everything after; or a seed, a whole number.
       batch: an example of the batches to come.
       params: weights to start from, for some or all models; copied, so that a run may start at its own anchor.
       state: what else to start from, for some or all entries of the state: batch statistics, queues, moving averages;
@@ -71,9 +72,14 @@ def init(
         without their batch statistics, a penalty does not cover the parameters, or two terms report a metric of one
         name.
     """
+    check_objective(objective)
+    check_optimizer(optimizer)
+    check_start(params, "params")
+    check_start(state, "state")
+    drawn = key_of(key)
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
-    fresh, fresh_state = objective.init(key, batch)  # not in one jit: initialisers compile once per shape
+    fresh, fresh_state = objective.init(drawn, batch)  # not in one jit: initialisers compile once per shape
     _check_complete(params, state, fresh_state)
     params = _owned(_replaced(fresh, params, "params"))
     given = state or {}
@@ -82,7 +88,7 @@ def init(
         as_begun = average.init(params, state, moves=_MANY if average.name in given else 0)
         state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
     state = _owned(state)
-    key = jnp.copy(key)
+    key = jnp.copy(drawn)
     ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
     frozen = [handle.tree for handle in objective.frozen]
 
@@ -102,11 +108,7 @@ def init(
 
 
 def _check_batch(batch: Batch) -> None:
-    sizes = {p: jnp.shape(leaf)[:1] for p, leaf in tree.leaves_by_path(batch).items()}
-    if not sizes:
-        raise InputError("expected a batch of arrays; got an empty one")
-    if scalars := [p for p, size in sizes.items() if not size]:
-        raise InputError(f"every entry of a batch has a leading batch dimension; {scalars[0]!r} is a scalar")
+    check_batch(batch)
     check_masks(batch)
 
 

@@ -1,0 +1,126 @@
+"""What is given to `fit`, `init` and `evaluate` by mistake is refused with the remedy, before anything is compiled."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+
+IMAGES = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
+BATCH = {"image": IMAGES, "label": np.arange(8, dtype=np.int32) % 3}
+DATASET = jt.data.Dataset.from_arrays(IMAGES, BATCH["label"])
+NET = jt.models.mlp(3, hidden=(4,))
+OBJECTIVE = jt.classification(NET)
+SGD = optax.sgd(0.1)
+
+
+def fitted(data=(BATCH, BATCH), objective=OBJECTIVE, optimizer=SGD, **more):
+    return jt.fit(objective, optimizer, data, steps=2, **more)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return jt.init(OBJECTIVE, SGD, jax.random.key(0), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (BATCH, r"got a dict, which is one: pass \[batch\]|got a dict, which is one: give \[batch\]"),
+        (
+            (IMAGES, BATCH["label"]),
+            r"got a tuple of ndarray, ndarray: jt\.data\.(pipeline|eval_batches)\(jt\.data\.Data",
+        ),
+        (IMAGES, "got uint8 "),
+        (DATASET, r"got a Dataset, which gives examples: jt\.data\.(pipeline|eval_batches)\(dataset, batch_size\)"),
+        ("digits/upright", "got str 'digits/upright'"),
+        (3, "got int '3'"),
+    ],
+)
+def test_what_is_no_batches(state, data, why):
+    with pytest.raises(jt.InputError, match=why):
+        fitted(data)
+    with pytest.raises(jt.InputError, match=why):
+        fitted(eval_data=data)
+    with pytest.raises(jt.InputError, match=why):
+        jt.evaluate(OBJECTIVE, state, data)
+
+
+@pytest.mark.parametrize(
+    ("batch", "why"),
+    [
+        ((IMAGES, BATCH["label"]), "a batch is a dict of arrays"),
+        ({**BATCH, "label": np.array(list("abcabcab"))}, "'label' is of <U1: number the classes"),
+        ({**BATCH, "image": list(IMAGES)}, r"batch\['image'\] must be one array, got a list of ndarray"),
+        ({name: entry[:0] for name, entry in BATCH.items()}, r"needs a row or more; 'image' has shape \(0, 2, 2, 1\)"),
+    ],
+)
+def test_what_is_no_batch(batch, why):
+    with pytest.raises(jt.InputError, match=why):
+        jt.init(OBJECTIVE, SGD, jax.random.key(0), batch)
+    with pytest.raises(jt.InputError, match=why):
+        fitted([batch, batch])
+
+
+def test_a_later_batch_without_rows(state):
+    empty = {name: entry[:0] for name, entry in BATCH.items()}
+    with pytest.raises(jt.InputError, match="needs a row or more"):
+        fitted([BATCH, empty])
+    with pytest.raises(jt.InputError, match="needs a row or more"):
+        jt.evaluate(OBJECTIVE, state, [empty])
+
+
+def test_a_seed_is_a_key_everywhere():
+    by_seed, by_key = (jt.init(OBJECTIVE, SGD, key, BATCH) for key in (3, jax.random.key(3)))
+    jax.tree.map(np.testing.assert_array_equal, by_seed.params, by_key.params)
+    assert by_seed.key == by_key.key == jt.init(OBJECTIVE, SGD, np.int64(3), BATCH).key
+
+
+@pytest.mark.parametrize("key", ["0", None, 0.5, True, jax.random.split(jax.random.key(0), 3), 2**70])
+def test_what_is_no_key(key):
+    with pytest.raises(jt.InputError, match=r"key is a seed|a seed is a whole number"):
+        jt.init(OBJECTIVE, SGD, key, BATCH)
+    with pytest.raises(jt.InputError, match=r"key is a seed|a seed is a whole number"):
+        fitted(key=key)
+
+
+@pytest.mark.parametrize("thing", [nn.Dense, nn.Dense(3), "weights", [np.zeros(3), nn.Dense(3)]])
+def test_a_module_is_no_array(state, thing):
+    inner = {**state.params["model"], "head": thing}
+    for call in (
+        lambda: fitted(params={"model": inner}),
+        lambda: jt.init(OBJECTIVE + jt.l2_sp({"model": inner}), SGD, 0, BATCH),
+        lambda: jt.evaluate(OBJECTIVE, jt.TrainState.of({"model": inner}), [BATCH]),
+        lambda: jt.frozen(NET, {"params": inner}),
+    ):
+        with pytest.raises(jt.InputError, match=r"expected arrays as leaves; .*head(/1)? is a (type|Dense|str)"):
+            call()
+    with pytest.raises(jt.InputError, match="params is a dict by model name"):
+        fitted(params=thing)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"sample": lambda key: BATCH}, r"sample is a function of \(key, data\); the one given takes \(key\)"),
+        ({"sample": 3}, r"sample is a function of \(key, data\); got int '3'"),
+        ({"transform": lambda batch: batch}, r"transform is a function of \(key, batch, rows\); the one given takes"),
+        ({"objective": NET}, "expected an objective, such as .*; got a Model"),
+        ({"optimizer": None}, "expected an optax optimiser"),
+    ],
+)
+def test_other_arguments(more, why):
+    with pytest.raises(jt.InputError, match=why):
+        fitted(**{"data": BATCH if "sample" in more else [BATCH], **more})
+
+
+def test_a_state_that_lacks_what_is_evaluated(state):
+    for objective in (jt.classification(jt.ema(NET)), jt.classification(NET.named("other")), jt.mean_teacher(NET)):
+        with pytest.raises(
+            jt.InputError, match=r"the objective runs '(model_ema|other)', of which the state has nothing"
+        ):
+            jt.evaluate(objective, state, [BATCH])
+    with pytest.raises(jt.InputError, match="expected a state, such as"):
+        jt.evaluate(OBJECTIVE, state.params, [BATCH])
