@@ -7,6 +7,7 @@ import sys
 import cv2
 import jax
 import numpy as np
+import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 
@@ -14,6 +15,7 @@ import jaxtransfer as jt
 from jaxtransfer.representation import (
     Embedded,
     alignment,
+    blocks,
     embed,
     embed_views,
     embedder,
@@ -183,7 +185,7 @@ def test_the_cosine_knows_no_scale(sets, scale):
 
 
 def test_neighbours_of_many_classes_in_blocks_of_the_bank(rng, monkeypatch):
-    monkeypatch.setattr("jaxtransfer.representation.neighbours._BANK_BLOCK", 64)
+    monkeypatch.setattr("jaxtransfer.representation.blocks._BANK_BLOCK", 64)
     bank = Embedded(rng.normal(size=(300, 5)).astype(np.float32), rng.integers(0, 40, 300) * 1000)
     test = Embedded(rng.normal(size=(50, 5)).astype(np.float32), rng.integers(0, 40, 50) * 1000)
     unit = lambda x: np.float64(x) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
@@ -208,6 +210,7 @@ def test_votes_take_no_memory_per_class():
     code = """
 import resource
 import numpy as np
+import optax
 from jaxtransfer.representation import Embedded, knn_accuracy
 rng = np.random.default_rng(0)
 sets = [Embedded(rng.normal(size=(n, 8)).astype(np.float32), rng.integers(0, 10_000, n)) for n in (3000, 1024)]
@@ -224,9 +227,9 @@ def test_the_program_of_the_votes_is_bounded(rng):
     """1,024 queries by 8,192 vectors of a bank at a time are 34 MB; a bank twice as long takes no more."""
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
     bounds = []
-    for blocks in (2, 4):
-        labels = jax.ShapeDtypeStruct((blocks, 8192), np.int32)
-        program = neighbours.voted.lower(floats(1024, 8), floats(blocks, 8192, 8), labels, floats(), k=200).compile()
+    for count in (2, 4):
+        labels = jax.ShapeDtypeStruct((count, 8192), np.int32)
+        program = blocks.voted.lower(floats(1024, 8), floats(count, 8192, 8), labels, floats(), k=200).compile()
         bounds.append(program.memory_analysis().temp_size_in_bytes / 2**20)
     assert bounds[0] == pytest.approx(bounds[1], rel=0.01)
     assert bounds[0] < 150
@@ -266,3 +269,33 @@ def test_labels_that_are_no_class_numbers_are_refused(sets):
     for labels in (train.labels.astype(str), train.labels + 0.5, train.labels - 1):
         with pytest.raises(jt.InputError, match="labels are class numbers"):
             knn_accuracy(Embedded(train.features, labels), test)
+
+
+def test_neighbours_in_training_compile_once(rng, caplog):
+    images = rng.integers(0, 256, (40, 3, 3, 1), dtype=np.uint8)
+    data = jt.data.Dataset.from_arrays(images, images[:, 0, 0, 0] // 128)
+    net, batches = jt.models.mlp(2, hidden=(5,)), jt.data.eval_batches(data, 16)
+    measure, measured = neighbours(net, batches, batches, k=3), []
+
+    def noted(state):
+        with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
+            measured.append(measure(state)["knn_accuracy"])
+        return {"knn_accuracy": measured[-1]}
+
+    fitted = jt.fit(
+        jt.classification(net),
+        optax.adam(1e-2),
+        jt.data.pipeline(data, 16),
+        steps=8,
+        measure=noted,
+        measure_every=2,
+        monitor="knn_accuracy",
+        mesh=jax.make_mesh((8,), ("data",)),
+    )
+    assert [r["eval/knn_accuracy"] for r in fitted.history if "eval/knn_accuracy" in r] == measured
+    assert fitted.best["eval/knn_accuracy"] == max(measured)
+    for name in ("voted", "compiled"):
+        assert sum(message.startswith(f"Compiling jit({name})") for message in caplog.messages) == 1, name
+    variables = {"params": fitted.state.params["model"]}
+    whole = embed(net, jax.device_get(variables), batches)
+    assert measured[-1] == knn_accuracy(whole, whole, k=3)

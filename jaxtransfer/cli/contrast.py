@@ -13,6 +13,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models, representation
+from jaxtransfer.cli.features import PAIRS, bank_of, measured
 from jaxtransfer.cli.options import (
     DataOptions,
     RunOptions,
@@ -32,9 +33,7 @@ from jaxtransfer.files import read_text
 from jaxtransfer.report import write_report
 from jaxtransfer.train.run import write_atomically
 
-_BANK = 20_000  # training images that the nearest neighbours and the linear probe learn from
 _MOST = 0.3  # of the area, for small views; the large ones beside them show more
-_PAIRS = 2_000  # test images of which two views are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +130,9 @@ class Contrast:
     prototypes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")] = None
     """Clusters of swav."""
 
+    knn_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: at the end)")] = None
+    """Measure the nearest neighbours every so many steps; their accuracy then chooses the checkpoint."""
+
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then measures the representation."""
         self._check()
@@ -155,6 +157,7 @@ class Contrast:
             batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
             state = jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises
             self._check_whole_images(net, state, train)
+            measure = self._neighbours(net, train, test)
         training.say_steps()
         probed = train.classes > 1
         fitted = jt.fit(
@@ -166,6 +169,9 @@ class Contrast:
             key=training.seed,
             eval_data=jt.data.eval_batches(test, self.batch_size) if probed else None,
             eval_objective=jt.online_probe(net, train.classes) if probed else None,
+            measure=measure,
+            measure_every=self.knn_every,
+            monitor=config["monitor"],
             save_every=training.eval_every or max(1, training.updates // 10),
             eval_every=training.eval_every,
             patience=training.patience,
@@ -191,7 +197,7 @@ class Contrast:
         for name, value, known in (("method", self.method, PRETEXTS), ("model", self.model, models.ZOO)):
             if value not in known:
                 raise unknown(name, value, known)
-        at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes")
+        at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes", "knn_every")
         divides_by_devices("batch_size", self.batch_size)
         row = PRETEXTS[self.method]
         for name in ("temperature", "queue", "prototypes"):
@@ -221,6 +227,8 @@ class Contrast:
             projection=list(self.projection or row.projection),
             queue=self._queue_for(train),
             prototypes=self.prototypes or row.prototypes,
+            knn_every=self.knn_every,
+            monitor=None if self.knn_every is None else "knn_accuracy",
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
             resize=self.image_shape is not None,
@@ -275,6 +283,16 @@ class Contrast:
                 f"--size out, or bring the images to a square by --image-shape"
             ) from error
 
+    def _neighbours(self, net: jt.Model, train: jt.data.Dataset, test: jt.data.Dataset):
+        """Returns what measures the encoder in training, where it is asked for."""
+        if self.knn_every is None:
+            return None
+        if train.classes < 2:
+            raise InputError(f"--knn-every: neighbours tell classes apart, and {train.name} has one; leave it out")
+        return representation.neighbours(
+            net, *(jt.data.eval_batches(split, self.batch_size) for split in (bank_of(train), test))
+        )
+
     def _measured(self, run: Run, train: jt.data.Dataset, test: jt.data.Dataset, transform) -> dict[str, Any]:
         """Returns how good the best checkpoint's features are, and draws them; measured once per run directory."""
         path = self.training.out / "representation.json"
@@ -284,37 +302,13 @@ class Contrast:
                 return known
         variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
         embedded, scores = measured(run, train, test, self.batch_size)
-        some = jt.data.eval_batches(test.take(min(_PAIRS, len(test))), self.batch_size)
+        some = jt.data.eval_batches(test.take(min(PAIRS, len(test))), self.batch_size)
         pair = representation.embed_views(run.model, variables, some, transform, key=jax.random.key(0))
         facts = {"step": run.step, **scores, "alignment": representation.alignment(*(one.features for one in pair))}
-        shown = representation.Embedded(embedded.features[:_PAIRS], embedded.labels[:_PAIRS])
+        shown = representation.Embedded(embedded.features[:PAIRS], embedded.labels[:PAIRS])
         representation.plot_embedding(shown, self.training.out / "embedding.png", names=train.class_names)
         write_atomically(path, json.dumps(facts) + "\n")
         return facts
-
-
-def measured(
-    run: Run, train: jt.data.Dataset, test: jt.data.Dataset, batch_size: int
-) -> tuple[representation.Embedded, dict[str, float]]:
-    """Returns the features of the test images, and the scores of all: nearest neighbours, linear probe, uniformity.
-
-    Neighbours and probe learn from up to 20,000 training images, spread over all of them; of a single class they have
-    nothing to tell.
-    """
-    variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
-    if train.classes < 2:
-        features = representation.embed(run.model, variables, jt.data.eval_batches(test, batch_size))
-        return features, {"uniformity": representation.uniformity(features.features[:_PAIRS])}
-    bank = train if len(train) <= _BANK else train.select(np.linspace(0, len(train) - 1, _BANK).astype(int))
-    of_bank, of_test = (
-        representation.embed(run.model, variables, jt.data.eval_batches(split, batch_size)) for split in (bank, test)
-    )
-    scores = {
-        "knn": representation.knn_accuracy(of_bank, of_test),
-        "linear_probe": representation.linear_probe(of_bank, of_test),
-        "uniformity": representation.uniformity(of_test.features[:_PAIRS]),
-    }
-    return of_test, scores
 
 
 def _are_numbers(facts: dict[str, Any]) -> bool:

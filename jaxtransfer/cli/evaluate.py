@@ -9,7 +9,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
-from jaxtransfer.cli.contrast import measured
+from jaxtransfer.cli.features import measured
 from jaxtransfer.cli.learners import check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder

@@ -1,6 +1,6 @@
 """How good a representation is: neighbours, a linear probe, retrieval, how it fills the sphere, and a picture."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.objective import Batch
+from jaxtransfer.representation.blocks import banked, finite, nearest, potentials, unit, voted
 from jaxtransfer.representation.embedding import Embedded, embed, embed_views, embedder
-from jaxtransfer.representation.neighbours import banked, finite, nearest, potentials, unit, voted
 
 __all__ = [
     "Embedded",
@@ -19,6 +21,7 @@ __all__ = [
     "embedder",
     "knn_accuracy",
     "linear_probe",
+    "neighbours",
     "plot_embedding",
     "recall_at_k",
     "uniformity",
@@ -55,6 +58,41 @@ def knn_accuracy(train: Embedded, test: Embedded, *, k: int = 200, temperature: 
     bank, labels = jax.device_put(banked(unit(train.features), np.asarray(train.labels, np.int32)))
     guesses = [np.asarray(voted(rows, bank, labels, temperature, k=k)) for rows in _blocks(unit(test.features))]
     return float(np.mean(np.concatenate(guesses)[: len(test.labels)] == test.labels))
+
+
+def neighbours(
+    model: Model,
+    train: Iterable[Batch],
+    test: Iterable[Batch],
+    *,
+    k: int = 200,
+    temperature: float = 0.07,
+    tap: str = "features",
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a measure of a state in training, for `jt.fit(measure=...)`: its features' nearest neighbours.
+
+    Everything is compiled once, at the first call.
+
+    Args:
+      model: a model that trains, by whose name the state has weights.
+      train: batches with labels that can be iterated again, such as `jt.data.eval_batches` gives: the bank.
+      test: the same of the examples that are classified.
+      k: as for `knn_accuracy`.
+      temperature: as for `knn_accuracy`.
+      tap: the output that is compared.
+
+    Returns:
+      `measure(state) -> {"knn_accuracy": accuracy}`.
+    """
+    run = embedder(model, tap=tap)
+
+    def measure(state: Any) -> dict[str, float]:
+        own = {"params": state.params[model.name], **state.state.get(model.name, {})}
+        variables = jax.device_get(own)  # from wherever a mesh placed them
+        bank, asked = run(variables, train), run(variables, test)
+        return {"knn_accuracy": knn_accuracy(bank, asked, k=k, temperature=temperature)}
+
+    return measure
 
 
 def linear_probe(

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from jaxtransfer.train.identity import Identity, of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
-from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, warn_of_missing
+from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, warn_of_missing
 from jaxtransfer.train.run import note_config, open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
@@ -76,6 +76,8 @@ def fit(
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int | None = None,
     transform: Transform | None = None,
+    measure: Callable[[TrainState], Mapping[str, float]] | None = None,
+    measure_every: int | None = None,
     progress: bool | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
@@ -116,6 +118,9 @@ def fit(
         are then that many steps apart or a multiple. By default 1 on a CPU where the program holds convolutions,
         which XLA runs slowly there inside loops, else up to 100, the period of the records.
       transform: as for `train_step`: random views inside the compiled step, for training alone.
+      measure: `measure(state) -> {name: value}`, whatever else is to be known of a state, `jt.representation.
+        neighbours(...)` say; noted as `eval/name`, and `monitor` may name it.
+      measure_every: steps between measurements; by default at each evaluation. A measured state is saved.
       progress: show a progress bar; None shows it on a terminal.
       log: called with each record, in addition to the files.
 
@@ -133,12 +138,14 @@ def fit(
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
+    _check_counts(measure_every=measure_every)
     check_objective(objective)
     check_optimizer(optimizer)
     check_apart(objective, data)
     if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
         raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
     check_takes(sample, "sample", "key", "data")
+    check_takes(measure, "measure", "state")
     check_takes(transform, "transform", "key", "batch", "rows")
     if sample is None:
         check_batches(data, "fit")
@@ -160,7 +167,8 @@ def fit(
         )
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
-        plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together)
+        measures = (measure_every or eval_every or max(1, steps // 10)) if measure is not None else None
+        plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together, measures)
         start, history, noted = 0, [], {}
         if out is not None and checkpoints is not None:
             facts = of_training(
@@ -225,11 +233,14 @@ def fit(
             if evaluate is not None and eval_data is not None and plan.evaluates(number):
                 try:
                     values = evaluate(current, signals.until_seen(eval_data))
-                    records.append(meta := evaluated(values, number, monitor, checkpoints))
-                    for sink in sinks:
-                        sink(meta)
+                    meta = evaluated(values, number, monitor if measure is None else None, checkpoints)
                 except EvaluationCut:
                     meta = {_CUT: True}
+            if _CUT not in meta:
+                if measure is not None and plan.measures(number):
+                    meta = measured(measure(current), number, meta, monitor)
+                for sink in [records.append, *sinks] if meta else ():
+                    sink(meta)
             owed, done = False, selection.exhausted(history, better, patience)
             stopping = signals.seen is not None  # asked once: what comes from here on is for the next step
             if checkpoints is not None and (saves or done or stopping):

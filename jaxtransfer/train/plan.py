@@ -1,4 +1,4 @@
-"""When a run logs, evaluates and saves."""
+"""When a run logs, evaluates, measures and saves."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ class Plan(NamedTuple):
     save_every: int
     log_every: int
     together: int  # steps in one call; the periods are multiples of it
+    measure_every: int | None = None
 
     @classmethod
-    def of(cls, steps, eval_every, save_every, log_every, evaluates, together=1) -> "Plan":
-        """Returns the plan of so many steps; a period that is None gets its default."""
+    def of(cls, steps, eval_every, save_every, log_every, evaluates, together=1, measure_every=None) -> "Plan":
+        """Returns the plan of so many steps; a period that is None gets its default, but for `measure_every`."""
         eval_every = eval_every or max(1, steps // 10)
         save_every = save_every or eval_every
 
@@ -27,6 +28,7 @@ class Plan(NamedTuple):
             whole_calls(save_every),
             whole_calls(log_every or max(1, steps // 50)),
             together,
+            whole_calls(measure_every) if measure_every else None,
         )
 
     def size(self, number: int) -> int:
@@ -40,9 +42,13 @@ class Plan(NamedTuple):
         """Whether an evaluation follows step `number`."""
         return self._every(number, self.eval_every)
 
+    def measures(self, number: int) -> bool:
+        """Whether a measurement follows step `number`."""
+        return self.measure_every is not None and self._every(number, self.measure_every)
+
     def saves(self, number: int) -> bool:
-        """Whether a checkpoint follows step `number`."""
-        return self._every(number, self.save_every)
+        """Whether a checkpoint follows step `number`: also after a measurement, which may find it the best."""
+        return self._every(number, self.save_every) or self.measures(number)
 
     def logs(self, number: int) -> bool:
         """Whether a record follows step `number`: also before each save, so that no bad step is saved."""
@@ -53,6 +59,7 @@ class Plan(NamedTuple):
         last = {self.steps} if up_to >= self.steps else set()
         evaluated = set(range(self.eval_every, up_to + 1, self.eval_every)) | last if evaluates else set()
         saved = set(range(self.save_every, up_to + 1, self.save_every))
+        saved |= set(range(self.measure_every, up_to + 1, self.measure_every)) if self.measure_every else set()
         return {
             "train": set(range(self.log_every, up_to + 1, self.log_every)) | saved | evaluated | last,
             "eval": evaluated,

@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxtransfer.errors import NonFiniteLossError, unknown
+from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
 from jaxtransfer.train.checkpoints import Checkpoints
 
 
@@ -68,6 +68,16 @@ def evaluated(metrics: dict[str, float], number: int, monitor: str | None, check
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         raise _not_finite(f"the loss of the evaluation is not finite after step {number}", metrics, bad, checkpoints)
     return {"step": number, **{f"eval/{name}": value for name, value in metrics.items()}}
+
+
+def measured(values: Mapping[str, float], number: int, record: dict[str, Any], monitor: str | None) -> dict[str, Any]:
+    """Returns the record of step `number`, an evaluation or none yet, with what was measured beside it."""
+    found = {f"eval/{name}": float(value) for name, value in values.items()}
+    if monitor is not None and f"eval/{monitor}" not in (known := {**record, **found}):
+        raise unknown("metric to monitor", monitor, [name[5:] for name in known if name.startswith("eval/")])
+    if taken := sorted(found.keys() & record.keys()):
+        raise InputError(f"a measurement can't be called {taken[0][5:]!r}, as a metric of the evaluation is; rename it")
+    return {"step": number, **record, **found}
 
 
 def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: Checkpoints | None):

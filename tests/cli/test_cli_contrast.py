@@ -128,3 +128,21 @@ def test_every_method_runs(run, tmp_path, method):
 def test_refused_before_it_begins(refused, tmp_path, words, expected):
     assert expected in refused("contrast", *SMALL, "--out", tmp_path / "out", *words)
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_neighbours_in_training_choose_the_checkpoint(run, refused, tmp_path, folder):
+    out = tmp_path / "out"
+    words = ("contrast", "--data", "digits/upright", "--eval-split", "test[:64]", "--batch-size", "32", "--no-flip")
+    run(*words, "--steps", "6", "--eval-every", "3", "--knn-every", "2", "--out", out)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = {record["step"]: record["eval/knn_accuracy"] for record in records if "eval/knn_accuracy" in record}
+    assert list(found) == [2, 4, 6]
+    assert all(0 <= value <= 1 for value in found.values())
+    best = max(found, key=lambda step: (found[step], -step))
+    facts = json.loads(run("evaluate", out, "--split", "test[:64]")[0][0])
+    assert facts["step"] == best
+    assert facts["knn"] == pytest.approx(found[best], abs=1e-6)
+    one = ("contrast", "--data", f"folder:{folder(classes=1)}", "--batch-size", "8", "--steps", "2")
+    assert "--knn-every: neighbours tell classes apart" in refused(*one, "--knn-every", "1", "--out", tmp_path / "one")
+    assert not (tmp_path / "one" / "config.json").exists()

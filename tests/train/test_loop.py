@@ -480,3 +480,43 @@ def test_the_progress_bar_goes_to_stderr_only_where_it_is_wanted(capsys, monkeyp
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(r"2/2", err)
+
+
+def test_measures_beside_the_evaluation(tmp_path):
+    """A measure runs at its own steps, stands in the records, chooses the checkpoint, and resumes the same."""
+    seen = []
+
+    def measure(state):
+        seen.append(int(state.step))
+        return {"nearness": -abs(int(state.step) - 4.0)}
+
+    images = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
+    batch = {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
+    objective = jt.classification(jt.models.mlp(3, hidden=()))
+
+    def fitted(**more):
+        return jt.fit(objective, optax.sgd(0.1), [batch] * 10, steps=10, progress=False, **more)
+
+    options = {"eval_data": [batch], "eval_every": 5, "measure": measure, "measure_every": 4, "keep": 1}
+    run = fitted(**options, monitor="nearness", out=tmp_path / "run")
+    assert seen == [4, 8, 10]
+    found = [(one["step"], [name for name in ("eval/loss", "eval/nearness") if name in one]) for one in run.history]
+    assert [one for one in found if one[1]] == [
+        (4, ["eval/nearness"]),
+        (5, ["eval/loss"]),
+        (8, ["eval/nearness"]),
+        (10, ["eval/loss", "eval/nearness"]),
+    ]
+    assert run.best["step"] == 4
+    assert {4, 10} <= set(checkpoints.steps(tmp_path / "run" / "checkpoints"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval/nearness"] for line in lines if "eval/nearness" in line] == [0, -4, -6]
+    assert fitted(measure=measure, eval_every=10).best is None  # no accuracy and no loss among what is measured
+    for more, why in (
+        ({"measure": lambda: {}}, r"measure is a function of \(state\)"),
+        ({"measure": measure, "measure_every": 0}, "measure_every must be a positive whole number"),
+        ({"measure": measure, "monitor": "nearnes"}, r"unknown metric to monitor 'nearnes' \(did you mean 'nearness'"),
+        ({"measure": lambda state: {"loss": 0.0}, "eval_data": [batch]}, "can't be called 'loss'"),
+    ):
+        with pytest.raises(jt.InputError, match=why):
+            fitted(**more)
