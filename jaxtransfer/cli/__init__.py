@@ -138,6 +138,7 @@ def _hush_libraries() -> None:
         if not full and str(error.exc_value) != "Event loop is closed":
             unraisable(error)
 
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it is imported later
     threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.pipeline import held, host_rows
 from jaxtransfer.data.stream import ENDLESS, Stream
@@ -52,6 +52,7 @@ class Episodes:
     seed: int = 0
 
     def __post_init__(self):
+        check_dataset(self.dataset, "Episodes")
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("tasks", 1)):
             if (value := getattr(self, name)) < least:
                 raise InputError(f"episodes need {name} of at least {least}, got {value}")

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that begin a frame
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
@@ -26,9 +27,13 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 def _png(data):
     width, height = struct.unpack_from(">II", data, 16)
-    place = 8
-    while data[place + 4 : place + 8] != b"IEND":  # cut off, libpng would say so on standard error
-        place += 12 + struct.unpack_from(">I", data, place)[0]
+    place, name = 8, b""
+    while name != b"IEND":  # libpng would tell of damage on standard error, and not of which file
+        end = place + 8 + struct.unpack_from(">I", data, place)[0]
+        name = data[place + 4 : place + 8]
+        if zlib.crc32(memoryview(data)[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError("it is corrupt, a checksum is wrong")
+        place = end + 4
     return width, height
 
 

@@ -36,6 +36,8 @@ def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
       >>> source[0]["image"].shape, source.classes
       ((8, 8, 1), 10)
     """
+    if not isinstance(name, str) or not isinstance(split, str):
+        raise InputError(f"load takes the names of the data and of a split, got {name!r:.100} and {split!r:.100}")
     if name.encode(errors="replace").decode() != name:
         raise InputError(
             f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "

@@ -82,6 +82,16 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, picture, name, share, capfd):
         assert capfd.readouterr().err == ""  # the decoder would speak up on its own
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_of_a_png_is_told_by_us_alone(tmp_path, picture, share, capfd):
+    data = bytearray(encoded(picture, "PNG"))
+    data[int(share * len(data))] ^= 16
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(InputError, match=r"cannot decode the image .*a\.png: it is corrupt, a checksum is wrong"):
+        images.read(tmp_path / "a.png")
+    assert capfd.readouterr().err == ""
+
+
 def test_grey_maps_and_sixteen_bits(tmp_path):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     for suffix in (".pgm", ".png", ".tif"):

@@ -71,6 +71,12 @@ def test_unknown_names_list_what_is_there(data_dir):
             load(name, "train", data_dir=data_dir)
 
 
+@pytest.mark.parametrize(("name", "split"), [(None, "train"), (Path("images"), "train"), ("digits/upright", None)])
+def test_names_are_texts(name, split):
+    with pytest.raises(InputError, match="load takes the names of the data and of a split, got"):
+        load(name, split)
+
+
 def test_unknown_splits_list_what_is_there(data_dir):
     for name in ("letters", "digits/upright"):
         with pytest.raises(InputError, match=r"'tain' \(did you mean 'train'\?\); known: test, train"):

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxtransfer.data import augment, eval_batches, pipeline
+from jaxtransfer.data import Episodes, augment, eval_batches, pipeline
 from jaxtransfer.errors import InputError
 
 
@@ -245,6 +245,6 @@ def test_an_empty_data_set_and_a_negative_position(numbered):
     ],
 )
 def test_what_is_no_data_set_is_told_the_way_to_one(given, text):
-    for make in (pipeline, eval_batches):
+    for make in (pipeline, eval_batches, Episodes):
         with pytest.raises(InputError, match=f"{make.__name__} takes a jt.data.Dataset, {text}"):
-            make(given, 4)
+            make(given, 4, **({"shots": 1} if make is Episodes else {}))
