@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, Frozen
 from jaxtransfer.model import Model
+from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
 from jaxtransfer.tree import check_arrays
 
 Tree = Any
 Batch = Mapping[str, Any]
-Weight = Any  # a number, an array scalar, or a schedule: step -> number
 
 
 def _no_setup(key, batch):
@@ -86,6 +84,25 @@ class Objective:
         object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
         slow = (*self.per_update, *(entry for average in averages for entry in average.entries))
         object.__setattr__(self, "per_update", tuple(dict.fromkeys(slow)))
+
+    @property
+    def terms(self) -> tuple[tuple[Weight, "Objective"], ...]:
+        """What it adds up, from left to right: (weight, term), the weight a number or a schedule of the step.
+
+        A single objective is one term of weight 1.
+        """
+        return tuple((weight_of(factors), term) for factors, term in self.summed.parts)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it was made by adding or scaling, and its functions are still those that it was made with."""
+        total = self.loss
+        return isinstance(total, Terms) and self.setup == total.setup and self.check == total.check
+
+    @property
+    def summed(self) -> Terms:
+        """The sum that it is; of itself alone where it is none."""
+        return self.loss if self.is_sum and isinstance(self.loss, Terms) else Terms((((), self),))
 
     @property
     def trained(self) -> set[Model]:
@@ -157,8 +174,7 @@ class Objective:
 
     def __truediv__(self, weight: Weight) -> "Objective":
         if callable(weight):
-            divisor: Callable[[Any], Any] = weight
-            return _scale(self, lambda step: 1 / divisor(step))
+            return _scale(self, inverse(weight))
         return _scale(self, 1 / weight)
 
     def __neg__(self) -> "Objective":
@@ -172,13 +188,15 @@ class Objective:
         return _on(self, key)
 
     def named(self, name: str) -> "Objective":
-        """Returns the same objective with its own metric called `name` and the others `name/...`."""
+        """Returns the same objective with its own metric called `name` and the others `name/...`.
 
-        def loss(*args):
-            value, state, metrics = self.loss(*args)
-            return value, state, {name if k == self.name else f"{name}/{k}": v for k, v in metrics.items()}
+        What keeps apart the terms of a sum that would report metrics of one name; those of a sum are all `name/...`.
+        """
+        return _named(self, name)
 
-        return dataclasses.replace(self, name=name, loss=loss)
+    def __repr__(self):
+        """The formula: `0.1 * classification(student) + 0.9 * distillation(student)`, schedules by their names."""
+        return str(self.summed)
 
 
 def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
@@ -236,45 +254,19 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
-    if not callable(weight):
-        if np.shape(weight) != ():
-            raise InputError(f"a weight is a scalar or a schedule of the step; got one of shape {np.shape(weight)}")
-        if not isinstance(weight, jax.core.Tracer) and not np.isfinite(weight):
-            raise InputError(f"a weight must be finite; got {weight}")
-
-    def loss(outputs, params, state, batch, ctx: Context):
-        value, state, metrics = objective.loss(outputs, params, state, batch, ctx)
-        factor = weight(ctx.step) if callable(weight) else weight
-        return jnp.asarray(factor).astype(value.dtype) * value, state, metrics
-
-    return dataclasses.replace(objective, loss=loss)
+    check_weight(weight)
+    total = objective.summed.scaled(weight)
+    return dataclasses.replace(objective, loss=total, setup=total.setup, check=total.check)
 
 
 def _add(left: Objective, right: Objective) -> Objective:
-    def loss(outputs, params, state, batch, ctx):
-        first, state, metrics = left.loss(outputs, params, state, batch, ctx)
-        second, state, more = right.loss(outputs, params, state, batch, ctx)
-        if collision := sorted(metrics.keys() & more.keys()):
-            raise InputError(f"two terms of a sum report the metric {collision[0]!r}; rename one: term.named('other')")
-        return first + second, state, {**metrics, **more}
-
-    def setup(key, batch):
-        (params, state), (more_params, more_state) = left.setup(key, batch), right.setup(key, batch)
-        known = {model.name for model in left.models} & {model.name for model in right.models}
-        if shared := sorted(((params.keys() & more_params.keys()) | (state.keys() & more_state.keys())) - known):
-            raise InputError(f"two terms of a sum keep {shared[0]!r}; give one of them a model of another name")
-        return {**params, **more_params}, {**state, **more_state}
-
-    def check(outputs, batch):
-        left.check(outputs, batch)
-        right.check(outputs, batch)
-
+    total = Terms(left.summed.parts + right.summed.parts)
     return Objective(
         name="",
         forwards=left.forwards + right.forwards,
-        loss=loss,
-        setup=setup,
-        check=check,
+        loss=total,
+        setup=total.setup,
+        check=total.check,
         frozen=left.frozen + right.frozen,
         models=left.models + right.models,
         peers=tuple(model for model in left.peers + right.peers if model not in left.trained | right.trained),
@@ -283,8 +275,33 @@ def _add(left: Objective, right: Objective) -> Objective:
     )
 
 
+def _named(objective: Objective, name: str) -> Objective:
+    own = objective.name
+
+    def renamed(metric: str) -> str:
+        return name if metric == own else f"{name}/{metric}"
+
+    if not objective.is_sum:
+        return _metrics_renamed(objective, name, renamed)
+    total = objective.summed.each(lambda term: _metrics_renamed(term, renamed(term.name), renamed))
+    return dataclasses.replace(objective, name=name, loss=total, setup=total.setup, check=total.check)
+
+
+def _metrics_renamed(term: Objective, name: str, renamed: Callable[[str], str]) -> Objective:
+    def loss(*args):
+        value, state, metrics = term.loss(*args)
+        return value, state, {renamed(metric): mean for metric, mean in metrics.items()}
+
+    return dataclasses.replace(term, name=name, loss=loss)
+
+
 def _on(objective: Objective, key: str) -> Objective:
     moved = {forward: forward.within(key) for forward in objective.forwards}
+    name = f"{key}/{objective.name}" if objective.name else ""
+    if objective.is_sum:
+        total = objective.summed.each(lambda term: _on(term, key))
+        functions = {"loss": total, "setup": total.setup, "check": total.check}
+        return dataclasses.replace(objective, name=name, forwards=tuple(moved.values()), **functions)
 
     def own(outputs):
         return {inner: outputs[outer] for inner, outer in moved.items()}
@@ -295,7 +312,7 @@ def _on(objective: Objective, key: str) -> Objective:
 
     return dataclasses.replace(
         objective,
-        name=f"{key}/{objective.name}" if objective.name else "",
+        name=name,
         forwards=tuple(moved.values()),
         loss=loss,
         setup=lambda rng, batch: objective.setup(rng, view_of(batch, (key,))),

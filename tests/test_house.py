@@ -20,6 +20,7 @@ FLOORS = [
     {"model"},
     {"losses", "forward", "micro_batches"},
     {"context"},
+    {"terms"},
     {"objective"},
     {"outputs"},
     {"objectives", "optim", "surgery", "meta"},

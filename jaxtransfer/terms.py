@@ -1,0 +1,155 @@
+"""What a sum is made of: a flat list of terms with their weights, and the formula that they spell."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer.context import Context
+from jaxtransfer.errors import InputError
+
+Tree = Any
+Weight = Any  # a number, an array scalar, or a schedule: step -> number
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """The weighted sum of objectives, as the functions that an objective is made of: loss, `setup` and `check`.
+
+    Attributes:
+      parts: (factors, term) from left to right. Factors, numbers and schedules, are applied one after another, each in
+        the type of the loss; no term is a sum that was made by adding or scaling.
+    """
+
+    parts: tuple[tuple[tuple[Weight, ...], Any], ...]
+
+    def __call__(self, outputs, params, state, batch, ctx: Context):
+        """Returns the loss, the state after the terms from left to right, and the metrics of all."""
+        values, state, metrics = self.values(outputs, params, state, batch, ctx)
+        total, *others = values
+        for value in others:
+            total = total + value
+        return total, state, metrics
+
+    def values(self, outputs, params, state, batch, ctx: Context):
+        """Returns the weighted loss of each term instead of their sum.
+
+        Raises:
+          InputError: where two terms report a metric of one name.
+        """
+        values, metrics = [], {}
+        for factors, term in self.parts:
+            value, state, more = term.loss(outputs, params, state, batch, ctx)
+            for factor in factors:
+                known = factor(ctx.step) if callable(factor) else factor
+                value = jnp.asarray(known).astype(value.dtype) * value
+            if both := sorted(metrics.keys() & more.keys()):
+                raise InputError(f"two terms of a sum report the metric {both[0]!r}; rename one: term.named('other')")
+            values.append(value)
+            metrics |= more
+        return values, state, metrics
+
+    def setup(self, key: jax.Array, batch: Mapping[str, Any]) -> tuple[Tree, Tree]:
+        """Returns what the terms keep besides their models.
+
+        Raises:
+          InputError: where two of them keep something under one name, unless it is the state of a shared model.
+        """
+        params, state, known = {}, {}, set()
+        for _, term in self.parts:
+            more_params, more_state = term.setup(key, batch)
+            own = {model.name for model in term.models}
+            twice = (params.keys() & more_params.keys()) | (state.keys() & more_state.keys())
+            if shared := sorted(twice - (known & own)):
+                raise InputError(f"two terms of a sum keep {shared[0]!r}; give one of them a model of another name")
+            params, state, known = {**params, **more_params}, {**state, **more_state}, known | own
+        return params, state
+
+    def check(self, outputs, batch: Mapping[str, Any]) -> None:
+        """Raises what a term raises for a batch that it can't take."""
+        for _, term in self.parts:
+            term.check(outputs, batch)
+
+    def scaled(self, weight: Weight) -> "Terms":
+        """Returns the sum with every term times a weight."""
+        return Terms(tuple(((*factors, weight), term) for factors, term in self.parts))
+
+    def each(self, change: Callable[[Any], Any]) -> "Terms":
+        """Returns the sum of changed terms."""
+        return Terms(tuple((factors, change(term)) for factors, term in self.parts))
+
+    def __str__(self):
+        text = ""
+        for factors, term in self.parts:
+            number, symbols = _split(factors)
+            sign, number = ("-", -number) if number < 0 else ("+", number)
+            shown = [f"{number:g}"] if number != 1 else []
+            text += f" {sign} " + " * ".join([*shown, *symbols, _text(term)])
+        return f"-{text[3:]}" if text.startswith(" - ") else text.removeprefix(" + ")
+
+
+def weight_of(factors: tuple[Weight, ...]) -> Weight:
+    """Returns the product of factors: a number where all are numbers, else a schedule of the step."""
+    if len(factors) == 1:
+        return factors[0]
+    if not any(callable(factor) or isinstance(factor, jax.core.Tracer) for factor in factors):
+        return _split(factors)[0]
+
+    def product(step):
+        value = 1.0
+        for factor in factors:
+            known: Any = factor(step) if callable(factor) else factor
+            value = known * value
+        return value
+
+    return product
+
+
+def inverse(weight: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns the schedule of 1 / weight."""
+
+    def one_over(step):
+        return 1 / weight(step)
+
+    one_over.__name__ = f"(1 / {_name(weight)})"
+    return one_over
+
+
+def check_weight(weight: Weight) -> None:
+    """Raises for a weight that is neither a schedule nor a finite number."""
+    if callable(weight):
+        return
+    if np.shape(weight) != ():
+        raise InputError(f"a weight is a scalar or a schedule of the step; got one of shape {np.shape(weight)}")
+    if not isinstance(weight, jax.core.Tracer) and not np.isfinite(weight):
+        raise InputError(f"a weight must be finite; got {weight}")
+
+
+def _split(factors: tuple[Weight, ...]) -> tuple[float, list[str]]:
+    """Returns the product of the known numbers, and the names of the other factors, the outer first."""
+    number, symbols = 1.0, []
+    for factor in reversed(factors):
+        if callable(factor):
+            symbols.append(_name(factor))
+        elif isinstance(factor, jax.core.Tracer):
+            symbols.append("weight")
+        else:
+            number *= float(factor)
+    return number, symbols
+
+
+def _name(schedule: Callable) -> str:
+    name = getattr(schedule, "__name__", "schedule")
+    return "schedule" if name == "<lambda>" else name
+
+
+def _text(term: Any) -> str:
+    """The name of a term with the models that it trains, else those that it runs: `distillation(student)`."""
+    trained = [forward.model.name for forward in term.forwards if forward.trained]
+    run = [getattr(forward.variables, "name", forward.model.name) for forward in term.forwards]
+    names = trained or [model.name for model in term.models] or run
+    return (term.name or "objective") + (f"({', '.join(dict.fromkeys(names))})" if names else "")
