@@ -52,6 +52,7 @@ class Objective:
         they stay until the batch that completes an update.
       apart: where a copy of an example counts as another one, how many examples besides those of the batch it is told
         from (0, or the length of a queue); None where copies do no harm. `fit` refuses data with fewer examples.
+      pooled: whether the loss is the mean that it reports under its name; evaluation then divides it once, at the end.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Objective:
     peers: tuple[Model, ...] = ()
     per_update: tuple[str, ...] = ()
     apart: int | None = None
+    pooled: bool = False
 
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 

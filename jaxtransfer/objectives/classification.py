@@ -83,7 +83,7 @@ def classification(
         check_labels(name, pick(f"model {name!r}", outputs[forward], output).shape[-1], batch, label)
         check_weight(batch, besides=(view, label))
 
-    return Objective("classification", (forward,), loss, check=check)
+    return Objective("classification", (forward,), loss, check=check, pooled=True)
 
 
 def check_labels(model: str, classes: int, batch: Batch, label: str = "label") -> None:

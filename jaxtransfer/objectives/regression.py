@@ -52,4 +52,4 @@ def regression(
     def check(outputs, batch):
         check_weight(batch, besides=(view, entry))
 
-    return Objective("regression", (forward,), loss, check=check)
+    return Objective("regression", (forward,), loss, check=check, pooled=True)

@@ -27,12 +27,22 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     def totals(state, batch, frozen):
         params, state, step = state
         ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
-        loss, _, metrics = objective(params, state, batch, ctx)
+        outputs, state = objective.run(params, state, batch, ctx)
+        values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         rows = mask_of(batch)
         if rows is None:
             rows = jnp.ones(jax.tree.leaves(batch)[0].shape[:1])
         examples = ctx.sum(rows)
-        return {"loss": Mean(loss * examples, examples), **metrics}
+        others, losses = [], []
+        for value, (_, term) in zip(values, objective.summed.parts, strict=True):
+            if term.pooled and term.name in metrics:
+                count = metrics[term.name].count
+                losses.append(Mean(value * count, count))
+            else:
+                others.append(value)
+        if others:
+            losses.append(Mean(sum(others[1:], start=others[0]) * examples, examples))
+        return losses, metrics
 
     if mode == "pmap":
         in_axes = ((None, None, None), 0, None)  # nested: JAX 0.10 misreads a flat one for as many leaves as arguments
@@ -58,7 +68,9 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
             in_flight.add(sums)
         if sums is None:
             raise InputError("evaluate: expected at least one batch, got none; is the split empty?")
-        return {name: float(mean.value) for name, mean in jax.device_get(sums).items()}
+        losses, metrics = jax.device_get(sums)
+        values = {"loss": sum(float(mean.value) for mean in losses)}
+        return values | {name: float(mean.value) for name, mean in metrics.items()}
 
     return run
 
@@ -69,8 +81,9 @@ def evaluate(
     """Evaluates an objective in inference mode over all batches, exactly.
 
     A metric's total and count add up over the batches and are divided once; rows with `mask` 0 do not count, so a
-    padded last batch changes nothing. `loss` is the mean of the batches' losses weighted by their examples, which is
-    the loss over all examples for sums of per-example means and penalties.
+    padded last batch changes nothing. So are the terms of `loss` that are (weighted) means of examples, such as
+    `classification`, whatever their weights; the others are means over the batches weighted by their examples, which
+    is the same for per-example means and penalties.
 
     Args:
       objective: what to evaluate.

@@ -115,6 +115,13 @@ def test_evaluation_divides_once():
     got, m = jt.evaluate(objective, state, parts), whole["mask"] * whole["weight"]
     expected = loop(logits_of(state, whole), whole["label"], V, m, 0.1)
     assert got["classification"] == pytest.approx(expected, rel=1e-5)
+    assert got["loss"] == pytest.approx(expected, rel=1e-5)
+    color = jt.classification(NET, output="color", label="color", weight=[1, 5, 0.1]).named("color")
+    both = jt.evaluate((0.5 * objective + 3 * (color + 0.1 * jt.l2())).on("s"), state, [{"s": part} for part in parts])
+    second = loop(logits_of(state, whole, "u"), whole["color"], [1, 5, 0.1], m, 0)
+    norm = 0.5 * sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(state.params))
+    assert both["loss"] == pytest.approx(0.5 * expected + 3 * second + 0.3 * norm, rel=1e-5)
+    assert both["s/color"] == pytest.approx(second, rel=1e-5)
 
 
 def test_devices_agree():
