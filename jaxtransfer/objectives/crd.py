@@ -89,7 +89,7 @@ def crd(
         key, index = ctx.shared_key(name), rows["index"]
         if key is None:  # in evaluation the draw is fixed
             key = named_key(jax.random.key(0), name)
-        drawn = jax.random.randint(key, (len(index), negatives), 0, examples - 1)
+        drawn = jax.random.randint(key, (len(index), negatives), 0, examples - 1, jnp.int32)
         drawn = drawn + (drawn >= index[:, None])  # all but the example itself
         values, memory = losses.crd(
             embed("student"),

@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.models.convolution import Conv
+from jaxtransfer.models.layers import Layers, halve
+from tests import gradients
 
 WAYS = 3
 
@@ -65,6 +66,18 @@ class Net(nn.Module):
         return {"maps": x, "features": x.mean((1, 2)), "logits": x.mean((1, 2))}
 
 
+class PooledNet(nn.Module):
+    """One layer of Conv4 and a head: convolution, batch norm, ReLU, max pooling."""
+
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        layers = Layers(train, axis=self.axis)
+        x = halve(nn.relu(layers.local_norm("norm")(Conv(6, name="conv")(x))))
+        return {"features": x.reshape(len(x), -1), "logits": layers.logits(x.reshape(len(x), -1), WAYS)}
+
+
 def vectors(rng, tasks=2, shots=(1, 2, 3), queries=5, dtype: Any = np.float64):
     """Episodes of inputs [T, ., 5] under `input`, the support unbalanced, its rows in another order in each task."""
     support = np.stack([rng.permutation(np.repeat(np.arange(len(shots)), shots)) for _ in range(tasks)])
@@ -114,13 +127,6 @@ def total(learners: dict[str, jt.Objective]) -> jt.Objective:
 
 
 def assert_the_gradient_is_that_of_differences(objective, batch):
-    """A directional derivative in double precision against a central difference."""
-    rng = np.random.default_rng(5)
+    """Compiled, in double precision; and in single precision that of double."""
     params, state = objective.init(jax.random.key(0), batch)
-    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
-    run = jax.jit(jax.value_and_grad(lambda p: objective(p, state, batch, jt.Context())[0]))
-    ahead, behind = (run(jax.tree.map(lambda p, d: p + step * d, params, direction))[0] for step in (1e-5, -1e-5))  # noqa: B023
-    gradient = run(params)[1]
-    exact = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
-    assert (float(ahead) - float(behind)) / 2e-5 == pytest.approx(exact, rel=1e-6)
+    gradients.assert_right(gradients.loss_of(objective, state, batch), params, h=1e-5)

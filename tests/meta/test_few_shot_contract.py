@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
+from tests import gradients
 from tests.meta import few_shot_tasks as tasks
 from tests.meta.few_shot_tasks import WAYS
 
@@ -50,6 +51,16 @@ def test_gradients_equal_finite_differences(shots, rng, x64):
     model = tasks.linear_encoder()
     learners = {name: learner(model, WAYS, view="input") for name, learner in LEARNERS.items() if name not in HEADS}
     tasks.assert_the_gradient_is_that_of_differences(tasks.total(learners), tasks.vectors(rng, shots=shots))
+
+
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_meta_gradients_through_max_pooling_are_right(steps, rng):
+    """Second derivatives, tasks and weights batched: compiled against differences, below the pooling and in all."""
+    model = jt.models.linen(tasks.PooledNet())
+    objective = jt.maml(jt.classification(model), inner=optax.sgd(0.4), steps=steps)
+    batch = tasks.images(rng, tasks=2)
+    params, state = objective.init(KEY, batch)
+    gradients.assert_right(gradients.loss_of(objective, state, batch), params, "conv/kernel", "norm")
 
 
 def degenerate(dtype=np.float32):
