@@ -110,6 +110,14 @@ class Dataset:
             return source, taken if self.rows is None else self.rows
         return source, taken[self.rows]
 
+    def __repr__(self):
+        """Its columns: `Dataset(digits (train): 100 examples; image uint8 [8, 8, 1], label int32 of 10 classes)`."""
+        listed = [f"image uint8 {list(self.image_shape)}", f"label int32 of {self.classes} classes"]
+        for name, column in self.columns.items():  # those that are read from disk say nothing of themselves
+            known = isinstance(column, np.ndarray)
+            listed.append(f"{name} {column.dtype} {list(column.shape[1:])}" if known else name)
+        return f"Dataset({self._title}: {len(self)} examples; {', '.join(listed)})"
+
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)
 

@@ -25,7 +25,7 @@ from jaxtransfer.train.identity import Identity, of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
-from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, warn_of_missing
+from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures, warn_of_missing
 from jaxtransfer.train.run import note_config, open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
@@ -49,6 +49,18 @@ class Fitted(NamedTuple):
     history: list[dict[str, Any]]
     best: dict[str, Any] | None
     timing: dict[str, float]
+
+    def __repr__(self):
+        """The result, without the arrays: `Fitted(step 300; best at 200: eval/accuracy 0.912; last: ...; 12 s)`."""
+        last = {name: value for record in self.history for name, value in record.items()}
+        shown = [f"step {last['step']}" if last else "nothing recorded"]
+        if self.best is not None:
+            shown.append(f"best at {self.best['step']}: {measures(self.best)}")
+        if listed := measures(last):
+            shown.append(f"last: {listed}")
+        if "seconds" in self.timing:
+            shown.append(f"{self.timing['seconds']:.3g} s")
+        return f"Fitted({'; '.join(shown)})"
 
 
 def fit(

@@ -88,3 +88,9 @@ def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: 
         f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
         f"check the data"
     )
+
+
+def measures(record: Mapping[str, Any]) -> str:
+    """Returns what a record holds of training and evaluation as one line: `train/loss 0.31, eval/accuracy 0.912`."""
+    found = {name: value for name, value in record.items() if name.startswith(("train/", "eval/"))}
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, int | float))

@@ -149,3 +149,12 @@ def test_mixup_without_labels(columned, numbers):
         assert "label" not in result
     with pytest.raises(InputError, match="classes >= 1 or None"):
         augment.mixup(0.7, 0)
+
+
+def test_a_data_set_prints_its_columns():
+    images, labels = np.zeros((4, 3, 2, 1), np.uint8), ["a", "b", "a", "c"]
+    data = Dataset.from_arrays(images, labels, name="mine", split="train")
+    assert repr(data) == "Dataset(mine (train): 4 examples; image uint8 [3, 2, 1], label int32 of 3 classes)"
+    more = data.with_columns({"weight": np.ones(4, np.float32), "soft": np.zeros((4, 3))}).take(2)
+    assert repr(more).endswith("label int32 of 3 classes, weight float32 [], soft float64 [3])")
+    assert "2 examples" in repr(more)

@@ -520,3 +520,12 @@ def test_measures_beside_the_evaluation(tmp_path):
     ):
         with pytest.raises(jt.InputError, match=why):
             fitted(**more)
+
+
+def test_what_fit_gives_back_prints_its_result():
+    state = jt.TrainState.of({"model": {"w": jnp.zeros((300, 300))}})
+    history = [{"step": 5, "train/loss": 0.51239}, {"step": 5, "eval/accuracy": 0.75}, {"step": 9, "train/loss": 0.25}]
+    fitted = jt.Fitted(state, history, history[1], {"seconds": 12.345})
+    expected = "best at 5: eval/accuracy 0.75; last: train/loss 0.25, eval/accuracy 0.75; 12.3 s)"
+    assert repr(fitted) == f"Fitted(step 9; {expected}"
+    assert repr(jt.Fitted(state, [], None, {})) == "Fitted(nothing recorded)"
