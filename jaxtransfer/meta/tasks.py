@@ -16,11 +16,24 @@ TaskFn = Callable[[Tree, Any, jax.Array], tuple[jax.Array, Any]]
 
 def episodes(batch: Batch) -> dict[str, Any]:
     """Returns the support and the query sets of a batch of tasks, whose leaves are [T, ...], as JAX arrays."""
+    check_tasks(batch)
     return {part: jax.tree.map(jnp.asarray, view_of(batch, (part,))) for part in ("support", "query")}
+
+
+def check_tasks(batch: Batch) -> None:
+    """Raises for an episode without the axis of tasks, by its shapes alone."""
+    for part in ("support", "query"):
+        for path, leaf in tree.leaves_by_path(view_of(batch, (part,))).items():
+            if jnp.ndim(leaf) < 2:
+                raise InputError(
+                    f"a batch of episodes has entries [tasks, examples, ...]; {part}/{path} has shape "
+                    f"{jnp.shape(leaf)}: give a single episode an axis of one task, x[None]"
+                )
 
 
 def init_on_support(objective: Objective, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
     """Returns fresh `(params, state)` of a task's objective, from the first task's support set."""
+    check_tasks(batch)
     return objective.init(key, jax.tree.map(lambda x: x[0], view_of(batch, ("support",))))
 
 

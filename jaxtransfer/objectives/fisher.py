@@ -1,6 +1,6 @@
 """The diagonal of the Fisher information, from per-example gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,12 @@ def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iter
     Raises:
       InputError: where no example counts.
     """
+
+    if isinstance(batches, Mapping) or hasattr(batches, "class_names"):
+        raise InputError(
+            f"fisher_diagonal takes batches one after the other, got a {type(batches).__name__}: pass [batch], or what "
+            f"jt.data.eval_batches(dataset, batch_size) makes"
+        )
 
     def of_example(params, state, example, frozen):
         single = jax.tree.map(lambda x: x[None], example)

@@ -1,6 +1,6 @@
 """Embeddings of a data set: a model run in inference mode over all examples, or over random views of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +55,11 @@ def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Cal
         return outputs[tap].reshape(len(outputs[tap]), -1).astype(jnp.float32)
 
     def run(variables: Any, batches: Iterable[Batch]) -> Embedded:
+        if isinstance(batches, Mapping) or hasattr(batches, "class_names"):
+            raise InputError(
+                f"embed takes batches one after the other, got a {type(batches).__name__}: pass [batch], or what "
+                f"jt.data.eval_batches(dataset, batch_size) makes"
+            )
         features, labels, variables = [], [], jax.device_put(variables)
         for batch in batches:
             check_masks(batch)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ def check_batches(batches: Any, what: str) -> None:
     """Raises for what is a single batch, a data set or no collection at all, where batches are expected."""
     made = "jt.data.eval_batches" if what == "evaluate" else "jt.data.pipeline"
     remedy = f"{made}(dataset, batch_size) makes them of a jt.data.Dataset"
+    if what == "evaluate_episodes":
+        remedy = "jt.data.Episodes(dataset, ways, shots).test_set(count) makes them of a jt.data.Dataset"
     if isinstance(batches, Mapping):
         raise InputError(
             f"{what} takes batches one after the other, got a dict, which is one: give [batch], or {remedy}"
@@ -34,12 +36,17 @@ def check_batches(batches: Any, what: str) -> None:
         raise InputError(f"{what} takes an iterable of batches, got {_kind(batches)}: {remedy}")
 
 
-def check_batch(batch: Any) -> None:
-    """Raises for a batch that is no dict of arrays of numbers, each with the same leading dimension of 1 or more."""
+def check_kind(batch: Any) -> None:
+    """Raises for examples or arrays in the place of a batch."""
     if batch is None or isinstance(batch, tuple | list | str) or hasattr(batch, "class_names"):
         raise InputError(
             f"a batch is a dict of arrays, such as {{'image': ..., 'label': ...}}; got {_kind(batch)}; {_REMEDY}"
         )
+
+
+def check_batch(batch: Any) -> None:
+    """Raises for a batch that is no dict of arrays of numbers, each with a leading dimension of 1 or more."""
+    check_kind(batch)
     for name, entry in batch.items() if isinstance(batch, Mapping) else ():
         if isinstance(entry, tuple | list) and not hasattr(entry, "_fields"):
             raise InputError(f"batch[{name!r}] must be one array, got {_kind(entry)}; np.asarray or np.stack makes one")
@@ -63,7 +70,7 @@ def check_rows(batch: Any) -> None:
             raise InputError(f"a batch needs a row or more; {path!r} has shape {np.shape(leaf)}")
 
 
-def key_of(key: Any) -> Any:
+def key_of(key: Any) -> jax.Array:
     """Returns the key of a run: one that `jax.random.key` gave, or that of a whole number, its seed."""
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**64:
@@ -73,7 +80,7 @@ def key_of(key: Any) -> Any:
     old = dtype is not None and shape in ((2,), (4,)) and dtype == np.uint32  # of jax.random.PRNGKey
     if not (old or (dtype is not None and shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key))):
         raise InputError(f"key is a seed, such as 0, or one key, such as jax.random.key(0); got {_kind(key)}")
-    return key
+    return cast(jax.Array, key)
 
 
 def check_objective(objective: Any) -> None:
@@ -127,12 +134,12 @@ def check_takes(function: Callable | None, name: str, *arguments: str) -> None:
         raise InputError(f"{told}; the one given takes {signature}") from None
 
 
-def lacking(error: KeyError, state: Any) -> InputError | None:
+def lacking(error: KeyError, params: Any, state: Any) -> InputError | None:
     """Returns the error for a model or an average that an objective runs and a state has nothing of."""
     name = error.args[0] if error.args else None
-    if not isinstance(name, str) or name in state.params or name in state.state:
+    if not isinstance(name, str) or name in params or name in state:
         return None
-    known = ", ".join(map(repr, sorted({*state.params, *state.state}))) or "nothing"
+    known = ", ".join(map(repr, sorted({*params, *state}))) or "nothing"
     return InputError(
         f"the objective runs {name!r}, of which the state has nothing; it has {known}. Evaluate the state of a run "
         f"that trained it, or an objective of what is there"

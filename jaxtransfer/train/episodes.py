@@ -12,6 +12,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.train.arguments import check_batches, check_objective, check_state, lacking
 from jaxtransfer.train.placement import Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made
@@ -64,6 +65,9 @@ def evaluate_episodes(
     Raises:
       InputError: where there is no episode, or `at_once` does not divide T.
     """
+    check_objective(objective)
+    check_state(state)
+    check_batches(batches, "evaluate_episodes")
     placement = Placement(mesh, "jit")
     frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
     step = updates_made(state.step, state.opt_state)
@@ -72,7 +76,10 @@ def evaluate_episodes(
     def metrics_of(weights, episode, frozen):
         params, state, step = weights
         ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), train=False)
-        metrics = objective(params, state, jax.tree.map(lambda x: x[None], episode), ctx)[2]
+        try:
+            metrics = objective(params, state, jax.tree.map(lambda x: x[None], episode), ctx)[2]
+        except KeyError as error:
+            raise lacking(error, params, state) or error from None
         return {name: metric.value for name, metric in metrics.items()}
 
     single = jax.jit(metrics_of)

@@ -14,6 +14,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Context, Objective, named_key
 from jaxtransfer.optim import held_still
+from jaxtransfer.train.arguments import check_kind, check_objective, check_optimizer, check_rows, check_takes
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import accumulates, per_update, updates_made
@@ -30,7 +31,7 @@ class TrainStep:
     """
 
     def __init__(self, update: Callable, frozen: tuple, placement: Placement, *, whole_data: bool):
-        self.placement = placement
+        self.placement, self._whole_data = placement, whole_data
         self.place = placement.whole if whole_data else placement.batch
         self._frozen = frozen
         self._in_flight = InFlight()
@@ -55,6 +56,9 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update from a global batch, of NumPy or JAX arrays."""
+        if not self._whole_data:
+            check_kind(batch)
+            check_rows(batch)
         return self.placed(state, self.place(batch))
 
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -141,6 +145,10 @@ def train_step(
     Raises:
       InputError: from the step, before compilation, for a batch that doesn't divide by the devices.
     """
+    check_objective(objective)
+    check_optimizer(optimizer)
+    check_takes(sample, "sample", "key", "data")
+    check_takes(transform, "transform", "key", "batch", "rows")
     optimizer = optax.with_extra_args_support(optimizer)
     axis = AXIS if mode == "pmap" else None
 

@@ -124,3 +124,52 @@ def test_a_state_that_lacks_what_is_evaluated(state):
             jt.evaluate(objective, state, [BATCH])
     with pytest.raises(jt.InputError, match="expected a state, such as"):
         jt.evaluate(OBJECTIVE, state.params, [BATCH])
+
+
+EPISODE = {"support": BATCH, "query": BATCH}
+LEARNERS = {
+    "maml": jt.maml(OBJECTIVE, inner=SGD, steps=1),
+    "reptile": jt.meta.reptile(OBJECTIVE, inner=SGD, steps=1),
+    "prototypical": jt.meta.prototypical(NET, ways=3),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_an_episode_without_the_axis_of_tasks(state, name):
+    for call in (
+        lambda: jt.init(LEARNERS[name], SGD, 0, EPISODE),
+        lambda: fitted([EPISODE, EPISODE], objective=LEARNERS[name]),
+        lambda: jt.evaluate_episodes(LEARNERS[name], state, [EPISODE]),
+    ):
+        with pytest.raises(jt.InputError, match=r"\[tasks, examples, \.\.\.\]"):
+            call()
+
+
+def test_episodes_are_evaluated_in_batches_of_what_was_trained(state):
+    whole = jax.tree.map(lambda x: x[None], EPISODE)
+    assert set(jt.evaluate_episodes(LEARNERS["maml"], state, [whole])) >= {"accuracy"}
+    other = jt.maml(jt.classification(NET.named("other")), inner=SGD, steps=1)
+    for objective, weights, batches, why in (
+        (LEARNERS["maml"], state, whole, "evaluate_episodes takes batches one after the other, got a dict"),
+        (LEARNERS["maml"], state.params, [whole], "expected a state"),
+        (NET, state, [whole], "expected an objective"),
+        (other, state, [whole], "the objective runs 'other', of which the state has nothing; it has 'model'"),
+    ):
+        with pytest.raises(jt.InputError, match=why):
+            jt.evaluate_episodes(objective, weights, batches)
+
+
+def test_a_step_of_ones_own(state):
+    step = jt.train_step(OBJECTIVE, SGD)
+    with pytest.raises(jt.InputError, match="a batch is a dict of arrays"):
+        step(state, (IMAGES, BATCH["label"]))
+    with pytest.raises(jt.InputError, match="needs a row or more"):
+        step(state, {name: entry[:0] for name, entry in BATCH.items()})
+    with pytest.raises(jt.InputError, match=r"sample is a function of \(key, data\)"):
+        jt.train_step(OBJECTIVE, SGD, sample=lambda key: BATCH)
+    for call in (
+        lambda: jt.fisher_diagonal(OBJECTIVE, state.params, state.state, BATCH),
+        lambda: jt.representation.embed(NET, {"params": state.params["model"]}, DATASET),
+    ):
+        with pytest.raises(jt.InputError, match=r"takes batches one after the other, got a (dict|Dataset): "):
+            call()
