@@ -1,5 +1,6 @@
 """`jaxtransfer distill`: a student learns what a trained run knows."""
 
+import contextlib
 import dataclasses
 import json
 import statistics as stats
@@ -22,6 +23,7 @@ from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_class
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import read_text
 from jaxtransfer.methods import Stage
 from jaxtransfer.objectives.teachers import Teacher
 from jaxtransfer.outputs import shapes_of
@@ -249,7 +251,8 @@ def _evaluation(model: jt.Model, teacher: Any, comparable: bool) -> jt.Objective
 def _sizes(out: Path, model: jt.Model, variables: Any, runs: list[Run], train: jt.data.Dataset):
     """Returns a table of the parameters and the speed of student and teachers; measured once per run directory."""
     path = out / "sizes.json"
-    if not path.exists():
+    table = _sizes_of(path)
+    if table is None:
         images = train.read(np.arange(min(64, len(train))) % len(train))["image"]
         nets = [("student", model, variables)]
         for run in runs:
@@ -257,11 +260,21 @@ def _sizes(out: Path, model: jt.Model, variables: Any, runs: list[Run], train: j
             nets.append((f"teacher ({run.config['model']})", run.model, own))
         rows = [[name, f"{_count(own):,}", _images_per_second(net, own, images)] for name, net, own in nets]
         write_atomically(path, json.dumps(rows) + "\n")
+        table = rows
     return (
         "Size and speed",
         ("network", "parameters", "images/s, inference in batches of 64"),
-        json.loads(path.read_text()),
+        table,
     )
+
+
+def _sizes_of(path: Path) -> list[list[Any]] | None:
+    """Returns the rows of a table that was measured before, or None where it wasn't, or isn't what was written."""
+    with contextlib.suppress(OSError, ValueError):
+        rows = json.loads(read_text(path))
+        if isinstance(rows, list) and all(isinstance(row, list) and len(row) == 3 for row in rows):
+            return rows
+    return None
 
 
 def _count(variables: Any) -> int:

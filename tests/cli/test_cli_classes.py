@@ -12,6 +12,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli import main
 from jaxtransfer.cli.cache_teacher import attach_cache
 from jaxtransfer.cli.classes import pick_classes
+from jaxtransfer.cli.distill import _sizes_of
 from jaxtransfer.cli.runs import load_run
 
 SHADES = {"ant": 20, "bee": 70, "cat": 120, "dog": 170, "eel": 220}
@@ -177,3 +178,12 @@ def test_values_of_parameters_go_with_their_class(trained):
     assert len(moved) == 2
     for path in moved:
         np.testing.assert_array_equal(picked[path], all_of_them[path][..., [3, 0]])
+
+
+@pytest.mark.parametrize("text", ["", "7", '[["a"]]', "[null]", "\udcff"])
+def test_a_table_of_sizes_that_is_not_what_was_written_is_measured_anew(tmp_path, text):
+    path = tmp_path / "sizes.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert _sizes_of(path) is None
+    path.write_text('[["student", "8", 3]]')
+    assert _sizes_of(path) == [["student", "8", 3]]
