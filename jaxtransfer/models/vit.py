@@ -23,11 +23,11 @@ class EncoderBlock(nn.Module):
         """Returns the tokens [B, N, D] after the block."""
         layers, width = self.layers, x.shape[-1]
         types = {"dtype": layers.dtype, "param_dtype": layers.param_dtype}
-        y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(x)
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm1", **types)(x)
         low = jnp.promote_types(y.dtype, jnp.float32) != y.dtype
         attention = nn.MultiHeadDotProductAttention(self.heads, force_fp32_for_softmax=low, name="attention", **types)
         x = x + layers.dropout(self.dropout)(attention(y))
-        y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(x)
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm2", **types)(x)
         y = nn.gelu(layers.dense(4 * width, "fc1")(y), approximate=False)
         y = layers.dense(width, "fc2")(layers.dropout(self.dropout)(y))
         return x + layers.dropout(self.dropout)(y)
@@ -65,7 +65,7 @@ class ViT(nn.Module):
         outputs = {"stem": x}
         for i in range(1, self.depth + 1):
             outputs[f"stage{i}"] = x = EncoderBlock(self.heads, self.dropout, layers, name=f"stage{i}")(x)
-        features = nn.LayerNorm(epsilon=1e-6, name="final_norm", **types)(x)[:, 0]
+        features = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="final_norm", **types)(x)[:, 0]
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 

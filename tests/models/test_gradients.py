@@ -52,7 +52,7 @@ def test_the_compiled_gradient_is_right(name, eager):
     """Of all layers together, and of the first ones, below all pooling."""
     build, shape = NETS[name]
     rng, model = np.random.default_rng(3), build()
-    batch = {"image": rng.normal(size=(12, *shape)).astype(np.float32), "label": np.arange(12) % 2}
+    batch = {"image": rng.normal(size=(12, *shape)).astype(np.float32), "label": np.arange(12, dtype=np.int32) % 2}
     objective = jt.classification(model)
     params, state = jax.eval_shape(lambda: objective.init(jax.random.key(2), batch))
     state = jax.tree.map_with_path(lambda path, like: np.full(like.shape, path[-1].key == "var", like.dtype), state)
