@@ -153,7 +153,9 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list, li
                 steps, values = curves.setdefault(metric, {}).setdefault(side, ([], []))
                 steps.append(record["step"])
                 values.append(value)
-    for name in [name for name in curves if "/" in name]:  # teacher/accuracy stands beside accuracy
+    for name in [
+        name for name in curves if "/" in name and not name.startswith("weight/")
+    ]:  # teacher/accuracy stands beside accuracy
         who, _, metric = name.partition("/")
         if metric in curves:
             curves[metric] |= {f"{side}, {who}": values for side, values in curves.pop(name).items()}

@@ -25,7 +25,7 @@ class FromHost:
         self._drawn, self._iterate = _first(data)
         self._data, self._transform = data, transform
         self.first = _seen(transform, key, self._drawn)
-        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform)
+        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform, watch=True)
         self._stream: Generator[Batch] | None = None
 
     def facts(self, key: jax.Array) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class DrawnInside:
     """Steps whose batches are drawn inside the program, several in one call."""
 
     def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key, sample):
-        options = {"mesh": mesh, "mode": mode, "sample": sample, "transform": transform}
+        options = {"mesh": mesh, "mode": mode, "sample": sample, "transform": transform, "watch": True}
         self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
         self._data = self._step_of(None).place(jax.device_put(data))
         self._in_loops = True

@@ -25,7 +25,7 @@ from jaxtransfer.train.identity import Identity, of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
-from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures, warn_of_missing
+from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of, warn_of_missing
 from jaxtransfer.train.run import note_config, open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
@@ -39,7 +39,9 @@ class Fitted(NamedTuple):
 
     Attributes:
       state: the last state.
-      history: the records of the run, dicts of `step`, `train/...` and `eval/...`.
+      history: the records of the run, dicts of `step`, `train/...` and `eval/...`; those of the training also hold
+        what `train_step(watch=True)` tells: `train/gradient_norm`, and, where they are known, `train/learning_rate` and
+        `train/weight/<term>`, the last ones.
       best: the evaluation record with the best score, or None without evaluation.
       timing: `seconds`, `compile_seconds`, `data_wait_fraction` and `examples_per_second` of this call; empty where
         the run was already done.
@@ -55,8 +57,8 @@ class Fitted(NamedTuple):
         last = {name: value for record in self.history for name, value in record.items()}
         shown = [f"step {last['step']}" if last else "nothing recorded"]
         if self.best is not None:
-            shown.append(f"best at {self.best['step']}: {measures(self.best)}")
-        if listed := measures(last):
+            shown.append(f"best at {self.best['step']}: {measures_of(self.best)}")
+        if listed := measures_of(last):
             shown.append(f"last: {listed}")
         if "seconds" in self.timing:
             shown.append(f"{self.timing['seconds']:.3g} s")
@@ -239,7 +241,7 @@ def fit(
                         sink(record)
                     if timing_sink:
                         timing_sink({"step": number, **clock.report()})
-                    bar(number, "  ".join(f"{k[6:]} {v:.4g}" for k, v in record.items() if k != "step"))
+                    bar(number, measures_of(record).replace("train/", ""))
             meta: dict[str, Any] = {}
             saves = plan.saves(number) or owed
             if evaluate is not None and eval_data is not None and plan.evaluates(number):

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
 from jaxtransfer.train.checkpoints import Checkpoints
+from jaxtransfer.train.watch import is_of_a_moment, is_watched
 
 
 class Call(NamedTuple):
@@ -26,7 +27,7 @@ def finite(pending: Iterable[Call], checkpoints: Checkpoints | None) -> list[Cal
     """Returns the calls with their metrics on the host; raises at the first that is not finite."""
     calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
     for first, last, row in calls:
-        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+        if bad := [name for name, value in row.items() if not math.isfinite(value) and not is_watched(name)]:
             where = f"at step {last}" if first == last else f"within steps {first} to {last}"
             raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
     return calls
@@ -38,14 +39,21 @@ def as_json(calls: Iterable[Call]) -> list[Any]:
 
 
 def flush(pending: deque[Call], checkpoints: Checkpoints | None) -> dict[str, Any]:
-    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite."""
+    """Returns the mean of the steps' metrics since the last record; raises at the first that is not finite.
+
+    Of learning rate and weights it is the last value; a norm of gradients that is not finite is left out.
+    """
     calls = finite(pending, checkpoints)
     pending.clear()
     sizes = [call.last - call.first + 1 for call in calls]
-    means = {
-        f"train/{name}": float(np.average([call.metrics[name] for call in calls], weights=sizes))
-        for name in calls[0].metrics
-    }
+    means = {}
+    for name in calls[0].metrics:
+        if not all(name in call.metrics for call in calls):
+            continue  # a checkpoint of an earlier version, which watched less
+        values = [call.metrics[name] for call in calls]
+        value = float(values[-1] if is_of_a_moment(name) else np.average(values, weights=sizes))
+        if math.isfinite(value):  # an optimiser may mend a gradient that is not
+            means[f"train/{name}"] = value
     return {"step": calls[-1].last, **means}
 
 
@@ -90,7 +98,11 @@ def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: 
     )
 
 
-def measures(record: Mapping[str, Any]) -> str:
+def measures_of(record: Mapping[str, Any]) -> str:
     """Returns what a record holds of training and evaluation as one line: `train/loss 0.31, eval/accuracy 0.912`."""
-    found = {name: value for name, value in record.items() if name.startswith(("train/", "eval/"))}
+    found = {
+        name: value
+        for name, value in record.items()
+        if name.startswith("eval/") or (name.startswith("train/") and not is_watched(name[6:]))
+    }
     return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, int | float))

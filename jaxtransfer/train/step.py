@@ -18,6 +18,7 @@ from jaxtransfer.train.arguments import check_kind, check_objective, check_optim
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import accumulates, per_update, updates_made
+from jaxtransfer.train.watch import is_of_a_moment, watched
 
 Transform = Callable[[jax.Array, Any, jax.Array], Batch]
 
@@ -114,6 +115,7 @@ def train_step(
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int | None = None,
     transform: Transform | None = None,
+    watch: bool = False,
 ) -> TrainStep:
     """Compiles one gradient update of any objective, or several in one call.
 
@@ -137,6 +139,9 @@ def train_step(
         runs one step without a loop, inside of which a CPU runs convolutions slowly (a loop of one, too).
       transform: `transform(key, batch, rows) -> batch` changes each batch inside the program, on the devices that hold
         it: random views of images (`jt.data.views`). `rows` [B] are the numbers of the examples in the global batch.
+      watch: whether metrics also tell of the update, as the records of `fit` do: `gradient_norm`, the global norm
+        before the optimiser changes it; `learning_rate`, where an `optax.inject_hyperparams` in the optimiser tells it;
+        `weight/<term>` for each term whose weight is a schedule.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, compiled once per batch shape, the state donated; metrics are scalars
@@ -171,7 +176,8 @@ def train_step(
         if slow:
             updated = updates_made(state.step, opt_state) != made
             new_state = per_update(objective.per_update, state.state, new_state, updated)
-        values = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
+        told = watched(objective, made, grads, opt_state) if watch else {}
+        values = {**told, "loss": loss, **{name: metric.value for name, metric in metrics.items()}}
         return TrainState(state.step + 1, state.key, params, new_state, opt_state), values
 
     placement = Placement(mesh, mode)
@@ -193,6 +199,6 @@ def train_step(
             return one(state, key_of(state.step))
         keys = jax.vmap(key_of)(state.step + jnp.arange(steps_per_call))  # at once: in the loop each costs two hashes
         state, metrics = jax.lax.scan(one, state, keys)
-        return state, {name: jnp.mean(values) for name, values in metrics.items()}
+        return state, {n: values[-1] if is_of_a_moment(n) else jnp.mean(values) for n, values in metrics.items()}
 
     return TrainStep(draw_and_update, objective.frozen, placement, whole_data=True)
