@@ -1,6 +1,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,7 +322,7 @@ def test_draws_depend_on_names_alone(rng):
     assert np.any(pattern != (draws(alone, student, step=1) == 0))  # another step
     assert np.any(pattern != (draws(alone, student, key=jax.random.key(8)) == 0))  # another key
     fresh = (alone + second).init(KEY, batch)[0]
-    jax.tree.map(np.testing.assert_array_equal, fresh["student"], alone.init(KEY, batch)[0]["student"])
+    chex.assert_trees_all_equal(fresh["student"], alone.init(KEY, batch)[0]["student"])
     assert np.any(np.asarray(fresh["student"]["body"]) != np.asarray(fresh["other"]["body"]))
 
 
@@ -363,7 +364,7 @@ def test_frozen_trees_are_readable_after_training(rng):
     for _ in range(3):
         state, metrics = step(state, batch)
     assert float(metrics["l2_sp"]) > 0
-    jax.tree.map(np.testing.assert_array_equal, kept, (anchor, teacher.variables.tree))
+    chex.assert_trees_all_equal(kept, (anchor, teacher.variables.tree))
 
 
 def test_frozen_weights_get_no_gradient(rng):

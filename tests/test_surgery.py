@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,8 +115,8 @@ def test_the_result_is_a_copy_of_both_trees(rng):
     state = jt.init(objective, optimizer, jax.random.key(2), batch)._replace(params=merged)
     state, _ = jt.train_step(objective, optimizer)(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(merged))
-    jax.tree.map(np.testing.assert_array_equal, kept, (source, fresh))
+    chex.assert_trees_all_equal(kept, (source, fresh))
     numpy_source = jax.tree.map(np.array, source)
     merged, _ = jt.transfer(numpy_source, fresh)
     jax.tree.map(lambda leaf: leaf.fill(0), numpy_source)  # nor does it follow a later write
-    jax.tree.map(np.testing.assert_array_equal, merged, kept[0])
+    chex.assert_trees_all_equal(merged, kept[0])

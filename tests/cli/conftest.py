@@ -11,6 +11,7 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("COLUMNS", "80")
+        patch.delenv("TFDS_DATA_DIR", raising=False)
         yield
 
 

@@ -1,5 +1,6 @@
 import collections
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -149,13 +150,13 @@ def test_host_batches_are_a_function_of_seed_and_number(coded):
     stream = one.iterate(start=2)
     for i in (2, 3):
         expected = make(0, threads=0).batch(i)
-        jax.tree.map(np.testing.assert_array_equal, next(stream), expected)
+        chex.assert_trees_all_equal(next(stream), expected)
     assert stream.position == 4
     stream.close()
     assert any((one.batch(i)["query"]["image"] != other.batch(i)["query"]["image"]).any() for i in range(3))
     halves = [make(0, shard=(host, 2)).batch(5) for host in range(2)]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
-    jax.tree.map(np.testing.assert_array_equal, joined, one.batch(5))
+    chex.assert_trees_all_equal(joined, one.batch(5))
 
 
 def test_the_test_set_is_fixed_and_finite(coded):
@@ -163,7 +164,7 @@ def test_the_test_set_is_fixed_and_finite(coded):
     tests = episodes.test_set(20, threads=0)
     first, again = list(tests), list(tests)
     assert len(first) == len(tests) == 5
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     with pytest.raises(InputError, match=r"21 episodes .* batches of 4"):
         episodes.test_set(21)
     with pytest.raises(InputError, match=r"numbered from 0 to 4, got 5"):

@@ -1,8 +1,8 @@
 """The inner loop: values, meta-gradients against finite differences, the guard, memory."""
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -61,7 +61,7 @@ def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
         updates, state = optimizer.update(jax.grad(loss)(expected, support), state, expected)
         expected = optax.apply_updates(expected, updates)
     got = jt.meta.adapt(loss, params, support, optimizer=optimizer, steps=steps, remat=remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
@@ -69,7 +69,7 @@ def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
     kwargs = {"optimizer": optax.sgd(0.1), "steps": 3}
     got = jax.grad(lambda p: loss(jt.meta.adapt(loss, p, support, first_order=True, **kwargs), query))(params)
     expected = jax.grad(loss)(jt.meta.adapt(loss, params, support, **kwargs), query)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
+    chex.assert_trees_all_close(got, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 7])
@@ -82,7 +82,7 @@ def test_rematerialised_steps_give_the_same_gradient(steps, rng, x64):
             lambda p: loss(jt.meta.adapt(loss, p, support, optimizer=optax.adam(0.01), steps=steps, remat=remat), query)
         )(params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), gradient(True), gradient(False))
+    chex.assert_trees_all_close(gradient(True), gradient(False), rtol=1e-10, atol=1e-14)
 
 
 def test_rematerialised_steps_need_a_quarter_of_the_memory():

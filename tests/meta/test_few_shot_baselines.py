@@ -1,5 +1,6 @@
 """The baselines of few-shot learning against scikit-learn and NumPy loops."""
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -246,7 +247,7 @@ def test_heads_leave_encoder_and_statistics_alone(rng):
 
     (trained, new), gradient = run(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
-    jax.tree.map(np.testing.assert_array_equal, new, state)
+    chex.assert_trees_all_equal(new, state)
     assert tasks.scores(objective, params, state, batch)["loss"] == pytest.approx(float(trained), rel=1e-6)
 
 

@@ -1,5 +1,6 @@
 """MAML over any objective: its gradient against a written-out loop, its options, devices and calls."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def test_value_and_gradient_equal_the_loop_written_out(steps, adapt, names, at_o
     params["model"]["head"]["w"] *= head
     got = jax.jit(jax.value_and_grad(lambda p: meta_loss(objective, p, state, batch)))(params)
     expected = jax.jit(jax.value_and_grad(lambda p: written_out(p, batch, steps, names)))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, expected)
+    chex.assert_trees_all_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_steps_in_one_call_are_the_steps_one_by_one(mode, rng):
 
     by_one, by_three = run(1), run(3)
     assert int(by_one.step) == int(by_three.step) == 6
-    jax.tree.map(np.testing.assert_array_equal, by_one.params, by_three.params)
+    chex.assert_trees_all_equal(by_one.params, by_three.params)
 
 
 def test_misuse_is_one_clear_error(rng):

@@ -1,5 +1,6 @@
 """Prototypical, matching and relation networks and R2-D2 against NumPy loops; distances and misuse."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,8 +218,8 @@ def test_batch_norm_sees_the_whole_batch_in_training_and_running_statistics_in_e
     new = run(True)
     everything = np.concatenate([batch[part]["image"].reshape(-1, 4, 4, 1) for part in ("support", "query")])
     _, expected = model.apply({"params": params["model"], **state["model"]}, everything, train=True, key=None)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new["model"], expected)
-    jax.tree.map(np.testing.assert_array_equal, run(False), state)
+    chex.assert_trees_all_close(new["model"], expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(run(False), state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
 
 

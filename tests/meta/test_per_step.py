@@ -1,5 +1,6 @@
 """Batch-norm statistics for each inner step, and what may depend on the query set under each choice."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,18 +106,18 @@ def test_value_gradient_and_slots_equal_the_loop_written_out(at_once, remat, wei
     by_hand = jax.jit(jax.value_and_grad(lambda p: written_out(p, slots, batch, True, weights), has_aux=True))
     (expected, moved), exact = by_hand(params["model"])
     np.testing.assert_allclose(value, expected, rtol=1e-10)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), gradient["model"], exact)
+    chex.assert_trees_all_close(gradient["model"], exact, rtol=1e-8, atol=1e-12)
     after = new["per_step"]["model"]["stats"]
     np.testing.assert_allclose(after["mean"], [m for m, _ in moved], rtol=1e-10)
     np.testing.assert_allclose(after["square"], [s for _, s in moved], rtol=1e-10)
     np.testing.assert_array_equal(after["seen"], [1, 1, 1])
-    jax.tree.map(np.testing.assert_array_equal, new["model"], state["model"])
+    chex.assert_trees_all_equal(new["model"], state["model"])
 
     at_rest = jt.Context(key=None, train=False)
     value, kept, _ = jax.jit(lambda p: objective(p, state, batch, at_rest))(params)
     expected, _ = jax.jit(lambda p: written_out(p, slots, batch, False, weights))(params["model"])
     np.testing.assert_allclose(value, expected, rtol=1e-10)
-    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    chex.assert_trees_all_equal(kept, state)
 
 
 @pytest.mark.slow
@@ -178,7 +179,7 @@ def test_the_query_set_never_reaches_the_adaptation(statistics, rng):
             np.testing.assert_array_equal(slots[:STEPS], others[:STEPS])
             assert np.any(slots[STEPS] != others[STEPS]) == train
         else:
-            jax.tree.map(np.testing.assert_array_equal, new, state)
+            chex.assert_trees_all_equal(new, state)
 
 
 @pytest.mark.parametrize(("statistics", "train", "meet"), [

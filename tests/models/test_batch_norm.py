@@ -1,5 +1,6 @@
 """Batch norm: the formulas of Flax, and the same bits on any number of devices."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def flax_norm(train, **options):
 
 def close(got, want, rtol=1e-5, atol=1e-5):
     assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=rtol, atol=atol)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), got, want)
 
 
@@ -124,10 +125,10 @@ def test_the_bits_are_the_same_on_any_number_of_devices(rng, shape):
     for devices in (2, 4):
         whole, split = split_over(devices)
         got = jax.jit(forward, in_shardings=(whole, split))(v, x)
-        jax.tree.map(np.testing.assert_array_equal, got, want)
+        chex.assert_trees_all_equal(got, want)
     place = {"axis_name": "i", "in_axes": (None, 0), "out_axes": (0, None), "devices": jax.devices()[:4]}
     y, state = jax.pmap(lambda v, x: forward(v, x, "i"), **place)(v, x.reshape(4, -1, *shape[1:]))
-    jax.tree.map(np.testing.assert_array_equal, (y.reshape(shape), state), want)
+    chex.assert_trees_all_equal((y.reshape(shape), state), want)
 
 
 def test_bits_can_differ(rng):

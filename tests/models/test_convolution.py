@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ def test_the_formulations_agree_in_second_derivatives(rng, stride):
         return loss(x, kernel), jax.grad(loss, (0, 1))(x, kernel), jax.grad(along, (0, 1))(x, kernel)
 
     first, second = curvature(convolution._by_patches), curvature(convolution._by_convolution)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), first, second)
+    chex.assert_trees_all_close(first, second, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -4,6 +4,7 @@ import importlib
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +131,7 @@ def test_dropout_draws_by_the_key_for_each_example():
     head = variables["params"]["head"]
     expected = np.asarray(kept["features"]) @ np.asarray(head["weight"]).T + np.asarray(head["bias"])
     np.testing.assert_allclose(kept["logits"], expected, atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, unchanged, {k: v for k, v in variables.items() if k != "params"})
+    chex.assert_trees_all_equal(unchanged, {k: v for k, v in variables.items() if k != "params"})
 
 
 def test_modules_that_are_built_give_their_weights():
@@ -142,7 +143,7 @@ def test_modules_that_are_built_give_their_weights():
     np.testing.assert_allclose(outputs["features"], [mlp(x) for x in jnp.asarray(BATCH["image"])], atol=1e-6)
     assert state == {}
     pair = jt.models.equinox(made()(KEY))
-    jax.tree.map(np.testing.assert_array_equal, pair.init(jax.random.key(1), None), NET.init(KEY, None))
+    chex.assert_trees_all_equal(pair.init(jax.random.key(1), None), NET.init(KEY, None))
 
 
 def test_it_is_pure_under_transformations():
@@ -175,7 +176,7 @@ def test_a_run_that_was_interrupted_ends_as_the_unbroken_one(tmp_path):
     with pytest.raises(RuntimeError, match="went away"):
         fit(tmp_path / "run", batches(3))
     resumed, whole = fit(tmp_path / "run", batches()), fit(tmp_path / "whole", batches())
-    jax.tree.map(np.testing.assert_array_equal, (resumed.params, resumed.state), (whole.params, whole.state))
+    chex.assert_trees_all_equal((resumed.params, resumed.state), (whole.params, whole.state))
 
 
 def test_state_elsewhere_than_in_batch_norm_is_refused_under_an_axis():
@@ -227,7 +228,7 @@ def test_frozen_layers_run_in_inference_mode():
     params, before = jax.tree.map(np.array, state.params["model"]), jax.tree.map(np.array, state.state["model"])
     features = DROPS.apply({"params": params, **before}, BATCH["image"], train=False, key=None)[0]["features"]
     state, _ = jt.train_step(objective, optimizer)(state, BATCH)
-    jax.tree.map(np.testing.assert_array_equal, dict(state.state["model"]), dict(before))
+    chex.assert_trees_all_equal(dict(state.state["model"]), dict(before))
     logits = np.asarray(features) @ params["head"]["weight"].T + params["head"]["bias"][None]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     want = params["head"]["weight"] - 0.5 * (p - np.eye(3)[BATCH["label"]]).T @ np.asarray(features) / 8

@@ -1,5 +1,6 @@
 from functools import cache, partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -123,8 +124,8 @@ def test_init_needs_only_shapes_and_gives_what_linen_gives():
     module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
     x = np.ones((3, 5), np.float64)  # float32 as JAX sees it
     ours = models.linen(module).init(KEY, jax.ShapeDtypeStruct((3, 5), jnp.float32))
-    jax.tree.map(np.testing.assert_array_equal, ours, models.linen(module).init(KEY, x))
-    jax.tree.map(np.testing.assert_array_equal, ours, module.init(KEY, jnp.asarray(x, jnp.float32)))
+    chex.assert_trees_all_equal(ours, models.linen(module).init(KEY, x))
+    chex.assert_trees_all_equal(ours, module.init(KEY, jnp.asarray(x, jnp.float32)))
     traced = jax.eval_shape(models.linen(module).init, KEY, jnp.ones((3, 5)))
     assert jax.tree.structure(traced) == jax.tree.structure(ours)
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def test_a_module_that_is_built_gives_its_weights():
     module.conv.kernel[...] = jnp.zeros_like(module.conv.kernel[...])  # the model has the weights of when it was made
     variables = model.init(KEY, BATCH["image"])
     np.testing.assert_array_equal(variables["params"]["conv"]["kernel"], before)
-    jax.tree.map(np.testing.assert_array_equal, variables, model.init(jax.random.key(1), BATCH["image"]))
+    chex.assert_trees_all_equal(variables, model.init(jax.random.key(1), BATCH["image"]))
     _, state = jax.jit(lambda v, x: model.apply(v, x, train=True, key=None))(variables, BATCH["image"])
     assert np.abs(state["batch_stats"]["norm"]["mean"]).max() > 0
     np.testing.assert_array_equal(module.norm.mean[...], 0)  # a call changes a copy
@@ -248,7 +249,7 @@ def test_a_run_that_was_interrupted_ends_as_the_unbroken_one(tmp_path):
     with pytest.raises(RuntimeError, match="went away"):
         fit(tmp_path / "run", batches(3))
     resumed, whole = fit(tmp_path / "run", batches()), fit(tmp_path / "whole", batches())
-    jax.tree.map(np.testing.assert_array_equal, (resumed.params, resumed.state), (whole.params, whole.state))
+    chex.assert_trees_all_equal((resumed.params, resumed.state), (whole.params, whole.state))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_frozen_layers_run_in_inference_mode():
     assert len(jax.tree.leaves(before)) == 4
     features = model.apply({"params": params, **before}, VECTORS, train=False, key=None)[0]["features"]
     state, _ = jt.train_step(objective, optimizer)(state, batch)
-    jax.tree.map(np.testing.assert_array_equal, dict(state.state["model"]), dict(before))
+    chex.assert_trees_all_equal(dict(state.state["model"]), dict(before))
     logits = np.asarray(features) @ params["head"]["kernel"] + params["head"]["bias"][None]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     want = params["head"]["kernel"] - 0.5 * np.asarray(features).T @ (p - np.eye(3)[BATCH["label"]]) / 8

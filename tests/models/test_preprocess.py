@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def test_inference_ignores_training():
     trained, state = model.apply(variables, images, train=True, key=KEY)
     expected, _ = plain.apply(variables, images, train=False, key=None)
     np.testing.assert_array_equal(trained["logits"], expected["logits"])
-    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": variables["batch_stats"]})
+    chex.assert_trees_all_equal(state, {"batch_stats": variables["batch_stats"]})
 
 
 def test_the_axis_is_handed_on_only_when_set():

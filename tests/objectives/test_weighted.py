@@ -1,5 +1,6 @@
 """Weights of classes and of examples, several heads and columns of labels: against loops, PyTorch, sklearn."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,7 @@ def test_an_example_of_weight_0_reaches_nothing_but_the_scores():
     for rows in (batch, spoilt):
         value, grads = both(rows)
         assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), grads, expected[1])
+        chex.assert_trees_all_close(grads, expected[1], rtol=1e-5, atol=1e-7)
     assert float(objective(params, state, batch, jt.Context(key=KEY))[2]["accuracy"].count) == B
 
 

@@ -1,5 +1,6 @@
 """What is given to `fit`, `init` and `evaluate` by mistake is refused with the remedy, before anything is compiled."""
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
@@ -74,7 +75,7 @@ def test_a_later_batch_without_rows(state):
 
 def test_a_seed_is_a_key_everywhere():
     by_seed, by_key = (jt.init(OBJECTIVE, SGD, key, BATCH) for key in (3, jax.random.key(3)))
-    jax.tree.map(np.testing.assert_array_equal, by_seed.params, by_key.params)
+    chex.assert_trees_all_equal(by_seed.params, by_key.params)
     assert by_seed.key == by_key.key == jt.init(OBJECTIVE, SGD, np.int64(3), BATCH).key
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -321,7 +322,7 @@ def test_nested_gives_the_weights_alone(tmp_path):
     weights = checkpoints.nested(read(tmp_path).leaves, "params")
     want = {k: v for k, v in a_state(1).params["model"].items() if k != "empty"}
     assert weights.keys() == {"model"}
-    jax.tree.map(np.testing.assert_array_equal, weights["model"], want)
+    chex.assert_trees_all_equal(weights["model"], want)
 
 
 def test_meta_is_json(tmp_path):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_drawn_run_that_was_interrupted_ends_as_the_unbroken_one(data, tmp_pat
     with pytest.raises(Stop):
         fitted(data, objective, out=tmp_path / "a", log=stop, **options)
     resumed = fitted(data, objective, out=tmp_path / "a", **{**options, "steps_per_call": 3})
-    jax.tree.map(np.testing.assert_array_equal, resumed.state.params, unbroken.state.params)
+    chex.assert_trees_all_equal(resumed.state.params, unbroken.state.params)
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

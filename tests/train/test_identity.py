@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+import chex
 import cv2
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,7 @@ def test_more_steps_train_on(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         on = fit(tmp_path / "run", steps=10, eval_data=BATCHES[:2])
-    jax.tree.map(np.testing.assert_array_equal, on.state.params, long.state.params)
+    chex.assert_trees_all_equal(on.state.params, long.state.params)
     assert on.history[: len(short.history)] == short.history
     steps = [record["step"] for record in on.history if "eval/loss" in record]
     assert steps == list(range(1, 11))

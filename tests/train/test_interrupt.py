@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -60,8 +61,8 @@ def handlers_stay():
 
 
 def assert_ends_as(whole, fitted, out):
-    jax.tree.map(np.testing.assert_array_equal, fitted.state.params, whole[0].state.params)
-    jax.tree.map(np.testing.assert_array_equal, fitted.state.opt_state, whole[0].state.opt_state)
+    chex.assert_trees_all_equal(fitted.state.params, whole[0].state.params)
+    chex.assert_trees_all_equal(fitted.state.opt_state, whole[0].state.opt_state)
     assert fitted.history == whole[0].history
     assert fitted.best == whole[0].best
     assert (out / "metrics.jsonl").read_bytes() == whole[1]
@@ -166,5 +167,5 @@ def test_a_call_of_several_steps_is_finished(tmp_path):
         fit(tmp_path / "run", log=interrupt, **options)
     want = fit(tmp_path / "whole", **options)
     got = fit(tmp_path / "run", **options)
-    jax.tree.map(np.testing.assert_array_equal, got.state.params, want.state.params)
+    chex.assert_trees_all_equal(got.state.params, want.state.params)
     assert got.history == want.history

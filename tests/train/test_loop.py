@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -430,7 +431,7 @@ def test_start_from_given_weights(tmp_path):
     fitted = fit(optimizer=optax.set_to_zero(), params=params, state=state, steps=1)
     assert_same(fitted.state.params, params)
     fit(params=params, state=state, steps=2)
-    jax.tree.map(np.testing.assert_array_equal, kept, (params, state))
+    chex.assert_trees_all_equal(kept, (params, state))
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

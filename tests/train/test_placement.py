@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def test_weights_that_are_whole_wherever_they_lie_are_taken(mesh_of):
     on_eight = NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec())
     for place in (jax.devices()[3], on_eight):
         got, _ = step(jax.device_put(state(), place), BATCH)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), want.params, got.params)
+        chex.assert_trees_all_close(want.params, got.params, rtol=1e-5)
 
 
 def test_several_processes_are_refused_in_one_line(monkeypatch, mesh_of, tmp_path):

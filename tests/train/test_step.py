@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +115,7 @@ def test_parity_of_resnet20_single_precision(mesh_of, seed, side):
         got, _ = trained(objective, optimizer, batches, mesh=mesh_of(*shape), mode=mode)
         worst, path = distance((got.params, got.state), (want.params, want.state))
         assert worst <= 1e-5, (place, path)
-        jax.tree.map(np.testing.assert_array_equal, got.state, want.state)
+        chex.assert_trees_all_equal(got.state, want.state)
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_a_run_may_start_at_its_own_anchor(rng, mesh_of, place):
     state, metrics = trained(objective, optimizer, batches, params=anchor, mesh=mesh, mode=mode)
     assert metrics[0]["l2_sp"] == 0
     assert metrics[1]["l2_sp"] > 0
-    jax.tree.map(np.testing.assert_array_equal, kept, anchor)
+    chex.assert_trees_all_equal(kept, anchor)
     difference = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), kept, state.params)
     assert all(jax.tree.leaves(difference))
 
@@ -269,7 +270,7 @@ def test_given_weights_must_fit(rng):
         jt.init(objective, optimizer, KEY, batch, params=wrong)
     reordered = {"model": dict(reversed(params["model"].items()))}
     state = jt.init(objective, optimizer, KEY, batch, params=jax.tree.map(np.asarray, reordered))
-    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    chex.assert_trees_all_equal(state.params, params)
 
 
 @pytest.mark.parametrize("batch", [{}, {"image": np.float32(1)}])
@@ -284,6 +285,6 @@ def test_an_optimizer_that_copies_parameters_sees_the_transferred_ones(rng):
     params, _ = objective.init(jax.random.key(8), batch)
     copies = optax.GradientTransformation(lambda p: p, lambda u, s, p=None: (u, s))
     state = jt.init(objective, copies, KEY, batch, params=params)
-    jax.tree.map(np.testing.assert_array_equal, state.opt_state, params)
+    chex.assert_trees_all_equal(state.opt_state, params)
     state, _ = jt.train_step(objective, copies)(state, batch)  # no buffer is donated twice
-    jax.tree.map(np.testing.assert_array_equal, state.opt_state, params)
+    chex.assert_trees_all_equal(state.opt_state, params)
