@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
+from jaxtransfer.objective import fresh
 from tests import gradients
 
 KEY = jax.random.key(3)
@@ -54,6 +55,38 @@ def normalised(traces):
     return jt.Model(init, apply, stages=("body", "head"))
 
 
+def critic():
+    """A small model of a term's own: a learned score of features, which counts the rows that it has seen."""
+
+    def init(key, x):
+        return {"params": {"w": 0.1 * jax.random.normal(key, x.shape[1:])}, "seen": {"rows": jnp.zeros(())}}
+
+    def apply(variables, x, *, train, key, axis=None):
+        rows = variables["seen"]["rows"] + jnp.asarray(len(x) * (1 if axis is None else jax.lax.axis_size(axis)))
+        return {"score": x @ variables["params"]["w"]}, {"seen": {"rows": rows}}
+
+    return jt.Model(init, apply, "critic")
+
+
+def own_term(model, own):
+    """Features are scored by a model of the term's own against a draw that all devices share."""
+    forward = jt.Forward.of(model)
+
+    def setup(key, batch):
+        params, state = fresh(own, key, jt.shapes_of(forward, batch)["features"])
+        return {own.name: params}, {own.name: state}
+
+    def loss(outputs, params, state, batch, ctx):
+        features = outputs[forward]["features"]
+        scores, state = ctx.run(own, params, state, features)
+        drawn = jax.random.normal(ctx.shared_key("direction"), features.shape[1:], jnp.float32)
+        direction = drawn.astype(features.dtype)  # the same numbers in double precision
+        value = ctx.mean(jnp.square(scores["score"] - 0.1 * features @ direction))
+        return value.value, state, {"own": value}
+
+    return jt.Objective("own", (forward,), loss, setup=setup, models=(own,))
+
+
 def teacher(model):
     return jt.frozen(model.named("teacher"), model.init(jax.random.key(9), np.zeros((2, 4, 4, 1), np.float32)))
 
@@ -61,6 +94,8 @@ def teacher(model):
 OBJECTIVES = {
     "classification": lambda model, w, rng: jt.classification(model),
     "label smoothing": lambda model, w, rng: jt.classification(model, label_smoothing=0.1),
+    "weighted": lambda model, w, rng: jt.classification(model, weight=[1, 2, 3, 0.5], label_smoothing=0.1),
+    "a model and a draw of its own": lambda model, w, rng: jt.classification(model) + 0.1 * own_term(model, critic()),
     "l2": lambda model, w, rng: jt.classification(model) + 0.1 * jt.l2(),
     "l2 only": lambda model, w, rng: jt.classification(model) + jt.l2(strength=0.1, only="head"),
     "l2_sp": lambda model, w, rng: jt.classification(model) + 0.1 * jt.l2_sp(noisy(rng, w), exclude="head"),
@@ -130,7 +165,7 @@ def batches(rng, count):
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
-ALIKE |= {"simsiam", "nnclr", "swav"}
+ALIKE |= {"weighted", "simsiam", "nnclr", "swav"}
 
 STOPPED = {
     "crd",
