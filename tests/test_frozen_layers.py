@@ -287,6 +287,93 @@ def test_a_layer_that_can_not_be_told_is_refused(batches):
     assert moved(start, end, "state") == set()
 
 
+class CenteredByCall(nn.Module):
+    """Running means of your own; the mode is an argument of the call."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Returns `x` without its mean."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (1, x.shape[1]))
+        scale = self.param("scale", nn.initializers.ones_init(), (1, x.shape[1]))
+        here = x.mean(0, keepdims=True) if train else mean.value
+        if train and not self.is_initializing():
+            mean.value = (mean.value + here) / 2
+        return (x - here) * scale
+
+
+class CenteredByField(nn.Module):
+    """The same; the mode is a field."""
+
+    training: bool
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns `x` without its mean."""
+        return CenteredByCall(name="inside")(x, self.training)
+
+
+class DropsByCall(nn.Module):
+    """Dropout of your own, the mode an argument of the call."""
+
+    @nn.compact
+    def __call__(self, x, *, training):
+        """Returns `x`, in training half of it."""
+        return x * jax.random.bernoulli(self.make_rng("dropout"), 0.5, x.shape) if training else x
+
+
+class Fixed(nn.Module):
+    """A layer with a constant, which no training moves."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns a random map of `x`."""
+        return nn.Dense(5)(x * self.variable("constants", "signs", jnp.ones, (1, x.shape[1])).value)
+
+
+TOLD = {
+    "an argument": lambda x, train: CenteredByCall(name="told")(x, train),
+    "an argument by name": lambda x, train: CenteredByCall(name="told")(x, train=train),
+    "a field": lambda x, train: CenteredByField(train, name="told")(x),
+    "spectral norm": lambda x, train: nn.SpectralNorm(nn.Dense(5, name="told"))(x, update_stats=train),
+    "dropout": lambda x, train: DropsByCall()(x, training=train),
+    "a constant that is computed anew": lambda x, train: nn.remat(Fixed)(name="told")(x),
+}
+
+
+class Told(nn.Module):
+    """A body with one of these layers, and a head."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        """Returns features and logits."""
+        x = TOLD[self.kind](nn.Dense(5, name="stem")(x.reshape(len(x), -1)), train)
+        return {"features": x, "logits": nn.Dense(3, name="head")(x)}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_layers_that_say_their_mode_otherwise(kind, batches):
+    model = jt.models.linen(Told(kind))
+    start, end = trained(jt.classification(model), jt.optim.only(optax.sgd(0.3), "head"), batches)
+    assert not moved(start, end, "state")
+    assert moved(start, end, "params") == HEAD
+    right = head_on_features(model, start, batches, 0.3)
+    np.testing.assert_allclose(end["params"]["model"]["head"]["kernel"], right["kernel"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_under_spectral_norm_trains_with_its_estimate(batches):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            x = nn.Dense(5, name="stem")(x.reshape(len(x), -1))
+            return nn.SpectralNorm(nn.Dense(3, name="head"))(x, update_stats=train)
+
+    model = jt.models.linen(Net())
+    start, end = trained(jt.classification(model), jt.optim.only(optax.sgd(0.3), "head"), batches)
+    assert len(moved(start, end, "state")) == 2  # the singular vector and value
+
+
 def foreign(name="other"):
     """A pair of functions with a running mean, whose layers can't be told apart."""
 

@@ -1,26 +1,26 @@
 """Layers that run in inference mode while the others train: of Linen modules, and of those that hold their weights."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.models.batch_norm import BatchNorm
 
 
 class StillLayers:
     """Intercepts the layers of one forward pass in training, and runs those that are still in inference mode.
 
-    A layer is still where all its parameters are; one without parameters, dropout or batch norm without scale and
-    bias, goes with the layer called before it. Layers are told by their fields: `use_running_average` (`nn.BatchNorm`
-    and what is written like it), `deterministic` (`nn.Dropout`, attention), and ours.
+    A layer is still where all its parameters are; one without parameters goes with the layer that it wraps (spectral
+    norm) or the one called before it (dropout, batch norm without scale and bias). Layers are told by what says their
+    mode, a field or an argument of their call: `use_running_average` (`nn.BatchNorm`), `deterministic` (`nn.Dropout`,
+    attention), `update_stats` (`nn.SpectralNorm`), or `train`, `training`, `is_training` (layers of users, and ours).
 
     Args:
       still: a tree like the module's parameters, of bools or traced scalars.
@@ -29,8 +29,6 @@ class StillLayers:
 
     def __init__(self, still: Any, name: str):
         self.still, self.name = still, name
-        self._flags: dict[tuple[str, ...], tuple] = {}  # by the path of a layer
-        self._seen: set[tuple[str, ...]] = set()  # the layers run here
         self._last: tuple = ()
         self._inside = False
 
@@ -40,51 +38,46 @@ class StillLayers:
         with nn.intercept_methods(self._intercept):
             yield
 
-    def check(self, old: Any, new: Any) -> None:
-        """Raises where the state of a still layer moved: a layer that says its mode in a way that isn't known here.
-
-        Args:
-          old: the state before the forward pass.
-          new: the state after it; what did not move is the same object.
-        """
-        before, after = tree.leaves_by_path(old), tree.leaves_by_path(new)
-        for path, leaf in after.items():
-            layer = tuple(path.split("/")[1:-1])
-            if layer in self._seen or before.get(path) is leaf or not _any(self._flags.get(layer, ())):
-                continue
-            raise untold(self.name, "/".join(layer), path.split("/")[-1], "use_running_average")
-
     def _intercept(self, call, args, kwargs, context) -> Any:
         module = context.module
         if self._inside or context.method_name != "__call__":
             return call(*args, **kwargs)
-        flags = _below(self.still, module.path) or self._last
-        self._last = self._flags[module.path] = flags
-        mode = _inference_mode(module) if _any(flags) else None
-        if mode is None:
+        wrapped = getattr(getattr(module, "layer_instance", None), "path", ())
+        flags = _below(self.still, module.path) or (_below(self.still, wrapped) if wrapped else ()) or self._last
+        self._last = flags
+        if not _any(flags):
             return call(*args, **kwargs)
-        before = {kind: dict(values) for kind, values in module.variables.items() if kind != "params"}
-        if any(hasattr(value, "keys") for values in before.values() for value in values.values()):
-            return call(*args, **kwargs)  # the layers inside have the state: they are told themselves
-        self._seen.add(module.path)
-        inference = functools.partial(self._inference, module, mode, args, kwargs)
-        if all(flag is True for flag in flags):
-            return inference()
-        still, kept = _all(flags), inference()
+        own = {
+            (kind, name): value
+            for kind, values in module.variables.items()
+            for name, value in values.items()
+            if kind != "params" and not hasattr(value, "keys")
+        }
+        state = [kind for kind, values in module.variables.items() if kind != "params" and values]
+        alone = len(own) == sum(len(module.variables[kind]) for kind in state)  # else the layers inside are told
+        mode = _Mode.of(module, args, kwargs) if alone else None
+        certain = all(flag is True for flag in flags)
+        if mode is not None and (mode.fields or not certain) and _holds_modules(module):
+            mode = None  # a copy would lose those that live elsewhere: they are told themselves
+        if mode is None:
+            returned = call(*args, **kwargs)
+            for (kind, name), value in own.items():
+                if module.get_variable(kind, name) is not value:
+                    raise untold(self.name, "/".join(module.path), name, "use_running_average")
+            return returned
+        if certain:
+            return self._inference(module, mode) if mode.fields else call(*mode.args, **mode.kwargs)
+        still, kept = _all(flags), self._inference(module, mode)
         trained = call(*args, **kwargs)
-        for kind, values in before.items():
-            for name, value in values.items():
-                moved = module.get_variable(kind, name)
-                module.put_variable(kind, name, jnp.where(still, value, moved))
+        for (kind, name), value in own.items():
+            moved = module.get_variable(kind, name)
+            module.put_variable(kind, name, jnp.where(still, value, moved))
         return jax.tree.map(lambda a, b: jnp.where(still, a, b), kept, trained)
 
-    def _inference(self, module, mode, args, kwargs) -> Any:
-        given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-        for field in mode:
-            given.arguments.pop(field, None)
+    def _inference(self, module, mode) -> Any:
         self._inside = True
         try:
-            return module.clone(parent=None, **mode).apply(module.variables, *given.args[1:], **given.kwargs)
+            return module.clone(parent=None, **mode.fields).apply(module.variables, *mode.args, **mode.kwargs)
         finally:
             self._inside = False
 
@@ -141,14 +134,49 @@ def untold(model: str, layer: str, entry: str, field: str) -> InputError:
     )
 
 
-def _inference_mode(module: nn.Module) -> dict[str, bool] | None:
-    """Returns the fields that put a layer into inference mode; None for one that knows no modes."""
-    if isinstance(module, BatchNorm):
-        return {"train": False}
-    if hasattr(module, "use_running_average"):
-        return {"use_running_average": True}
-    drops = getattr(module, "rate", getattr(module, "dropout_rate", 1)) != 0
-    return {"deterministic": True} if hasattr(module, "deterministic") and drops else None
+_SWITCHES = {  # what says a layer's mode, and how it says inference
+    **dict.fromkeys(("use_running_average", "deterministic"), True),
+    **dict.fromkeys(("train", "training", "is_training", "update_stats"), False),
+}
+
+
+class _Mode(NamedTuple):
+    """How a layer is put into inference mode: by fields of its own, and what its call is then given."""
+
+    fields: dict[str, bool]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, args: Any, kwargs: Any) -> "_Mode | None":
+        """Returns the inference mode of a call; None for a layer that knows no modes, or needs none.
+
+        Layers without state or parameters, and those that drop, are told too.
+        """
+        signature = inspect.signature(type(module).__call__)
+        drops = hasattr(module, "deterministic") and getattr(module, "rate", getattr(module, "dropout_rate", 1)) != 0
+        known = _SWITCHES
+        if module.variables.keys() <= {"params"} and module.variables.get("params"):
+            known = {"deterministic": True} if drops else {}
+        names = {field.name for field in dataclasses.fields(module)}
+        fields = {name: value for name, value in known.items() if name in names}
+        if fields == {"deterministic": True} and not drops:
+            fields = {}
+        told = {name: value for name, value in known.items() if name in signature.parameters and name not in fields}
+        if not fields and not told:
+            return None
+        given = signature.bind(module, *args, **kwargs)
+        for name in fields:
+            given.arguments.pop(name, None)
+        given.arguments.update(told)
+        return cls(fields, given.args[1:], given.kwargs)
+
+
+def _holds_modules(module: nn.Module) -> bool:
+    """Whether a layer was given others as fields."""
+    fields = [getattr(module, field.name) for field in dataclasses.fields(module) if field.name != "parent"]
+    leaves = jax.tree.leaves(fields, is_leaf=lambda value: isinstance(value, nn.Module))
+    return any(isinstance(value, nn.Module) for value in leaves)
 
 
 def _below(still: Any, path: tuple[str, ...]) -> tuple:

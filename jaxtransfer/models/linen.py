@@ -72,8 +72,6 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
                 mutable=list(state) if train else [],
                 rngs={} if key is None else {"dropout": key},
             )
-        if layers:
-            layers.check(state, new)
         outputs = outputs if isinstance(outputs, Mapping) else {"logits": outputs}
         return outputs, _like(state, new, name) if train else state
 
