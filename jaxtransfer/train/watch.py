@@ -33,7 +33,7 @@ def watched(objective: Objective, step: Any, grads: Any, opt_state: Any) -> dict
 
 def is_watched(name: str) -> bool:
     """Whether a metric is one of these, and none that a term reports."""
-    return name.partition("/")[0] in (_RATE, _NORM, _WEIGHT)
+    return name.partition("/")[0] in (_RATE, _NORM) or name.startswith(f"{_WEIGHT}/")
 
 
 def is_of_a_moment(name: str) -> bool:
