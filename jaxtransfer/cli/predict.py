@@ -14,8 +14,6 @@ from jaxtransfer.cli.runs import check_knows_classes, load_run
 from jaxtransfer.data import images
 from jaxtransfer.errors import InputError
 
-images.SUFFIXES = images.SUFFIXES
-
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
@@ -69,9 +67,9 @@ class Predict:
                 listed = [{"class": names[k], "probability": round(float(row[k]), 6)} for k in order]
                 print(json.dumps({"image": str(file), **listed[0], "top": listed}))
         if bad:
+            others = ", the others are classified" if bad < len(files) else ""
             raise InputError(
-                f"{bad} of {len(files)} images could not be read, the others are classified; the lines with an "
-                f"'error' say why"
+                f"{bad} of {len(files)} images could not be read{others}; the lines with an 'error' say why"
             )
 
 

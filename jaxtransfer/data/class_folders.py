@@ -93,6 +93,9 @@ def find_images(root: Path, split: str) -> Found:
             left.add("in no class folder", path)
         else:
             classes[parts[depth]].append(Image("/".join(parts[depth + 1 :]), Path(path)))
+    for name in set(found.splits) - {"", split}:
+        if not any(found.splits[name].values()):  # notes beside the splits, such as labels/train/1.txt
+            del found.splits[name]
     return found
 
 
@@ -112,13 +115,17 @@ def _walk(folder, parts: Parts, above: frozenset) -> Iterator[tuple[Parts, str, 
         if entry.name.startswith(".") or entry.name.lower() in _NO_DATA:
             continue
         inside, suffix = (*parts, entry.name), os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself, or into what must not be read
+            is_folder, is_file = False, False
+        if is_folder:
             yield inside, entry.path, _FOLDER
             yield from _walk(entry.path, inside, above | {own})
         elif suffix not in SUFFIXES:
             yield inside, entry.path, f"with {shown(suffix)}" if suffix else "without a suffix"
         else:
-            yield inside, entry.path, None if entry.is_file() else "that are no files"
+            yield inside, entry.path, None if is_file else "that are no files"
 
 
 def _utf8(name: str, path: str) -> str:

@@ -247,6 +247,26 @@ def test_links_are_followed_and_may_lead_up(tmp_path):
     assert np.bincount(data.labels).tolist() == [4, 3]
 
 
+def test_links_that_lead_to_themselves_are_left_out(tmp_path, caplog):
+    tree(tmp_path, ["ant", "bee"], files=2)
+    for path in (tmp_path / "ant" / "x.png", tmp_path / "ant" / "further", tmp_path / "cat"):
+        path.symlink_to(path.name)
+    data = load(f"folder:{tmp_path}", "all")
+    assert (len(data), data.class_names) == (4, ("ant", "bee"))
+    assert "3 files are left out" in caplog.text
+
+
+@pytest.mark.parametrize("beside", ["labels/train/1.txt", "notes/ant/1.csv", "drafts/cat/more/x.txt"])
+def test_folders_without_images_beside_splits_are_no_splits(beside, tmp_path):
+    tree(tmp_path, ["train/ant", "train/bee", "test/ant"], files=2)
+    (tmp_path / beside).parent.mkdir(parents=True)
+    (tmp_path / beside).write_text("0 0.5 0.5")
+    train = load(f"folder:{tmp_path}", "train")
+    assert (len(train), train.class_names) == (4, ("ant", "bee"))
+    with pytest.raises(InputError, match="known: test, train"):
+        load(f"folder:{tmp_path}", "val")
+
+
 def test_classes_are_in_plain_order(tmp_path):
     tree(tmp_path, ["10", "2", "1", "B", "a"], files=1)
     assert load(f"folder:{tmp_path}", "all").class_names == ("1", "10", "2", "B", "a")
