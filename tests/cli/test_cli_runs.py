@@ -17,6 +17,7 @@ from jaxtransfer.cli import COMMANDS, main
 from jaxtransfer.cli.finetune import METHODS
 from jaxtransfer.train import checkpoints
 
+REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")  # which the other commands here don't see
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")
 
 
@@ -298,8 +299,9 @@ def test_a_killed_lp_ft_resumes_to_the_same_bits(run, source, tmp_path, stage):
     _assert_same_runs(killed, whole)
 
 
-@pytest.mark.skipif(not os.environ.get("TFDS_DATA_DIR"), reason="needs TFDS_DATA_DIR with cifar10 and cifar100")
-def test_cifar(run, tmp_path):
+@pytest.mark.skipif(not REAL_DATA, reason="needs TFDS_DATA_DIR with cifar10 and cifar100")
+def test_cifar(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", REAL_DATA)
     words = ("--split", "train[:512]", "--eval-split", "test[:256]", "--steps", "3", "--batch-size", "64")
     run("pretrain", "--data", "cifar10", *words, "--out", tmp_path / "a")
     run("finetune", "--from", tmp_path / "a", "--data", "cifar100", *words, "--out", tmp_path / "b")
