@@ -46,10 +46,9 @@ def _column(batch: Batch, name: str) -> jax.Array | None:
     if (column := batch.get(name)) is None:
         return None
     shape = jnp.shape(column)
-    rows = {other: size for other, size in _leading(batch, 1).items() if other != name}
-    if len(shape) != 1 or any(size != shape for size in rows.values()):
-        expected = next((f"{size} of {other!r}" for other, size in rows.items() if size != shape), "[B]")
-        raise _misshaped(name, shape, expected)
+    unlike = _unlike(name, shape, batch, 1)
+    if len(shape) != 1 or unlike:
+        raise _misshaped(name, shape, unlike or "[B]")
     weights = jnp.asarray(column)
     weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     return jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan)
@@ -73,9 +72,9 @@ def check_masks(batch: Any, *, on_host: bool = False) -> None:
     if mask is None or isinstance(mask, Mapping):
         return
     shape = jnp.shape(mask)
-    for name, size in _leading(batch, max(len(shape), 1)).items():
-        if not shape or size != shape:
-            raise _misshaped("mask", shape, f"{size} of {name!r}")
+    unlike = _unlike("mask", shape, batch, max(len(shape), 1))
+    if not shape or unlike:
+        raise _misshaped("mask", shape, unlike or "[B]")
     if not on_host or isinstance(mask, np.ndarray):
         check_weights(mask)
 
@@ -108,11 +107,18 @@ def check_weights(mask: Any, what: str = "mask") -> None:
         )
 
 
-def _leading(batch: Batch, rank: int) -> dict[str, tuple[int, ...]]:
-    """Returns the first axes of the arrays beside a mask; parts with examples of their own have their own masks."""
-    arrays = {name: entry for name, entry in batch.items() if not isinstance(entry, Mapping)}
+def _unlike(mask: str, shape: tuple[int, ...], batch: Batch, rank: int) -> str | None:
+    """Returns an entry that a mask of this shape doesn't fit, or None; `rank` first axes are looked at.
+
+    Parts with examples of their own have their own masks. So may an entry beside the mask have other examples
+    (unlabelled ones), where the mask is of another entry's and can't be broadcast.
+    """
+    arrays = {name: entry for name, entry in batch.items() if not isinstance(entry, Mapping) and name != mask}
     sizes = {name: jnp.shape(leaf)[:rank] for name, entry in arrays.items() for leaf in jax.tree.leaves(entry)}
-    return dict(sorted(sizes.items(), key=lambda item: len(item[1])))  # labels tell more than images
+    owned = shape[:1] != (1,) and any(size[:1] == shape[:1] for size in sizes.values())
+    told = {name: size for name, size in sizes.items() if size != shape and (size[:1] == shape[:1] or not owned)}
+    by_rank = sorted(told.items(), key=lambda item: len(item[1]))  # labels tell more than images
+    return next((f"{size} of {name!r}" for name, size in by_rank), None)
 
 
 def _misshaped(name: str, shape: tuple[int, ...], expected: str) -> InputError:

@@ -81,7 +81,7 @@ def moco(
         mask, keys = mask_of(batch), state[name]["keys"]
         query, key = kept(query, mask), kept(jax.lax.stop_gradient(key), mask)
         options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask}
-        values = losses.info_nce(query, key, negatives=keys, ids=_ids(state[name], batch), **options)
+        values = losses.info_nce(query, key, negatives=keys, ids=_ids(state[name], batch, ctx), **options)
         value = ctx.mean(values, mask)
         if ctx.train:
             state = {**state, name: _enqueued(state[name], key, batch, ctx)}
@@ -126,7 +126,7 @@ def nnclr(
         taps = {"p": prediction, "z": projection}
         found = {f"{k}{n}": pick(f"model {model.name!r}", one, tap) for k, tap in taps.items()
                  for n, one in enumerate(outputs[run], 1)}  # fmt: skip
-        mask, support, ids = mask_of(batch), state[name]["keys"], _ids(state[name], batch)
+        mask, support, ids = mask_of(batch), state[name]["keys"], _ids(state[name], batch, ctx)
         rows = {name: kept(entry, mask) for name, entry in found.items()}
         check_several(rows["p1"], ctx, "nnclr")
         options: dict[str, Any] = {"temperature": temperature, "normalize": True, "mask": mask, "axis_name": ctx.axis}
@@ -159,9 +159,11 @@ def _queue(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tu
     return setup
 
 
-def _ids(queue: Any, batch: Any) -> tuple[jax.Array, jax.Array] | None:
-    """Returns the numbers of the batch's examples and of those in the queue; None where it doesn't know them."""
-    return (view_of(batch, ("index",)).astype(jnp.int32), queue["index"]) if "index" in queue else None
+def _ids(queue: Any, batch: Any, ctx: Context) -> tuple[jax.Array, jax.Array] | None:
+    """Returns the numbers of the batch's examples and of those in the queue; None where they aren't known."""
+    if "index" not in queue or not (ctx.train or "index" in batch):  # other data are evaluated without numbers
+        return None
+    return view_of(batch, ("index",)).astype(jnp.int32), queue["index"]
 
 
 def _enqueued(queue: Any, found: jax.Array, batch: Any, ctx: Context) -> Any:

@@ -24,7 +24,8 @@ def check_batches(batches: Any, what: str) -> None:
         raise InputError(
             f"{what} takes batches one after the other, got a dict, which is one: give [batch], or {remedy}"
         )
-    if hasattr(batches, "class_names") and hasattr(batches, "read"):
+    iterates = hasattr(batches, "__iter__") or hasattr(batches, "iterate")
+    if hasattr(batches, "class_names") and hasattr(batches, "read") and not iterates:
         raise InputError(f"{what} takes batches, got a {type(batches).__name__}, which gives examples: {remedy}")
     arrays = isinstance(batches, tuple | list) and any(hasattr(one, "dtype") for one in batches)
     if arrays or hasattr(batches, "dtype"):
@@ -32,7 +33,7 @@ def check_batches(batches: Any, what: str) -> None:
             f"{what} takes batches, dicts of arrays such as {{'image': ..., 'label': ...}}, got {_kind(batches)}: "
             f"{made}(jt.data.Dataset.from_arrays(images, labels), batch_size) makes them"
         )
-    if isinstance(batches, str | bytes) or not (hasattr(batches, "__iter__") or hasattr(batches, "iterate")):
+    if isinstance(batches, str | bytes) or not iterates:
         raise InputError(f"{what} takes an iterable of batches, got {_kind(batches)}: {remedy}")
 
 
@@ -47,11 +48,16 @@ def check_kind(batch: Any) -> None:
 def check_batch(batch: Any) -> None:
     """Raises for a batch that is no dict of arrays of numbers, each with a leading dimension of 1 or more."""
     check_kind(batch)
-    for name, entry in batch.items() if isinstance(batch, Mapping) else ():
-        if isinstance(entry, tuple | list) and not hasattr(entry, "_fields"):
+    entries = batch if isinstance(batch, Mapping) else {}
+    several = {name: entry for name, entry in entries.items() if isinstance(entry, tuple | list)}
+    rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves({k: v for k, v in entries.items() if k not in several})}
+    for name, entry in several.items():
+        if not hasattr(entry, "_fields") and not _are_batches(entry, rows):
             raise InputError(f"batch[{name!r}] must be one array, got {_kind(entry)}; np.asarray or np.stack makes one")
     for path, leaf in tree.leaves_by_path(batch).items():
         dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            continue  # a key for each example
         if getattr(dtype, "kind", "O" if not isinstance(leaf, int | float) else "f") in "OSUMm":
             kind = str(dtype) if dtype is not None else _kind(leaf)
             raise InputError(f"batches are of numbers; {path!r} is of {kind}: number the classes, with names beside")
@@ -61,6 +67,12 @@ def check_batch(batch: Any) -> None:
     if scalars := [path for path, size in sizes.items() if not size]:
         raise InputError(f"every entry of a batch has a leading batch dimension; {scalars[0]!r} is a scalar")
     check_rows(batch)
+
+
+def _are_batches(entry: tuple | list, rows: set[tuple[int, ...]]) -> bool:
+    """Returns whether a sequence holds whole batches, views of the same examples say, and not one thing per example."""
+    own = {np.shape(leaf)[:1] if hasattr(leaf, "dtype") else () for leaf in jax.tree.leaves(entry)}
+    return len(own) == 1 and () not in own and (own <= rows if rows else isinstance(entry, tuple))
 
 
 def check_rows(batch: Any) -> None:

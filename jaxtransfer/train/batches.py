@@ -95,8 +95,8 @@ class DrawnInside:
 def check_apart(objective: Objective, data: Any) -> None:
     """Raises where an objective would take an example of a pipeline for another one: too few for a batch or a queue."""
     dataset, size = getattr(data, "dataset", None), getattr(data, "batch_size", None)
-    if objective.apart is None or dataset is None or size is None:
-        return
+    if objective.apart is None or size is None or dataset is None or not hasattr(dataset, "with_columns"):
+        return  # loaders of other libraries have a `dataset` and a `batch_size`, too
     count = len(dataset)
     if size > count:
         raise InputError(

@@ -56,7 +56,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         check_batches(batches, "evaluate")
         frozen = placement.frozen(objective.frozen)
         state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
-        step = updates_made(state.step, state.opt_state)
+        step = updates_made(state.step, getattr(state, "opt_state", ()))
         for batch in batches:
             in_flight.wait()
             check_rows(batch)

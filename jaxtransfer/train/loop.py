@@ -252,7 +252,8 @@ def fit(
                     meta = {_CUT: True}
             if _CUT not in meta:
                 if measure is not None and plan.measures(number):
-                    meta = measured(measure(current), number, meta, monitor)
+                    asked = monitor if meta or evaluate is None else None  # else the evaluations to come may hold it
+                    meta = measured(measure(current), number, meta, asked)
                 for sink in [records.append, *sinks] if meta else ():
                     sink(meta)
             owed, done = False, selection.exhausted(history, better, patience)

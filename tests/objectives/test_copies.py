@@ -59,6 +59,17 @@ def test_a_queue_of_unnumbered_examples_can_not_know_them():
     assert last(jt.moco(NET, queue=24, temperature=0.07), pictures(), "moco") > 0.2
 
 
+@pytest.mark.parametrize("make", [jt.moco, jt.nnclr])
+def test_other_data_are_evaluated_without_numbers(make):
+    """Examples of another split are none of the queue's, and needn't be numbered."""
+    objective, x = make(NET, queue=24), np.eye(B, N, dtype=np.float32)
+    batch = {"image": x, "image2": x, "index": np.arange(B)}
+    state = jt.init(objective, optax.sgd(0.0), 0, batch)
+    others = {**batch, "index": np.arange(B) + N}
+    without = {name: entry for name, entry in batch.items() if name != "index"}
+    assert jt.evaluate(objective, state, [without]) == jt.evaluate(objective, state, [others])
+
+
 @pytest.mark.slow
 def test_a_queue_of_several_epochs_serves_numbered_examples():
     assert last(jt.moco(NET, queue=128, temperature=0.07), numbered(pictures()), "moco") < 1e-3

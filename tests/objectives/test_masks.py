@@ -85,6 +85,18 @@ def test_a_mask_of_another_shape_is_refused_by_every_objective(name):
                 see(a_batch(mask))
 
 
+def test_examples_without_labels_may_lie_beside_those_of_the_mask():
+    """A mask of B examples is no mask of 3 B others; the objective of the labelled ones takes it as without them."""
+    batch = a_batch(spoilt(0.0))
+    beside = {**batch, "unlabelled": np.zeros((3 * B, 5), np.float32)}
+    objective = jt.classification(NET)
+    state = jt.init(objective, optax.sgd(0.1), KEY, beside)
+    assert jt.evaluate(objective, state, [beside]) == jt.evaluate(objective, state, [batch])
+    for mask in (ONES[:1], ONES[:-1], ONES[:, None], np.ones((3 * B, 1))):
+        with pytest.raises(jt.InputError, match="mask must have one entry"):
+            jt.init(objective, optax.sgd(0.1), KEY, {**beside, "mask": mask})
+
+
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_values_that_are_no_weights_are_refused_where_they_are_seen(value):
     objective, bad, good = jt.classification(NET), a_batch(spoilt(value)), a_batch(ONES)

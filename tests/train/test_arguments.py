@@ -1,8 +1,11 @@
 """What is given to `fit`, `init` and `evaluate` by mistake is refused with the remedy, before anything is compiled."""
 
+import types
+
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -63,6 +66,46 @@ def test_what_is_no_batch(batch, why):
         jt.init(OBJECTIVE, SGD, jax.random.key(0), batch)
     with pytest.raises(jt.InputError, match=why):
         fitted([batch, batch])
+
+
+def test_a_batch_may_hold_several_arrays_in_one_entry_and_keys():
+    """A term of one's own reads them: two crops as a tuple or a list, a key for each example."""
+    x = np.arange(8 * 4, dtype=np.float32).reshape(8, 4)
+
+    def loss(outputs, params, state, batch, ctx):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(batch["key"])
+        return params["own"]["w"] * (sum(jnp.sum(crop) for crop in batch["crops"]) + 0 * noise.sum()), state, {}
+
+    own = jt.Objective("own", (), loss, setup=lambda key, batch: ({"own": {"w": jnp.ones(())}}, {"own": {}}))
+    keys = jax.random.split(jax.random.key(0), 8)
+    for crops in ((x, x[:, :2]), [x, x[:, :2]]):
+        run = fitted([{**BATCH, "crops": crops, "key": keys}] * 2, own, optax.sgd(0.0))
+        assert run.history[-1]["train/loss"] == x.sum() + x[:, :2].sum()
+
+
+class Loader:
+    """Data of another library: its `dataset` and `batch_size` are not ours, and it has names of classes."""
+
+    dataset, batch_size, class_names = object(), 4, ("a",)
+
+    def read(self, rows):
+        raise NotImplementedError
+
+    def __iter__(self):
+        for start in (0, 4):
+            yield {"image": IMAGES[start : start + 4], "image2": IMAGES[start : start + 4]}
+
+
+@pytest.mark.parametrize("objective", [jt.simclr(NET, tap="features"), jt.moco(NET, queue=8, tap="features")])
+def test_loaders_of_other_libraries(objective):
+    run = fitted(Loader(), objective)
+    assert [record["step"] for record in run.history] == [1, 2]
+    assert np.isfinite(jt.evaluate(objective, run.state, Loader())["loss"])
+
+
+def test_a_state_to_evaluate_needs_no_optimizer(state):
+    bare = types.SimpleNamespace(step=0, params=state.params, state=state.state)
+    assert jt.evaluate(OBJECTIVE, bare, [BATCH]) == jt.evaluate(OBJECTIVE, state, [BATCH])
 
 
 def test_a_later_batch_without_rows(state):

@@ -512,6 +512,9 @@ def test_measures_beside_the_evaluation(tmp_path):
     assert {4, 10} <= set(checkpoints.steps(tmp_path / "run" / "checkpoints"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["eval/nearness"] for line in lines if "eval/nearness" in line] == [0, -4, -6]
+    beside = fitted(measure=measure, measure_every=4, eval_data=[batch], eval_every=5, monitor="accuracy")
+    evaluated = [record for record in beside.history if "eval/accuracy" in record]
+    assert beside.best == max(evaluated, key=lambda record: record["eval/accuracy"])
     assert fitted(measure=measure, eval_every=10).best is None  # no accuracy and no loss among what is measured
     for more, why in (
         ({"measure": lambda: {}}, r"measure is a function of \(state\)"),
