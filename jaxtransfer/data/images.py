@@ -127,5 +127,9 @@ def read(path, channels: int = 3) -> np.ndarray:
 
 
 def shown(path) -> str:
-    """Returns a path for a message, with escapes for bytes that are no UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Returns a path for a message, with escapes for bytes that are no UTF-8, and for halves of characters."""
+    text = os.fsdecode(path)
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()

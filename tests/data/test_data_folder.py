@@ -293,6 +293,13 @@ def test_a_folder_whose_own_path_is_no_utf8(tmp_path):
     assert len(load(f"folder:{tmp_path / 'cafe'}", "all").decoded()) == 1
 
 
+def test_half_a_character_in_a_name():
+    """What JSON can hold and no file system."""
+    for name in ("\ud800", "folder:\ud800"):
+        with pytest.raises(InputError, match=r"\\ud800, is not UTF-8"):
+            load(name, "train")
+
+
 @pytest.mark.parametrize("name", ["~nosuchuser", "~nosuchuser/images"])
 def test_the_home_of_nobody(name):
     with pytest.raises(InputError, match=r"there is no home folder of '~nosuchuser' for ~nosuchuser"):
