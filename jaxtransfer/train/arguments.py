@@ -146,11 +146,15 @@ def check_takes(function: Callable | None, name: str, *arguments: str) -> None:
         raise InputError(f"{told}; the one given takes {signature}") from None
 
 
-def lacking(error: KeyError, params: Any, state: Any) -> InputError | None:
-    """Returns the error for a model or an average that an objective runs and a state has nothing of."""
+def lacking(error: KeyError, objective: Any, params: Any, state: Any) -> InputError | None:
+    """Returns the error for a model, an average or a queue that an objective has and a state has nothing of."""
     name = error.args[0] if error.args else None
-    if not isinstance(name, str) or name in params or name in state:
-        return None
+    if (
+        name in params
+        or name in state
+        or name not in {*(model.name for model in objective.models), *objective.per_update}
+    ):
+        return None  # it is some other key: of the batch, say
     known = ", ".join(map(repr, sorted({*params, *state}))) or "nothing"
     return InputError(
         f"the objective runs {name!r}, of which the state has nothing; it has {known}. Evaluate the state of a run "

@@ -70,7 +70,7 @@ def evaluate_episodes(
     check_batches(batches, "evaluate_episodes")
     placement = Placement(mesh, "jit")
     frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
-    step = updates_made(state.step, state.opt_state)
+    step = updates_made(state.step, getattr(state, "opt_state", ()))
     weights = placement.whole(jax.device_put((state.params, state.state, step)), "state")
 
     def metrics_of(weights, episode, frozen):
@@ -79,7 +79,7 @@ def evaluate_episodes(
         try:
             metrics = objective(params, state, jax.tree.map(lambda x: x[None], episode), ctx)[2]
         except KeyError as error:
-            raise lacking(error, params, state) or error from None
+            raise lacking(error, objective, params, state) or error from None
         return {name: metric.value for name, metric in metrics.items()}
 
     single = jax.jit(metrics_of)

@@ -63,7 +63,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
             try:
                 part = compiled((state.params, state.state, step), placement.batch(batch), frozen)
             except KeyError as error:
-                raise lacking(error, state.params, state.state) or error from None
+                raise lacking(error, objective, state.params, state.state) or error from None
             sums = part if sums is None else add(sums, part)
             in_flight.add(sums)
         if sums is None:

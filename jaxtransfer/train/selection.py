@@ -27,5 +27,7 @@ def best(history: list[dict], score) -> dict | None:
 
 def exhausted(history: list[dict], score, patience: int | None) -> bool:
     """Returns whether the last `patience` evaluations brought no improvement."""
+    if patience is None:  # asked at each step: the history needn't be gone through
+        return False
     values = [value for record in history if (value := score(record)) is not None]
-    return patience is not None and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
+    return len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

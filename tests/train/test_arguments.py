@@ -170,6 +170,14 @@ def test_a_state_that_lacks_what_is_evaluated(state):
         jt.evaluate(OBJECTIVE, state.params, [BATCH])
 
 
+def test_another_key_that_is_missing_is_no_model(state):
+    def loss(outputs, params, state, batch, ctx):
+        return params["model"]["head"]["bias"].sum() * batch["text"].sum(), state, {}
+
+    with pytest.raises(KeyError, match="text"):
+        jt.evaluate(jt.Objective("own", (), loss), state, [BATCH])
+
+
 EPISODE = {"support": BATCH, "query": BATCH}
 LEARNERS = {
     "maml": jt.maml(OBJECTIVE, inner=SGD, steps=1),
