@@ -218,8 +218,8 @@ def fit(
 
         clock = Clock(rows=len(jax.tree.leaves(source.first)[0]))
         stack.callback(source.close)
-        source.open(start, steps)
         signals = stack.enter_context(noticed(active=checkpoints is not None))
+        source.open(start, steps)
         pending: deque[Call] = deque(Call(*entry) for entry in noted.get(_PENDING, ()))
         in_flight, number = InFlight(), start
         while number < steps or owed:
