@@ -299,3 +299,13 @@ def test_neighbours_in_training_compile_once(rng, caplog):
     variables = {"params": fitted.state.params["model"]}
     whole = embed(net, jax.device_get(variables), batches)
     assert measured[-1] == knn_accuracy(whole, whole, k=3)
+
+
+@pytest.mark.parametrize("features", [np.ones(6), np.ones((6, 2, 2)), np.array([["a"]] * 6)])
+def test_embeddings_of_another_rank_are_refused(features):
+    labels = np.arange(6) % 2
+    one, other = Embedded(features, labels), Embedded(np.ones((6, 2)), labels)
+    for score in (knn_accuracy, linear_probe):
+        for pair in ((one, other), (other, one)):
+            with pytest.raises(jt.InputError, match=r"expected embeddings, numbers \[N, D\]; got"):
+                score(*pair)

@@ -23,7 +23,7 @@ def class_labels(labels, size: int, class_names) -> tuple[np.ndarray, tuple[str,
         up to it.
     """
     labels = np.asarray(labels)
-    names = None if class_names is None else tuple(class_names)
+    names = None if class_names is None else tuple(map(str, class_names))  # numbers too are names then
     if labels.shape == (size,) and size and (labels.dtype.kind == "U" or _texts(labels)):
         return _by_name(labels.tolist(), names)
     if labels.shape == (0,) and size == 0:

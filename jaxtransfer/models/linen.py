@@ -35,7 +35,14 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
       The model. Its `init` runs no forward pass and takes arrays or their shapes (`jax.ShapeDtypeStruct`),
       except for a module that initialises from data. Its `apply` raises InputError for inputs that don't
       fit the weights, and keeps the structure and the types of the state.
+
+    Raises:
+      InputError: for what is no Linen module, a class of one, say.
     """
+    if not isinstance(module, nn.Module):
+        came = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        remedy = f"make one: {module.__name__}(...)" if isinstance(module, type) else "jt.Model takes plain functions"
+        raise InputError(f"model {name!r}: expected a module of flax.linen, got {came}; {remedy}")
     mode = "train" in inspect.signature(type(module).__call__).parameters
     fields = {field.name for field in dataclasses.fields(module)}
 

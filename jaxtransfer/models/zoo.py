@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxtransfer.errors import unknown
+from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.model import Model
 from jaxtransfer.models.cifar_resnet import cifar_resnet
 from jaxtransfer.models.conv4 import conv4
@@ -81,10 +82,12 @@ def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None
       dtype: type of the computation; None infers it.
 
     Raises:
-      InputError: for an unknown name; the message lists the known ones and the closest.
+      InputError: for an unknown name, the message lists the known ones and the closest; for no outputs.
     """
     if name not in ZOO:
         raise unknown("model", name, ZOO)
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise InputError(f"{name}: classes must be a whole number of at least 1, got {classes!r}")
     return ZOO[name].build(classes, name=name_in_params, dtype=dtype)
 
 

@@ -243,6 +243,9 @@ def plot_embedding(
 
 def _check(train: Embedded, test: Embedded) -> None:
     for name, one in (("train", train), ("test", test)):
+        if np.ndim(one.features) != 2 or not np.issubdtype(np.asarray(one.features).dtype, np.number):
+            kind = np.asarray(one.features)
+            raise InputError(f"{name}: expected embeddings, numbers [N, D]; got {kind.dtype} {list(kind.shape)}")
         if len(one.labels) != len(one.features) or not len(one.features):
             raise InputError(
                 f"{name}: expected a label for each embedding; got {len(one.labels)} and {len(one.features)}"

@@ -138,3 +138,9 @@ def test_a_source_gives_whole_numbers(labels):
             InputError, match=r"given \(train\): example \d has the label .*, expected one whole number"
         ):
             read()
+
+
+def test_numbers_given_as_class_names_are_names():
+    dataset = arrays(WHOLE % 3, class_names=[10, 2, 1])
+    assert dataset.class_names == ("10", "2", "1")
+    assert dataset.as_classes(("1", "2", "10", "3")).labels.tolist() == [2, 1, 0, 2, 1, 0, 2, 1]

@@ -111,6 +111,20 @@ def test_a_module_without_the_field_is_refused_under_an_axis():
     model.apply(variables, x, train=False, key=None, axis="devices")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (nn.Dense, r"got the class Dense; make one: Dense\(...\)"),
+        (lambda x: x, "got a function; jt.Model takes plain functions"),
+        ({"params": {}}, "got a dict"),
+        (None, "got a NoneType"),
+    ],
+)
+def test_what_is_no_module_is_refused(given, told):
+    with pytest.raises(InputError, match=f"model 'net': expected a module of flax.linen, {told}"):
+        models.linen(given, name="net")
+
+
 def test_a_bare_linen_module_is_a_model():
     model = models.linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), name="user")
     variables = model.init(KEY, jnp.ones((3, 5)))

@@ -161,3 +161,9 @@ def test_named_constructors_are_the_general_ones():
         make = getattr(models, f"vgg{depth}")
         small = {"batch_norm": False, "small_images": True}
         assert count(make(9, **small), (8, 8, 3)) == count(models.vgg(depth, 9, **small), (8, 8, 3))
+
+
+@pytest.mark.parametrize("classes", [0, -3, 2.5, "10", None])
+def test_networks_without_outputs_are_refused(classes):
+    with pytest.raises(InputError, match="mlp: classes must be a whole number of at least 1, got"):
+        models.create("mlp", classes)
