@@ -29,7 +29,7 @@ class Model:
         also takes `axis=None`, the name of the device axis to average over; it is passed only under `pmap`. One
         whose layers can be frozen one by one takes `still=None`, a tree like the parameters, of bools or traced
         scalars: layers whose parameters are all still run in inference mode. It is passed only in training, where
-        some are. `jt.models.linen` takes both.
+        some are. `jt.models.linen` takes both; an `apply` with `**kwargs` is given both, to hand on.
       name: the key of the model's weights in `params` and `state`.
       stages: path patterns of the layers from the input to the head, for layer-wise rates and unfreezing; each
         parameter matches one of them, and the last one is the head.

@@ -113,8 +113,8 @@ class Contrast:
     batch_size: int = 256
     """Images per update, over all devices; a multiple of their number. They are each other's negatives."""
     micro_batch: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all at once)")] = None
-    """Run the encoder on so many views at a time: the gradient of the whole batch in the memory of a part. With batch
-    norm it is another one: its statistics are then those of the parts."""
+    """Run the encoder on so many views at a time: the whole batch's gradient in the memory of a part.
+    With batch norm it is another one: its statistics are then those of the parts."""
     temperature: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --method)")
     ] = None

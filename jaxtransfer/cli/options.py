@@ -75,8 +75,8 @@ class RunOptions:
     warmup: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: none)")] = None
     """Steps in which the learning rate first rises to --lr, of --steps (of each stage's, where there are several)."""
     weight_decay: float = 0.0
-    """Weight decay, of kernels alone (no biases, norms, tokens, positions, temperatures): decoupled under adam, else
-    added to the gradient."""
+    """Weight decay, of kernels alone: no biases, norms, tokens, positions, temperatures.
+    Decoupled under adam, else added to the gradient."""
     clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: never)")] = None
     """Largest norm of the gradient, which is scaled down to it; of each layer's under gradual-unfreeze."""
     seed: int = 0
