@@ -10,7 +10,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
-from jaxtransfer.train.arguments import check_batches, check_objective, check_rows, check_state, lacking
+from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made
@@ -59,6 +59,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         step = updates_made(state.step, getattr(state, "opt_state", ()))
         for batch in batches:
             in_flight.wait()
+            check_kind(batch)
             check_rows(batch)
             try:
                 part = compiled((state.params, state.state, step), placement.batch(batch), frozen)

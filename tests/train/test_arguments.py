@@ -68,6 +68,11 @@ def test_what_is_no_batch(batch, why):
         fitted([batch, batch])
 
 
+def test_examples_are_no_batch_to_evaluate(state):
+    with pytest.raises(jt.InputError, match="a batch is a dict of arrays"):
+        jt.evaluate(OBJECTIVE, state, [(IMAGES, BATCH["label"])])
+
+
 def test_a_batch_may_hold_several_arrays_in_one_entry_and_keys():
     """A term of one's own reads them: two crops as a tuple or a list, a key for each example."""
     x = np.arange(8 * 4, dtype=np.float32).reshape(8, 4)
