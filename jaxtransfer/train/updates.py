@@ -11,7 +11,8 @@ import optax
 def updates_made(step: Any, opt_state: Any) -> Any:
     """Returns the number of updates that an optimiser has made in `step` batches, int32: `step` without accumulation.
 
-    Where parts of the parameters accumulate differently it is that of the part which is updated most often.
+    Where parts of the parameters accumulate differently it is that of the part which is updated most often, of those
+    that accumulate: a part beside them that doesn't may as well be frozen.
     """
     counts = _counts(opt_state)
     return step if not counts else jax.tree.reduce(jnp.maximum, counts)
