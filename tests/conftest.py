@@ -4,6 +4,7 @@ Compiled programs are kept between runs, shared by workers and the processes tha
 """
 
 import os
+import signal
 
 import compile_cache
 
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; tests send it to themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 1_000_000)  # a warning, and warnings are errors
 

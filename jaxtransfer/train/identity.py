@@ -142,7 +142,8 @@ class Identity:
         old = self._read()
         self.same_periods = old is not None and old.get("periods") == self._periods
         if old is None:
-            return []
+            spoiled = f"{self.path} can't be read: nothing tells whether {self.path.parent} is a run of the same data,"
+            return [f"{spoiled} weights, objective and optimizer"] if self.path.exists() else []
         lines = []
         alike = old.get("environment") == self.environment
         if not alike:

@@ -42,6 +42,8 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
     """Opens a run directory for training: creates it, or checks that it is of the same configuration.
 
+    A directory in which nothing has been saved yet may be begun anew with any.
+
     Args:
       directory: where the run is or will be.
       config: what determines the run; JSON types. Another number of `steps` is left to what the run noted of itself:
@@ -72,11 +74,16 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
             raise InputError(
                 f"another process is training in {directory}; wait for it or choose another --out"
             ) from None
-        if (directory / CONFIG).exists():
+        if (directory / CONFIG).exists() and _begun(directory):
             _check_same(directory, read_config(directory), config)
         else:
             note_config(directory, config)
         yield directory
+
+
+def _begun(directory: Path) -> bool:
+    """Whether anything was saved, here or by a phase of the run; what failed before that binds nobody."""
+    return any(directory.rglob("checkpoints/step_*"))
 
 
 def note_config(directory: Path, config: dict[str, Any]) -> None:

@@ -235,13 +235,16 @@ def test_a_run_without_a_note_goes_on_with_what_is_known(tmp_path):
         fit(tmp_path)
     for text in ("", "7", "{}", '{"parts": 3, "steps": 4}', "\x00"):
         (tmp_path / "identity.json").write_text(text)
-        assert fit(tmp_path).timing == {}
+        with pytest.warns(UserWarning, match=r"identity\.json can't be read: nothing tells whether"):
+            assert fit(tmp_path).timing == {}
 
 
 def test_what_has_no_checkpoint_yet_may_be_begun_in_another_way(tmp_path):
     with pytest.raises(jt.NonFiniteLossError):
-        fit(tmp_path, data=[{**BATCHES[0], "image": np.full((6, 4), np.nan, np.float32)}] * 12)
-    assert int(fit(tmp_path, optimizer=optax.sgd(0.1), key=8).state.step) == 4
+        fit(tmp_path, data=[{**BATCHES[0], "image": np.full((6, 4), np.nan, np.float32)}] * 12, config={"rate": 9})
+    assert int(fit(tmp_path, optimizer=optax.sgd(0.1), key=8, config={"rate": 0.1}).state.step) == 4
+    with pytest.raises(jt.InputError, match=r"\(rate: 0\.1 there, 9 now\)"):
+        fit(tmp_path, optimizer=optax.sgd(0.1), key=8, config={"rate": 9})
 
 
 def test_programs_are_compared_under_the_same_versions_only(tmp_path):
