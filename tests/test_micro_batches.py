@@ -24,7 +24,7 @@ def compared(model, x=X):
     return value(params), value.lower(params).compile()
 
 
-@pytest.mark.parametrize("size", [1, 4, 12])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # unrolled, and as a loop
 def test_outputs_and_gradients_are_those_of_the_whole(size, backend, monkeypatch):
     model = jt.models.mlp(5, hidden=(16,))

@@ -34,7 +34,7 @@ def config(method, **more):
     }  # fmt: skip
 
 
-FAST = ("r2d2", "meta-sgd", "imaml", "linear-head", "baseline++")
+FAST = ("meta-sgd", "linear-head")
 
 
 @pytest.mark.parametrize(

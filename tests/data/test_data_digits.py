@@ -37,7 +37,7 @@ def test_all_digits_are_there_and_splits_are_disjoint():
         assert share.max() - share.min() < 0.01  # stratified
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "test"])
 def test_configs_share_rows_in_the_same_order(split):
     sets = {config: load(f"digits/{config}", split) for config in digits.CONFIGS}
     images = {config: images_of(dataset).astype(int) for config, dataset in sets.items()}
@@ -74,7 +74,14 @@ def test_prepared_once_without_leftovers_and_not_in_the_users_folder(empty_cache
     assert list(users.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["no metadata", "missing shard", "cut shard"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("no metadata", marks=pytest.mark.slow),
+        pytest.param("missing shard", marks=pytest.mark.slow),
+        "cut shard",
+    ],
+)
 def test_a_damaged_cache_is_replaced(empty_cache, damage):
     expected = images_of(load("digits/upright", "test"))
     folder = empty_cache / "upright" / "1.0.0"

@@ -40,7 +40,9 @@ def directional_error(f, gradient, params, rng):
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("sgd", 1), ("sgd", 5), ("momentum", 5), ("adam", 1), ("adam", 5), ("adamw", 5)]
+    ("name", "steps"),
+    [("sgd", 1), ("momentum", 5), ("adam", 5)]
+    + [pytest.param(*row, marks=pytest.mark.slow) for row in (("sgd", 5), ("adam", 1), ("adamw", 5))],
 )
 def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
     params, support, query = problem(rng, jnp.float64)
@@ -103,7 +105,11 @@ def test_rematerialised_steps_need_a_quarter_of_the_memory():
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
-    [(optax.adam(0.01), "float32"), (optax.adam(0.01), "float64"), (optax.rmsprop(0.01), "float32")],
+    [
+        (optax.adam(0.01), "float32"),
+        pytest.param(optax.adam(0.01), "float64", marks=pytest.mark.slow),
+        pytest.param(optax.rmsprop(0.01), "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_dead_units_make_no_nan(optimizer, dtype, rng, x64):
     params, support, query = problem(rng, dtype)

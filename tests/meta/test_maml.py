@@ -88,7 +88,7 @@ def test_value_and_gradient_equal_the_loop_written_out(steps, adapt, names, at_o
     ("inner", "rates"),
     [
         (optax.adam(0.01), None),
-        (optax.sgd(0.1, momentum=0.9), jt.meta.per_parameter(0.5)),
+        pytest.param(optax.sgd(0.1, momentum=0.9), jt.meta.per_parameter(0.5), marks=pytest.mark.slow),
         (optax.sgd(0.1), jt.meta.per_layer_and_step(0.5)),
     ],
 )
@@ -207,7 +207,9 @@ def test_query_examples_meet_only_where_asked(statistics, rng):
     assert same == (statistics is jt.meta.running)
 
 
-@pytest.mark.parametrize(("mode", "at_once"), [("jit", None), ("jit", 4), ("pmap", 1)])
+@pytest.mark.parametrize(
+    ("mode", "at_once"), [pytest.param("jit", None, marks=pytest.mark.slow), ("jit", 4), ("pmap", 1)]
+)
 def test_tasks_split_over_devices_give_the_same_numbers(mode, at_once, rng):
     batch = image_episodes(rng, tasks=8)
     objective = jt.maml(jt.classification(normed_model()), inner=optax.sgd(0.1), steps=2, at_once=at_once)

@@ -154,7 +154,7 @@ def probe(params, rng):
     return jt.Objective("probe", (), loss)
 
 
-@pytest.mark.parametrize("statistics", ["transductive", "running", "per_step"])
+@pytest.mark.parametrize("statistics", [pytest.param("transductive", marks=pytest.mark.slow), "running", "per_step"])
 def test_the_query_set_never_reaches_the_adaptation(statistics, rng):
     """Other query images leave the adapted parameters and the support set's statistics as they are, to the bit."""
     batch, task = episodes(rng), jt.classification(model())

@@ -25,7 +25,16 @@ def loops(x, kernel, stride):
 
 @pytest.mark.parametrize("form", [convolution._by_patches, convolution._by_convolution])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 3), (1, 2, 3), (5, 4, 1), (8, 6, 5)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (6, 6, 3),
+        pytest.param(7, 5, 3, marks=pytest.mark.slow),
+        (1, 2, 3),
+        (5, 4, 1),
+        pytest.param(8, 6, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_a_convolution(rng, form, stride, height, width, size):
     x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
     kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)

@@ -33,6 +33,7 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "vit-b-16": 86_567_656,
 }
 
+DEEP = {name for name in models.ZOO if re.search(r"(34|44|56|101|110|16|19)(?!\d)|vit-[sb]", name)}  # of the same code
 FAMILIES = ["mlp", "linear", "small-cnn", "conv4", "conv4-strided", "resnet20", "preact-resnet20", "resnet18"]
 FAMILIES += ["resnet18-imagenet", "resnet50", "vgg11-bn", "vgg11", "wrn-16-2"]
 FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16"]
@@ -53,7 +54,9 @@ def test_conv4_has_the_parameters_of_the_few_shot_papers():
     assert models.count_parameters(models.conv4(5), (28, 28, 1)) == 112_261
 
 
-@pytest.mark.parametrize("name", models.ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in models.ZOO]
+)
 def test_counts_and_stages(name):
     """The papers' numbers, and stages that partition the parameters."""
     classes = classes_of(name)
@@ -118,7 +121,7 @@ def test_maps(name, stem, stages):
 
 
 @pytest.mark.parametrize("name", FAMILIES[:13])
-@pytest.mark.parametrize("size", [(5, 3), (1, 1)])
+@pytest.mark.parametrize("size", [pytest.param((5, 3), marks=pytest.mark.slow), (1, 1)])
 def test_small_and_odd_images_fit(name, size):
     model = models.create(name, 3)
 

@@ -76,7 +76,7 @@ def test_l2_sp(rng, kind, exclude):
         np.testing.assert_allclose(grad, want, rtol=1e-6, atol=1e-9, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "batch norm", "bfloat16"])
+@pytest.mark.parametrize("kind", ["mlp", "batch norm", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_l2_sp_adds_exactly_its_gradient_to_a_task(rng, kind):
     model, batch = model_of(kind), images(rng)
     task = jt.classification(model)

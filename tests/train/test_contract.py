@@ -165,7 +165,7 @@ def batches(rng, count):
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
-ALIKE |= {"weighted", "simsiam", "nnclr", "swav"}
+ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
 
 STOPPED = {
     "crd",

@@ -68,7 +68,9 @@ def assert_ends_as(whole, fitted, out):
     assert (out / "metrics.jsonl").read_bytes() == whole[1]
 
 
-@pytest.mark.parametrize("at", [2, 5, 8, 11])
+@pytest.mark.parametrize(
+    "at", [pytest.param(2, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow), 11]
+)
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_step_is_saved_and_the_run_ends_as_the_unbroken_one(tmp_path, whole, number, at, caplog):
     with pytest.raises(ENDS[number], match=rf"stopped by {number.name} after step \d+, which is saved in .*run") as end:
