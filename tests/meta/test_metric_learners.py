@@ -323,7 +323,10 @@ def test_four_hundred_ways_need_no_array_of_pairs_times_features(name):
         lambda variables, x, *, train, key: ({"features": x * variables["params"]["w"][None]}, {}),
     )
     objective = make[name](scaled)
-    part = {"input": jax.ShapeDtypeStruct((1, 400, 1600), np.float32), "label": jax.ShapeDtypeStruct((1, 400), int)}
+    part = {
+        "input": jax.ShapeDtypeStruct((1, 400, 1600), np.float32),
+        "label": jax.ShapeDtypeStruct((1, 400), np.int32),
+    }
 
     def gradient(params, batch):
         return jax.value_and_grad(lambda p: objective(p, {"model": {}}, batch, jt.Context(key=None))[0])(params)

@@ -150,8 +150,28 @@ def test_init_from_data():
         def __call__(self, x):
             return x / self.param("scale", lambda key: jnp.abs(x).max())
 
-    variables = models.linen(Scaled()).init(KEY, 3 * jnp.ones((2, 2)))
-    assert variables["params"]["scale"] == 3
+    model = models.linen(Scaled())
+    assert model.init(KEY, 3 * jnp.ones((2, 2)))["params"]["scale"] == 3
+    assert jax.eval_shape(model.init, KEY, jnp.ones((2, 2)))["params"]["scale"].shape == ()
+    with pytest.raises(InputError, match="initialises from data: give its init arrays"):
+        model.init(KEY, jax.ShapeDtypeStruct((2, 2), jnp.float32))
+
+
+def test_layers_in_a_loop_start_from_shapes():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(x.shape[-1])(x), None
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            loop = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return loop()(x, None)[0]
+
+    model, x = models.linen(Stack()), jnp.ones((2, 4))
+    chex.assert_trees_all_equal(model.init(KEY, jax.ShapeDtypeStruct(x.shape, x.dtype)), model.init(KEY, x))
+    assert model.init(KEY, x)["params"]["ScanLayer_0"]["Dense_0"]["kernel"].shape == (3, 4, 4)
 
 
 def test_dropout_draws_from_the_key():
