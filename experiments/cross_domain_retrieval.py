@@ -29,9 +29,9 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer import report
 from jaxtransfer.cli.options import statistics
 from jaxtransfer.representation import Embedded, alignment, embed, plot_embedding, recall_at_k
+from jaxtransfer.runs import report
 
 
 @dataclasses.dataclass(frozen=True)

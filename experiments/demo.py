@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import jaxtransfer as jt
-from jaxtransfer import report
+from jaxtransfer.runs import report
 
 SOURCE, TARGETS, SHOTS = "digits/upright", ("digits/noisy", "digits/rotated"), (2, 5)
 MEAN, STD = 0.3, 0.37  # of the source's images

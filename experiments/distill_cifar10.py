@@ -34,10 +34,10 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer import report
 from jaxtransfer.cli.runs import device_mesh
 from jaxtransfer.data import augment
 from jaxtransfer.errors import unknown
+from jaxtransfer.runs import report
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -41,13 +41,12 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer import report
 from jaxtransfer.cli.options import statistics
 from jaxtransfer.cli.runs import build_model, device_mesh
 from jaxtransfer.cli.stages import split_steps
 from jaxtransfer.data import augment
 from jaxtransfer.errors import unknown
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints, report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.digits import CONFIGS
 from jaxtransfer.errors import unknown
-from jaxtransfer.train.loggers import read_jsonl
+from jaxtransfer.runs.loggers import read_jsonl
 
 SMALL = 64  # the largest side for the stem of small images
 

@@ -30,7 +30,6 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer import report
 from jaxtransfer.cli.options import statistics
 from jaxtransfer.data import augment, views
 from jaxtransfer.representation import (
@@ -43,6 +42,7 @@ from jaxtransfer.representation import (
     plot_embedding,
     uniformity,
 )
+from jaxtransfer.runs import report
 
 LP_FT = "SimCLR, LP-FT"  # the head alone for the first quarter of the steps (Kumar et al. 2022)
 HEAD_RATE = 1e-2  # of Adam

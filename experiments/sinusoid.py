@@ -48,7 +48,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jaxtransfer as jt
-from jaxtransfer import report
+from jaxtransfer.runs import report
 
 PUBLISHED = {"MAML": {5: 1.13, 10: 0.77, 20: 0.48}, "Meta-SGD": {5: 0.90, 10: 0.53, 20: 0.31}}
 TEST_KEY, TEST_POINTS = 20_170_731, 100  # the curves of the test are the same for every seed

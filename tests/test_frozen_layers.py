@@ -11,7 +11,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.models.batch_norm import BatchNorm
-from jaxtransfer.train.checkpoints import fill
+from jaxtransfer.runs.checkpoints import fill
 
 KEY = jax.random.key(0)
 HEAD = {"model/head/kernel", "model/head/bias"}

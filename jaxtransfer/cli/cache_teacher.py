@@ -17,7 +17,7 @@ from jaxtransfer import tree
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.runs import Run, check_fits, check_knows_classes, load_run
 from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.train.loggers import progress_bar
+from jaxtransfer.runs.loggers import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,8 +30,8 @@ from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_r
 from jaxtransfer.data import views
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
-from jaxtransfer.report import write_report
-from jaxtransfer.train.run import write_atomically
+from jaxtransfer.runs.files import write_atomically
+from jaxtransfer.runs.report import write_report
 
 _MOST = 0.3  # of the area, for small views; the large ones beside them show more
 

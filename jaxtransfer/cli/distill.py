@@ -27,7 +27,7 @@ from jaxtransfer.files import read_text
 from jaxtransfer.methods import Stage
 from jaxtransfer.objectives.teachers import Teacher
 from jaxtransfer.outputs import shapes_of
-from jaxtransfer.train.run import write_atomically
+from jaxtransfer.runs.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

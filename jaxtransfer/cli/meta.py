@@ -28,8 +28,8 @@ from jaxtransfer.cli.options import statistics as image_statistics
 from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
 from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
 from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.report import write_report
-from jaxtransfer.train.run import write_atomically
+from jaxtransfer.runs.files import write_atomically
+from jaxtransfer.runs.report import write_report
 
 _ON_DEVICE = 2 * 2**30  # bytes; larger sets of training images stay on the host
 _VALIDATION = 200  # episodes

@@ -10,9 +10,9 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.run_config import check_config, check_weights
 from jaxtransfer.errors import InputError
-from jaxtransfer.train import checkpoints
-from jaxtransfer.train.run import read_config
-from jaxtransfer.train.selection import score_of
+from jaxtransfer.runs import checkpoints
+from jaxtransfer.runs.directory import read_config
+from jaxtransfer.runs.selection import score_of
 
 
 class Run(NamedTuple):

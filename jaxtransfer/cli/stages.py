@@ -15,8 +15,8 @@ from jaxtransfer.cli.options import TrainOptions
 from jaxtransfer.cli.runs import device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.methods import Stage
-from jaxtransfer.report import evaluation, write_report
-from jaxtransfer.train.run import CONFIG, open_run
+from jaxtransfer.runs.directory import CONFIG, open_run
+from jaxtransfer.runs.report import evaluation, write_report
 
 
 def train_stages(

@@ -13,9 +13,9 @@ import optax
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
-from jaxtransfer.train.files import told, write_atomically
+from jaxtransfer.runs.directory import NOTE
+from jaxtransfer.runs.files import told, write_atomically
 from jaxtransfer.train.fingerprint import of_program, of_tree, same
-from jaxtransfer.train.run import NOTE
 from jaxtransfer.train.state import TrainState
 
 _FORMAT = 1

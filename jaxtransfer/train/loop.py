@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
-from jaxtransfer.train import loggers, selection
+from jaxtransfer.runs import loggers, selection
+from jaxtransfer.runs.checkpoints import Checkpoints, fill
+from jaxtransfer.runs.directory import note_config, open_run
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
-from jaxtransfer.train.checkpoints import Checkpoints, fill
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.identity import Identity, of_evaluation, of_training
@@ -26,7 +27,6 @@ from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
 from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of, warn_of_missing
-from jaxtransfer.train.run import note_config, open_run
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
 

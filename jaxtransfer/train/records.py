@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
-from jaxtransfer.train.checkpoints import Checkpoints
+from jaxtransfer.runs.checkpoints import Checkpoints
 from jaxtransfer.train.watch import is_of_a_moment, is_watched
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxtransfer.cli import main
 from jaxtransfer.cli.pretexts import PRETEXTS
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 SMALL = ("--data", "digits/upright", "--split", "train[:200]", "--eval-split", "test[:64]", "--steps", "4")
 SMALL = (*SMALL, "--eval-every", "2", "--batch-size", "16", "--no-flip", "--projection", "16", "8", "--model", "mlp")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from jaxtransfer.cli.lessons import LESSONS
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 SMALL = (
     "--data",

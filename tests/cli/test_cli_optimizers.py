@@ -14,7 +14,7 @@ from jaxtransfer.cli import main
 from jaxtransfer.cli.finetune import METHODS
 from jaxtransfer.cli.options import OPTIMIZERS, RunOptions
 from jaxtransfer.cli.runs import load_run
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 DIGITS = ("--data", "digits/upright", "--eval-split", "test[:16]", "--batch-size", "16")
 TINY = ("pretrain", *DIGITS, "--split", "train[:40]", "--model", "linear")

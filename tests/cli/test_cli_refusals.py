@@ -11,7 +11,7 @@ import pytest
 
 from jaxtransfer.cli import main
 from jaxtransfer.cli.finetune import METHODS
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")
 DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)

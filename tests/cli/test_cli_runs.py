@@ -15,7 +15,7 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli import COMMANDS, main
 from jaxtransfer.cli.finetune import METHODS
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")  # which the other commands here don't see
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")

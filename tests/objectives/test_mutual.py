@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 KEY = jax.random.key(5)
 

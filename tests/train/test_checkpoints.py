@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.train import checkpoints
-from jaxtransfer.train.checkpoints import Checkpoints, DamagedCheckpointError, fill, read
+from jaxtransfer.runs import checkpoints
+from jaxtransfer.runs.checkpoints import Checkpoints, DamagedCheckpointError, fill, read
 
 
 def a_state(seed=0, step=3):

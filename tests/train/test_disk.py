@@ -12,10 +12,10 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.report import write_report
-from jaxtransfer.train import checkpoints, files
-from jaxtransfer.train.events import tensorboard
-from jaxtransfer.train.loggers import jsonl, read_jsonl
+from jaxtransfer.runs import checkpoints, files
+from jaxtransfer.runs.events import tensorboard
+from jaxtransfer.runs.loggers import jsonl, read_jsonl
+from jaxtransfer.runs.report import write_report
 
 OBJECTIVE = jt.classification(jt.models.mlp(3, hidden=()))
 BATCHES = [

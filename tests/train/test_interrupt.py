@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 from jaxtransfer.train.interrupt import Interrupted
 
 OBJECTIVE = jt.classification(jt.models.mlp(3, hidden=(4,)))

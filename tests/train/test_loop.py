@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.train import checkpoints
+from jaxtransfer.runs import checkpoints
 
 
 def perceptron(dropout=0.0):

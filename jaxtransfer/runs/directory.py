@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.train.files import told, write_atomically
+from jaxtransfer.runs.files import told, write_atomically
 
 CONFIG = "config.json"
 NOTE = "identity.json"  # what the run is, by which `fit` compares; see train/identity.py

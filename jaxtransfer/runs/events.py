@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxtransfer.train.files import Appended
+from jaxtransfer.runs.files import Appended
 
 
 @contextmanager
