@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Frozen
 from jaxtransfer.model import Model, given
+from jaxtransfer.weights import Frozen
 
 Tree = Any
 

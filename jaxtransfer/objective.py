@@ -14,10 +14,11 @@ import jax.numpy as jnp
 
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Average, Forward, Frozen
+from jaxtransfer.forward import Forward
 from jaxtransfer.model import Model
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
 from jaxtransfer.tree import check_arrays
+from jaxtransfer.weights import Frozen, Weights
 
 Tree = Any
 Batch = Mapping[str, Any]
@@ -70,10 +71,10 @@ class Objective:
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
     def __post_init__(self):
-        own = [forward.variables for forward in self.forwards]
-        handles = (*self.frozen, *(variables for variables in own if isinstance(variables, Frozen)))
-        averages = [variables for variables in own if isinstance(variables, Average)]
-        models = (*(f.model for f in self.forwards if f.trained), *self.models)
+        own = [forward.weights for forward in self.forwards]
+        handles = (*self.frozen, *(handle for weights in own for handle in weights.handles))
+        models = (*(weights.model for weights in own if weights.trained), *self.models)
+        averages = [weights for weights in own if weights.entries]
         by_name: dict[str, Any] = {}
         for model in (*models, *averages):
             if by_name.setdefault(model.name, model) is not model:
@@ -112,9 +113,10 @@ class Objective:
         return set(self.models) - set(self.peers)
 
     @property
-    def averages(self) -> tuple[Average, ...]:
-        """The moving averages that it runs."""
-        return tuple(dict.fromkeys(f.variables for f in self.forwards if isinstance(f.variables, Average)))
+    def averages(self) -> tuple[Weights, ...]:
+        """The weights among those that it runs which the state holds and the step moves: moving averages."""
+        own = [forward.weights for forward in self.forwards]
+        return tuple(dict.fromkeys(weights for weights in own if weights.entries))
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Returns fresh `(params, state)`; every model's key depends on its name alone.
@@ -239,20 +241,16 @@ def fresh(model: Model, key: jax.Array, inputs: Any) -> tuple[Tree, Tree]:
 
 def _run(forward: Forward, params, state, batch, ctx: Context):
     inputs = forward.join([view_of(batch, view) for view in forward.views])
-    model, own = forward.model, forward.variables
-    if isinstance(own, Frozen):
-        outputs, _ = model.apply(ctx.read(own), inputs, train=False, key=None)
-        return forward.split(jax.lax.stop_gradient(outputs)), state
-    name = model.name if own is None else own.name
-    if own is None:
-        variables = {"params": params[name], **state.get(name, {})}
+    weights = forward.weights
+    variables = weights.read(params, state, ctx.read)
+    if weights.inference:
+        how: dict[str, Any] = {"train": False, "key": None}
     else:
-        variables = jax.lax.stop_gradient(own.variables(params, state))
-    key = ctx.draw_key(name, *(part for view in forward.views for part in view))
-    outputs, new = forward.apply(variables, inputs, key=key, **ctx.how(model.name))
-    if own is None:
-        return forward.split(outputs), {**state, name: dict(new)}
-    return forward.split(jax.lax.stop_gradient(outputs)), {**state, name: {**state[name], **new}}
+        drawn = ctx.draw_key(weights.name, *(part for view in forward.views for part in view))
+        how = {"key": drawn, **ctx.how(weights.model.name)}
+    outputs, new = forward.apply(variables, inputs, **how)
+    outputs = outputs if weights.trained else jax.lax.stop_gradient(outputs)
+    return forward.split(outputs), weights.keep(state, new)
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:

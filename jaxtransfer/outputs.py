@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxtransfer.errors import unknown
-from jaxtransfer.forward import Forward, Frozen
+from jaxtransfer.forward import Forward
 from jaxtransfer.objective import Batch, view_of
 
 Tap = str | tuple[str, ...]
@@ -34,10 +34,9 @@ def shapes_of(forward: Forward, batch: Batch) -> Any:
     Raises:
       InputError: where the batch lacks the view.
     """
-    own = forward.variables
 
     def run(inputs):
-        variables = own.tree if isinstance(own, Frozen) else forward.model.init(jax.random.key(0), inputs)
+        variables = forward.weights.example(jax.random.key(0), inputs)
         return forward.model.apply(variables, inputs, train=False, key=None)[0]
 
     return jax.eval_shape(run, view_of(batch, forward.view))

@@ -150,6 +150,6 @@ def _name(schedule: Callable) -> str:
 def _text(term: Any) -> str:
     """The name of a term with the models that it trains, else those that it runs: `distillation(student)`."""
     trained = [forward.model.name for forward in term.forwards if forward.trained]
-    run = [getattr(forward.variables, "name", forward.model.name) for forward in term.forwards]
+    run = [forward.weights.name for forward in term.forwards]
     names = trained or [model.name for model in term.models] or run
     return (term.name or "objective") + (f"({', '.join(dict.fromkeys(names))})" if names else "")

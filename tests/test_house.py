@@ -18,6 +18,7 @@ FLOORS = [
     {"errors"},
     {"tree", "in_flight", "files", "masks", "parts"},
     {"model"},
+    {"weights"},
     {"losses", "forward", "micro_batches"},
     {"context"},
     {"terms"},
@@ -107,6 +108,34 @@ def test_a_file_is_short_and_says_what_it_is(path):
     text = path.read_text()
     assert len(text.splitlines()) < 350
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def kinds_asked_for(source: str) -> set[str]:
+    """The kinds of weights that a file asks about: names in `isinstance(x, ...)`, `type(x) is ...` and in patterns."""
+    kinds, found = {"Frozen", "FrozenModel", "Average", "Trained"}, set()
+
+    def names(node):
+        inner = {getattr(one, "id", getattr(one, "attr", None)) for one in ast.walk(node)}
+        return {name for name in inner if name in kinds}
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            found |= names(node.args[1])
+        elif isinstance(node, ast.Compare | ast.MatchClass):
+            found |= names(node)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_kinds_of_weights_are_told_apart_in_one_room(path):
+    if room_of(module_of(path)) != "weights":
+        assert not kinds_asked_for(path.read_text()), f"{path}: ask jaxtransfer.weights, or the weights themselves"
+
+
+def test_the_search_sees_questions():
+    asked = "isinstance(x, jt.Average | Peer)", "type(x) is Frozen", "isinstance(x, (FrozenModel, Model))"
+    assert [kinds_asked_for(line) for line in asked] == [{"Average"}, {"Frozen"}, {"FrozenModel"}]
+    assert kinds_asked_for((ROOT / "weights" / "__init__.py").read_text())
 
 
 def public_names():

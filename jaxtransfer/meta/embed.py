@@ -13,6 +13,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, Frozen, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, Tree, view_of
+from jaxtransfer.weights import weights_of
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -186,8 +187,7 @@ def _without(features, mask):
 def named_output(outputs: Any, output: str, model: Model | FrozenModel) -> jax.Array:
     """Returns an output, or its shape, by name; an unknown name is an error that lists those there are."""
     if output not in outputs:
-        model = model.model if isinstance(model, FrozenModel) else model
-        raise InputError(f"model {model.name!r} has no output {output!r}; it has {sorted(outputs)}")
+        raise InputError(f"model {weights_of(model).model.name!r} has no output {output!r}; it has {sorted(outputs)}")
     return outputs[output]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxtransfer import losses, tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Frozen
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.objective import Mean, Objective
+from jaxtransfer.weights import Frozen
 
 
 def _penalty(name: str, strength: float, frozen: tuple[Frozen, ...], value) -> Objective:

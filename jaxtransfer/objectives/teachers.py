@@ -9,6 +9,7 @@ from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
 from jaxtransfer.outputs import Tap, pick
+from jaxtransfer.weights import is_fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,14 @@ class Source:
         """
         if isinstance(teacher, Cached):
             return cls(teacher.name, cache=teacher)
-        if not isinstance(teacher, FrozenModel | Peer | Average):
+        model = teacher.model if isinstance(teacher, Peer) else teacher
+        if model is teacher and not is_fixed(teacher):
             raise InputError(
                 f"expected a teacher: jt.frozen(model, variables), jt.ema(model), jt.cached(), or jt.peer(model), "
                 f"which trains in another term; got {type(teacher).__name__}"
             )
-        name = teacher.model.name if isinstance(teacher, FrozenModel) else teacher.name
-        return cls(name, Forward.of(teacher.model if isinstance(teacher, Peer) else teacher, view))
+        forward = Forward.of(model, view)
+        return cls(forward.weights.name, forward)
 
     def outputs(self, outputs: Mapping[Forward, Any], batch: Batch) -> Mapping[str, Any]:
         """Returns the teacher's outputs by name."""

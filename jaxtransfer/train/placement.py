@@ -10,8 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Frozen
 from jaxtransfer.masks import check_masks
+from jaxtransfer.weights import Frozen
 
 AXIS = "batch"
 
