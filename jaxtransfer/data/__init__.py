@@ -2,6 +2,7 @@
 
 from jaxtransfer.data import augment, views
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.entries import Entry
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.fingerprint import fingerprint
@@ -14,6 +15,7 @@ from jaxtransfer.data.teacher_writer import write_outputs
 __all__ = [
     "RIGHT_ANGLES",
     "Dataset",
+    "Entry",
     "EpisodeBatches",
     "Episodes",
     "Pipeline",

@@ -22,6 +22,15 @@ class Rows(NamedTuple):
     total: int
 
 
+def _images(batch):
+    if "image" not in batch:
+        raise InputError(
+            f"this transform changes images, batch['image'], and the batch has {', '.join(sorted(batch))}; leave it "
+            "out, or write one: (batch, rng) -> batch"
+        )
+    return batch["image"]
+
+
 def _draw(batch, rows, draw):
     """The part of `draw(total)` that belongs to the rows of the batch."""
     rows = rows or Rows(0, len(batch["image"]), len(batch["image"]))
@@ -47,7 +56,7 @@ def random_crop(padding: int = 4):
 
     @_per_example
     def transform(batch, rng, rows=None):
-        image = batch["image"]
+        image = _images(batch)
         places = _draw(batch, rows, lambda total: rng.integers(0, 2 * padding + 1, (total, 2))).tolist()
         size, height, width, channels = image.shape
         padded = np.zeros((size, height + 2 * padding, width + 2 * padding, channels), image.dtype)
@@ -69,8 +78,8 @@ def random_flip():
 
     @_per_example
     def transform(batch, rng, rows=None):
+        image = _images(batch).copy()
         flip = _draw(batch, rows, lambda total: rng.random(total) < 0.5)
-        image = batch["image"].copy()
         image[flip] = image[flip][:, :, ::-1]
         return {**batch, "image": image}
 
@@ -93,7 +102,7 @@ def cutout(size: int):
 
     @_per_example
     def transform(batch, rng, rows=None):
-        image = batch["image"].copy()
+        image = _images(batch).copy()
         centres = _draw(batch, rows, lambda total: rng.integers(0, image.shape[1:3], (total, 2))).tolist()
         for number, (y, x) in enumerate(centres):
             top, left = y - size // 2, x - size // 2
@@ -121,7 +130,7 @@ def mixup(alpha: float, classes: int | None = None):
         raise InputError(f"mixup needs alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
 
     def transform(batch, rng):
-        image = _as_float(batch["image"])
+        image = _as_float(_images(batch))
         weight = rng.beta(alpha, alpha, len(image)).astype(np.float32)
         other = rng.permutation(len(image))
 
@@ -163,7 +172,7 @@ def normalize(mean, std):
 
     @_per_example
     def transform(batch, rng, rows=None):
-        image = batch["image"]
+        image = _images(batch)
         for value in (mean, std):
             if value.size not in (1, image.shape[-1]):
                 raise InputError(f"normalize has {value.size} channels, the images have {image.shape[-1]}")

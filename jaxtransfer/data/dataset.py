@@ -1,55 +1,82 @@
-"""A labelled image data set as random access: one example by its number."""
+"""A data set as random access: one example by its number, all its columns."""
 
 import functools
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.data import images
-from jaxtransfer.data.classes import match_classes, not_among
-from jaxtransfer.data.columns import Column, as_column, selected
+from jaxtransfer.data.columns import Column
+from jaxtransfer.data.derived import Derived
+from jaxtransfer.data.entries import (
+    Entry,
+    arrays_of,
+    check_class,
+    check_range,
+    images_and_labels,
+    known_entry,
+    on_pixels,
+)
 from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
-from jaxtransfer.data.sources import ArraySource, Source, relabelled
-from jaxtransfer.errors import InputError
-
-_CHUNK = 256  # examples that one thread decodes at a time
+from jaxtransfer.data.sources import ArraySource, Source, read_column
+from jaxtransfer.errors import InputError, unknown
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A random-access source of labelled images.
+@dataclass(frozen=True, eq=False, init=False)
+class Dataset(Derived):
+    """A random-access source of examples: columns of equal length, `image` and `label` two names among them.
 
-    `dataset[i]` is `{"image": uint8 [H, W, C], "label": int}` and the example's entry of each column.
+    `dataset[i]` is a dict of the example's entry of each column, `{"image": uint8 [H, W, C], "label": int}` of labelled
+    images. `jt.data.load` reads one, `from_columns` and `from_arrays` make one of arrays.
 
     Attributes:
       name: the name it was loaded by.
       split: its split.
-      class_names: one name per class; label k is the class `class_names[k]`.
-      image_shape: (H, W, C) of every image.
       source: where examples come from.
       rows: int64 [N], the examples of `source` that belong to it; None for all of them.
       resize: whether images of other sizes are brought to `image_shape`; otherwise they are an error.
       columns: further values of each example by name, numbered as the data set is; see `with_columns`.
-      of_image: the columns that are functions of the unaugmented image.
+      of_image: the columns that are functions of the unaugmented image, or lie on its pixels.
+      entries: what is known of each column by its name: shape, dtype, class names; see `jt.data.Entry`.
     """
 
     name: str
     split: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
     source: Source
-    rows: np.ndarray | None = None
-    resize: bool = False
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    of_image: frozenset[str] = frozenset()
+    rows: np.ndarray | None
+    resize: bool
+    columns: Mapping[str, Column]
+    of_image: frozenset[str]
+    entries: Mapping[str, Entry]
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        class_names: Sequence[str] | None = None,
+        image_shape: Sequence[int] | None = None,
+        source: Any = None,
+        rows: np.ndarray | None = None,
+        resize: bool = False,
+        columns: Mapping[str, Column] | None = None,
+        of_image: Iterable[str] = (),
+        entries: Mapping[str, Entry] | None = None,
+    ):
+        if source is None:
+            raise InputError("a data set needs a source; jt.data.load, Dataset.from_columns and from_arrays make one")
+        known = {**(entries or {}), **images_and_labels(class_names, image_shape)}
+        for column, values in (columns or {}).items():
+            if column not in known and (told := known_entry(values)):
+                known[column] = told
+        values = (name, split, source, rows, resize, dict(columns or {}), frozenset(of_image), known)
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def from_arrays(cls, images, labels, *, class_names=None, name="arrays", split="all") -> "Dataset":
-        """Makes a data set of arrays in memory.
+        """Makes a data set of labelled images in memory; `from_columns` takes any other data.
 
         Args:
           images: uint8 [N, H, W, C].
@@ -68,39 +95,118 @@ class Dataset:
         if images.dtype != np.uint8 or images.ndim != 4:
             raise InputError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
         labels, class_names = class_labels(labels, len(images), class_names)
-        _check_range(labels, class_names, f"{name} ({split})")
-        dataset = cls(name, split, class_names, images.shape[1:], ArraySource(images, labels.astype(np.int32)))
-        _ = dataset.labels  # held from now on
-        return dataset
+        arrays = {"image": images, "label": labels}
+        return cls.from_columns(arrays, class_names={"label": class_names}, name=name, split=split)
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Mapping[str, Any] | None = None,
+        /,
+        *,
+        class_names: Mapping[str, Sequence[str] | None] | None = None,
+        of_image: Iterable[str] | None = None,
+        name: str = "columns",
+        split: str = "all",
+        **more: Any,
+    ) -> "Dataset":
+        """Makes a data set of arrays in memory, of any names: numbers, tokens, masks, several labels, images or none.
+
+            data = jt.data.Dataset.from_columns(features=x, label=y)  # float [N, D] and integers [N]
+            jt.fit(jt.classification(model, view="features"), optimizer, jt.data.pipeline(data, 64), steps=1000)
+
+        Batches hold each column under its name, [B, ...]. Objectives look for `image` and `label` unless told otherwise
+        (`view=`, `label=`), and weigh examples by a column `weight`; `index` numbers them. `mask` is the name of
+        evaluation batches for what is padding. Numbers of 64 bits become those of 32 bits, unless JAX has x64 enabled.
+
+        Args:
+          columns: arrays [N, ...] by name; or as keywords.
+          class_names: by column, one name per class: whole numbers, of any shape, are then its classes, and texts [N]
+            are numbered. None numbers the classes up to the largest, or takes the texts, sorted. A column `label` of
+            whole numbers, booleans or texts [N] is such a one anyway.
+          of_image: columns that hold for the images as they are, which a pipeline then refuses to augment. By default
+            those with a value per pixel: of the height and width of `image`.
+          name: the name that messages show.
+          split: the split that messages show.
+
+        Returns:
+          The data set; it holds arrays without a copy, where their type stays.
+
+        Raises:
+          InputError: for columns of several lengths, texts that are no classes, numbers that are not finite, a class
+            out of range.
+        """
+        arrays, entries = arrays_of({**(columns or {}), **more}, class_names or {}, f"{name} ({split})")
+        if of_image is None:
+            of_image = on_pixels(entries)
+        for column in of_image:
+            if column not in entries:
+                raise unknown("column of of_image=", column, entries)
+        return cls(name, split, source=ArraySource(arrays), of_image=of_image, entries=entries)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class: `label` k is the class `class_names[k]`; of another column, `entries[name].class_names`.
+
+        Empty where the labels are no classes, or there are none.
+        """
+        entry = self.entries.get("label")
+        return (entry.class_names or ()) if entry is not None else ()
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+        """Number of classes of `label`; of another column, `entries[name].classes`."""
+        if (count := self.entry_of("label").classes) is None:
+            raise InputError(f"{self.title}: its labels are numbers ({self.entry_of('label')}), not classes")
+        return count
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every `image`."""
+        return self.entry_of("image").shape  # pyright: ignore[reportReturnType]
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """All labels, int32 [N]; read once.
+        """All labels, int32 [N]; read once. Where `label` is no class per example, its values [N, ...].
 
         Raises:
           InputError: names the first example whose label is outside of [0, classes).
         """
-        labels = np.asarray(self.source.read_labels())
-        labels = labels if self.rows is None else labels[self.rows]
-        if labels.size and not (labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)):
-            whole_label(labels.tolist()[0], self._title, 0)  # raises
-        _check_range(labels, self.class_names, self._title)
-        return labels.astype(np.int32)
+        return self.column("label")
+
+    def column(self, name: str) -> np.ndarray:
+        """All values of a column, [N, ...], in the order of the examples; images are decoded only where they are asked.
+
+        Args:
+          name: of the column.
+
+        Raises:
+          InputError: for an unknown name, and names the first example whose class is out of range.
+        """
+        if name in self.columns:
+            return np.asarray(self.columns[name][np.arange(len(self))])
+        entry = self.entry_of(name)
+        if (
+            entry.shape and not self.in_memory
+        ):  # images, and what lies on their pixels, are decoded and brought to shape
+            return self.sourced(np.arange(len(self)))[name]
+        values = read_column(self.source, name)
+        values = values if self.rows is None else values[self.rows]
+        if entry.is_label and values.size and not (values.ndim == 1 and np.issubdtype(values.dtype, np.integer)):
+            whole_label(values.tolist()[0], self.title, 0)  # raises
+        if entry.class_names is not None:
+            check_range(values, entry.class_names, self.title, name)
+        return values.astype(entry.dtype, copy=False)
 
     @property
     def in_memory(self) -> bool:
-        """Whether the decoded images are held as arrays."""
+        """Whether the decoded examples are held as arrays."""
         return isinstance(self.source, ArraySource)
 
     @property
     def nbytes(self) -> int:
-        """Size of all decoded images in bytes."""
-        return len(self) * int(np.prod(self.image_shape))
+        """Size of all decoded examples in bytes; `columns` that were added don't count."""
+        return len(self) * sum(entry.nbytes for entry in self.sourced_entries.values())
 
     @property
     def origin(self) -> tuple[Source, np.ndarray | None]:
@@ -110,13 +216,26 @@ class Dataset:
             return source, taken if self.rows is None else self.rows
         return source, taken[self.rows]
 
+    @property
+    def sourced_entries(self) -> dict[str, Entry]:
+        """The entries that the source gives."""
+        return {name: entry for name, entry in self.entries.items() if name not in self.columns}
+
+    def entry_of(self, name: str) -> Entry:
+        """What is known of a column; an unknown name is an error that lists those there are."""
+        if name not in self.entries:
+            raise InputError(f"{self.title} has no column {name!r}; it has {', '.join(self._names)}")
+        return self.entries[name]
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self.entries, *self.columns]))
+
     def __repr__(self):
         """Its columns: `Dataset(digits (train): 100 examples; image uint8 [8, 8, 1], label int32 of 10 classes)`."""
-        listed = [f"image uint8 {list(self.image_shape)}", f"label int32 of {self.classes} classes"]
-        for name, column in self.columns.items():  # those that are read from disk say nothing of themselves
-            known = isinstance(column, np.ndarray)
-            listed.append(f"{name} {column.dtype} {list(column.shape[1:])}" if known else name)
-        return f"Dataset({self._title}: {len(self)} examples; {', '.join(listed)})"
+        known = self.entries  # columns that are read from disk say nothing of themselves
+        listed = [f"{name} {known[name]}" if name in known else name for name in self._names]
+        return f"Dataset({self.title}: {len(self)} examples; {', '.join(listed)})"
 
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)
@@ -136,175 +255,49 @@ class Dataset:
           indices: integers [n] in [0, N), repeats allowed.
 
         Returns:
-          `image` uint8 [n, H, W, C], `label` int32 [n] and the columns [n, ...], fresh arrays.
+          The columns by name, such as `image` uint8 [n, H, W, C] and `label` int32 [n], fresh arrays.
         """
         indices = example_numbers(indices, "read")
-        return self._images(indices) | {name: column[indices] for name, column in self.columns.items()}
+        return self.sourced(indices) | {name: column[indices] for name, column in self.columns.items()}
 
-    def with_columns(self, columns: Mapping[str, Any], *, of_image: bool = False) -> "Dataset":
-        """Adds values to each example, which batches then hold beside `image` and `label`.
-
-        `select`, `take` and `subset` choose from them, `decoded` and the pipelines carry them.
-
-        Args:
-          columns: by name, an array [N, ...] or an object with `__len__` and `__getitem__(int64 [n]) -> [n, ...]`
-            that reads what it is asked for; entry i belongs to example i of this data set.
-          of_image: whether they are functions of the unaugmented image, such as a teacher's outputs; a pipeline
-            then refuses to augment. An example's number, say, holds for any view of it.
-
-        Raises:
-          InputError: for another length or a name that is taken.
-
-        Example:
-          >>> numbered = dataset.with_columns({"index": np.arange(len(dataset))})
-        """
-        added = {name: as_column(column) for name, column in columns.items()}
-        for name, column in added.items():
-            if name in (taken := ["image", "label", "mask", *self.columns]):
-                raise InputError(
-                    f"{self._title}: a column can't be called {name!r}; choose another name than {', '.join(taken)}"
-                )
-            size = column.shape[:1] if isinstance(column, np.ndarray) else (len(column),)
-            if size != (len(self),):
-                raise InputError(
-                    f"{self._title}: column {name!r} must have one entry for each of the {len(self)} examples, got "
-                    f"{size[0] if size else 'a single value'}; add columns before choosing examples"
-                )
-        marked = self.of_image | added.keys() if of_image else self.of_image
-        more = replace(self, columns={**self.columns, **added}, of_image=marked)
-        if "labels" in vars(self):  # read once
-            vars(more)["labels"] = self.labels
-        return more
-
-    def _images(self, indices):
+    def sourced(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads what the source gives of several examples, int64 [n]: all but the `columns`."""
         rows = indices if self.rows is None else self.rows[indices]
         if isinstance(self.source, ArraySource):
-            return {"image": self.source.images[rows], "label": self.source.labels[rows]}
-        image = np.empty((len(indices), *self.image_shape), np.uint8)
-        label = np.empty(len(indices), np.int32)
+            return {name: array[rows] for name, array in self.source.arrays.items()}
+        known = self.sourced_entries
+        found = {name: np.empty((len(indices), *entry.shape), entry.dtype) for name, entry in known.items()}
         for position, (index, example) in enumerate(zip(indices, self.source.many(rows), strict=True)):
-            example = self._checked(int(index), example)
-            image[position], label[position] = example["image"], example["label"]
-        return {"image": image, "label": label}
-
-    def select(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
-        """The data set of the given examples, in the given order.
-
-        Args:
-          indices: integers [n] in [0, N), repeats allowed.
-
-        Raises:
-          InputError: for an index outside of [0, N), or one that is no whole number.
-        """
-        indices = example_numbers(indices, "select").reshape(-1)
-        for index in indices[(indices < 0) | (indices >= len(self))][:1]:
-            raise InputError(f"{self._title}: example {index} asked, it has {len(self)}, numbered from 0")
-        columns = {name: selected(column, indices) for name, column in self.columns.items()}
-        return replace(self, rows=indices if self.rows is None else self.rows[indices], columns=columns)
-
-    def take(self, n: int) -> "Dataset":
-        """The first `n` examples; all of them when there are fewer."""
-        n = int(example_numbers(n, "take"))
-        if n < 0:
-            raise InputError(f"take needs a number of examples of at least 0, got {n}")
-        return self.select(np.arange(min(n, len(self))))
-
-    def subset(self, *, per_class: int, seed: int = 0) -> "Dataset":
-        """Chooses `per_class` examples of each class without replacement.
-
-        The choice is a function of (seed, the labels); for one seed a smaller choice lies within a larger
-        one.
-
-        Args:
-          per_class: examples per class, at least 1.
-          seed: non-negative integer.
-
-        Returns:
-          The chosen examples, in the order of the whole data set.
-
-        Raises:
-          InputError: names a class with too few examples.
-        """
-        per_class = int(example_numbers(per_class, "subset"))
-        if per_class < 1 or seed < 0:
-            raise InputError(f"subset needs per_class >= 1 and seed >= 0, got {per_class} and {seed}")
-        chosen = []
-        for label, class_name in enumerate(self.class_names):
-            members = np.flatnonzero(self.labels == label)
-            if len(members) < per_class:
-                raise InputError(
-                    f"{self._title}: class {class_name!r} has {len(members)} examples, {per_class} per class "
-                    "asked; ask for fewer"
-                )
-            chosen.append(np.random.default_rng([seed, label]).permutation(members)[:per_class])
-        return self.select(np.sort(np.concatenate(chosen)))
-
-    def as_classes(self, class_names: Sequence[str], *, whose: str = "the classes asked for") -> "Dataset":
-        """The same examples with the labels that other class names give them, for a model of those to be evaluated.
-
-        Names are found wherever they stand, and classes may be left over; see `match_classes` for names that are
-        numbers and for data without names.
-
-        Args:
-          class_names: the classes that label k is to stand for.
-          whose: what they are of, for messages.
-
-        Raises:
-          InputError: names a class that occurs here and is not among them; or where names don't tell.
-        """
-        found = match_classes(self.class_names, class_names, of=self._title, whose=whose).places
-        for label in np.flatnonzero(found < 0):
-            if label in self.labels:
-                raise not_among(self.class_names[label], class_names, of=self._title, whose=whose)
-        labels = found[self.labels].astype(np.int32)
-        more = replace(self, class_names=tuple(class_names), source=relabelled(self.source, found))
-        vars(more)["labels"] = labels  # read once
-        return more
-
-    def decoded(self, threads: int | None = None) -> "Dataset":
-        """The same data set with decoded images and labels held in memory.
-
-        Args:
-          threads: threads that decode; by default one per processor, at most 8.
-
-        Raises:
-          InputError: names an example whose image has another shape or whose label is out of range.
-        """
-        if self.in_memory and self.rows is None:
-            return self
-        image = np.empty((len(self), *self.image_shape), np.uint8)
-        label = np.empty(len(self), np.int32)
-
-        def decode(start):
-            part = self._images(np.arange(start, min(start + _CHUNK, len(self))))
-            image[start : start + _CHUNK], label[start : start + _CHUNK] = part["image"], part["label"]
-
-        with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-            futures = [pool.submit(decode, start) for start in range(0, len(self), _CHUNK)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        return replace(self, source=ArraySource(image, label, self.origin), rows=None, resize=False)
+            for name, value in self._checked(int(index), example).items():
+                found[name][position] = value
+        return found
 
     @property
-    def _title(self):
+    def title(self) -> str:
+        """Name and split, for messages."""
         return f"{self.name} ({self.split})"
 
-    def _checked(self, index, example):
-        image, label = example["image"], whole_label(example["label"], self._title, index)
-        if not 0 <= label < self.classes:
-            raise _out_of_range(index, label, self.class_names, self._title)
-        if image.shape != self.image_shape:
-            if not self.resize:
-                raise InputError(
-                    f"{self._title}: example {index} has an image of shape {image.shape}, expected "
-                    f"{self.image_shape}; pass image_shape=(height, width, channels) to resize all"
-                )
-            image = images.fit(image, self.image_shape)
-        return {**example, "image": image, "label": label}
+    def _checked(self, index: int, example: Mapping[str, Any]) -> dict[str, Any]:
+        checked = {}
+        for name, entry in self.sourced_entries.items():
+            value = example[name]
+            if entry.shape and np.shape(value) != entry.shape:
+                value = self._resized(name, value, entry, index)
+            if entry.class_names is not None:
+                value = check_class(name, value, entry, self.title, index)
+            checked[name] = value
+        return checked
+
+    def _resized(self, name: str, value: Any, entry: Entry, index: int) -> np.ndarray:
+        per_pixel = name in self.of_image and "image" in self.entries and entry.shape[:2] == self.image_shape[:2]
+        if self.resize and (name == "image" or per_pixel):
+            return images.fit(value, self.image_shape) if name == "image" else images.fit_mask(value, entry.shape)
+        what, remedy = f"a value of {name!r}", "mend the data or leave the column out"
+        if name == "image":
+            what, remedy = "an image", "pass image_shape=(height, width, channels) to resize all"
+        raise InputError(
+            f"{self.title}: example {index} has {what} of shape {np.shape(value)}, expected {entry.shape}; {remedy}"
+        )
 
 
 def check_dataset(given: Any, what: str) -> None:
@@ -312,22 +305,9 @@ def check_dataset(given: Any, what: str) -> None:
     if isinstance(given, Dataset):
         return
     if isinstance(given, Mapping | tuple | list) or hasattr(given, "shape"):
-        remedy = "make one of arrays: jt.data.Dataset.from_arrays(images, labels)"
+        remedy = "make one of arrays: jt.data.Dataset.from_arrays(images, labels), or from_columns(name=array, ...)"
     elif isinstance(given, str):
         remedy = "load it: jt.data.load(name, split)"
     else:
         remedy = "jt.data.load and jt.data.Dataset.from_arrays make one"
     raise InputError(f"{what} takes a jt.data.Dataset, got {type(given).__name__}; {remedy}")
-
-
-def _check_range(labels: np.ndarray, class_names, title: str) -> None:
-    """Raises for the first label [N] that is no class; before any cast, which would bring it into the range."""
-    for index in np.flatnonzero((labels < 0) | (labels >= len(class_names)))[:1]:
-        raise _out_of_range(index, labels[index], class_names, title)
-
-
-def _out_of_range(index, label, class_names, title: str) -> InputError:
-    return InputError(
-        f"{title}: example {index} has label {label}, expected 0 to {len(class_names) - 1} "
-        f"({len(class_names)} classes); mend the data or take a split with labels"
-    )

@@ -26,7 +26,7 @@ def eval_batches(
 ) -> "EvalBatches":
     """Makes batches in which every example counts exactly once and all shapes are the same.
 
-    The last batch is filled with zero images whose mask is 0. Every host gets the same number of batches.
+    The last batch is filled with zeros whose mask is 0. Every host gets the same number of batches.
 
     Args:
       dataset: the examples, in their order.
@@ -38,9 +38,9 @@ def eval_batches(
       cache: as in `pipeline`, without "device".
 
     Returns:
-      A collection with a length that can be iterated again and again. Batches are `image` uint8 [b, H, W, C],
-      `label` int32 [b], the data set's columns and `mask` float32 [b], 1 for an example and 0 for padding, where
-      all is zero; b = batch_size / count.
+      A collection with a length that can be iterated again and again. Batches are the data set's columns [b, ...],
+      such as `image` uint8 [b, H, W, C] and `label` int32 [b], and `mask` float32 [b], 1 for an example and 0 for
+      padding, where all is zero; b = batch_size / count.
 
     Raises:
       InputError: for an empty data set, a batch size below 1 or not divisible by the hosts, a transform of images of

@@ -16,7 +16,7 @@ _PART = 512  # bytes of an image file that count, in its middle and at its end
 _SOME = 256  # entries of a column that is not in memory that count
 
 
-def fingerprint(dataset) -> dict[str, str | int]:
+def fingerprint(dataset) -> dict[str, Any]:
     """Returns what a data set is, to be compared with what it was: equal parts mean the same examples in one order.
 
     It costs about 10 µs per image file, and at most half a second per array or tfds set. Where the files lie, and when
@@ -30,8 +30,8 @@ def fingerprint(dataset) -> dict[str, str | int]:
 
     Returns:
       By part, JSON types: `data` and `split` (its names; "folder" for any folder), `examples`, `image_shape`,
-      `class_names`; `labels` and `images`, or for a tfds set `records` and `rows`; `columns` where it has any. Long
-      parts are digests.
+      `class_names`; `labels` and `images`, or for a tfds set `records` and `rows`; where it has other columns, `arrays`
+      and `class_names of` those, and `columns` that were added. Long parts are digests.
 
     Raises:
       InputError: names a file that cannot be read.
@@ -42,16 +42,34 @@ def fingerprint(dataset) -> dict[str, str | int]:
         "data": dataset.name,
         "split": dataset.split,
         "examples": len(dataset),
-        "image_shape": " x ".join(map(str, dataset.image_shape)),
-        "class_names": _brief(dataset.class_names),
+        **_of_entries(dataset.entries),
         **(told(rows) if told is not None else _of_other(dataset)),
         **({"columns": _of_columns(dataset.columns)} if dataset.columns else {}),
     }
 
 
-def _of_other(dataset) -> dict[str, str]:
+def _of_entries(entries) -> dict[str, Any]:
+    """What is known of the columns; `image_shape` and `class_names` where there are images and labels."""
+    told: dict[str, Any] = {}
+    if "image" in entries:
+        told["image_shape"] = " x ".join(map(str, entries["image"].shape))
+    if "label" in entries and entries["label"].class_names is not None:
+        told["class_names"] = _brief(entries["label"].class_names)
+    named = {name: entry for name, entry in entries.items() if name != "label" and entry.class_names is not None}
+    if named:
+        told["class_names of"] = {name: _brief(entry.class_names) for name, entry in sorted(named.items())}
+    return told
+
+
+def _of_other(dataset) -> dict[str, Any]:
     """The parts of a data set of a source of someone else's, which is read here and there."""
-    return {"labels": of_array(dataset.labels), "images": of_array(dataset.read(_spread(len(dataset)))["image"])}
+    known, read = dataset.sourced_entries, dataset.sourced(_spread(len(dataset)))
+    told: dict[str, Any] = {"labels": of_array(dataset.labels)} if "label" in known else {}
+    if "image" in known:
+        told["images"] = of_array(read["image"])
+    if others := sorted(known.keys() - {"image", "label"}):
+        told["arrays"] = {name: of_array(read[name]) for name in others}
+    return told
 
 
 def _of_columns(columns) -> str:

@@ -76,6 +76,24 @@ def fit(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
     return image
 
 
+def fit_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resizes values of pixels that are no colours, such as classes, as `fit` does images: each pixel gets the value in
+    the middle of what it covers.
+
+    Args:
+      mask: [h, w, ...].
+      shape: the wanted (H, W, ...).
+
+    Returns:
+      [H, W, ...], of the values that the mask has.
+    """
+    rows, columns = (
+        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(np.int64)
+        for new, old in zip(shape[:2], mask.shape[:2], strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
 def read(path, channels: int = 3) -> np.ndarray:
     """Decodes an image file as it is meant to be seen: turned as its EXIF orientation says, 16 bits brought to 8.
 

@@ -53,8 +53,8 @@ def pipeline(
         gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB.
 
     Returns:
-      The pipeline. Batches are `image` uint8 [b, H, W, C], `label` int32 [b] and the data set's columns, unless
-      `augment` changes them, b = B / count.
+      The pipeline. Batches are the data set's columns [b, ...], such as `image` uint8 [b, H, W, C] and `label` int32
+      [b], unless `augment` changes them, b = B / count.
 
     Raises:
       InputError: for an empty data set or what is none, a batch size below 1 or not divisible by the hosts, unusable
@@ -104,7 +104,7 @@ class Pipeline:
           i: number of the batch, at least 0.
 
         Returns:
-          `image` [b, H, W, C], `label` and columns, in NumPy, or on the device with `cache="device"`.
+          The columns [b, ...], in NumPy, or on the device with `cache="device"`.
         """
         if i < 0:
             raise InputError(f"batches are numbered from 0, got {i}")
@@ -194,10 +194,15 @@ def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
 def check_augment(dataset: Dataset, augment) -> None:
     """Raises where augmented images would go with a column that was computed on the images as they are."""
     if augment is not None and dataset.of_image:
+        name = min(dataset.of_image)
+        made = "was computed on unaugmented images, and augmentation would pair it with others"
+        remedy = "run the live teacher in place of its cache"
+        if name in dataset.sourced_entries:
+            made = "has a value for each pixel of the images as they are, and augmentation would move the images alone"
+            remedy = "take a transform that moves both and a data set that says so, dataclasses.replace(dataset, "
+            remedy += "of_image=frozenset())"
         raise InputError(
-            f"{dataset.name} ({dataset.split}): column {min(dataset.of_image)!r} was computed on unaugmented images, "
-            "and augmentation would pair it with others; leave the augmentation out, or run the live teacher in "
-            "place of its cache"
+            f"{dataset.name} ({dataset.split}): column {name!r} {made}; leave the augmentation out, or {remedy}"
         )
 
 
@@ -236,7 +241,7 @@ def _device_gather(dataset):
 
     arrays, every = dataset.decoded(), np.arange(len(dataset))
     columns = {name: column[every] for name, column in arrays.columns.items()}
-    held = jax.device_put({"image": arrays.source.images, "label": arrays.source.labels, **columns})
+    held = jax.device_put({**arrays.sourced(every), **columns})
 
     @jax.jit
     def gather(held, examples):

@@ -1,6 +1,8 @@
 """Where examples come from."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -8,16 +10,21 @@ import numpy as np
 
 from jaxtransfer.data.fingerprint import of_array
 
+_CHUNK = 256  # examples that one thread decodes at a time
+
 
 class Source(Protocol):
-    """Where examples come from: read by number, all labels at once without decoding images."""
+    """Where examples come from: read by number, all labels at once without decoding images.
+
+    One may have `read_column(name) -> [N, ...]` too, which reads the values of another column without the images.
+    """
 
     def __len__(self) -> int:
         """Number of examples."""
         ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The example: `image` uint8 [H, W, C] and `label` int."""
+        """The example: a value by the name of each entry, such as `image` uint8 [H, W, C] and `label` int."""
         ...
 
     def many(self, indices: np.ndarray) -> Iterable[dict[str, Any]]:
@@ -29,22 +36,35 @@ class Source(Protocol):
         ...
 
 
+def read_column(source: Any, name: str) -> np.ndarray:
+    """All values [N, ...] of one column of a source, without decoding images where it knows how."""
+    if name == "label":
+        return np.asarray(source.read_labels())
+    if hasattr(source, "read_column"):
+        return source.read_column(name)
+    return np.stack([np.asarray(example[name]) for example in source.many(np.arange(len(source)))])
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples held in memory: `images` uint8 [N, H, W, C] and `labels` int32 [N].
+    """Examples held in memory: `arrays` [N, ...] by name.
 
     `origin` is the source that they were decoded from, with the numbers of its examples, or None for all of them.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     origin: tuple[Any, np.ndarray | None] | None = None
 
+    @property
+    def images(self) -> np.ndarray:
+        """The images, uint8 [N, H, W, C]."""
+        return self.arrays["image"]
+
     def __len__(self):
-        return len(self.labels)
+        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, index):
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        return {name: array[index] for name, array in self.arrays.items()}
 
     def many(self, indices):
         """The examples of several numbers."""
@@ -52,18 +72,24 @@ class ArraySource:
 
     def read_labels(self):
         """All labels, int32 [N]."""
-        return self.labels
+        return self.arrays["label"]
 
-    def fingerprint(self, rows: np.ndarray | None) -> dict[str, str]:
-        """Digests of the examples `rows`, or of all."""
-        images, labels = (self.images, self.labels) if rows is None else (self.images[rows], self.labels[rows])
-        return {"labels": of_array(labels), "images": of_array(images)}
+    def read_column(self, name: str) -> np.ndarray:
+        """All values of a column, [N, ...]."""
+        return self.arrays[name]
+
+    def fingerprint(self, rows: np.ndarray | None) -> dict[str, Any]:
+        """Digests of the examples `rows`, or of all: `labels`, `images` and, by name, `arrays`."""
+        digests = {name: of_array(array if rows is None else array[rows]) for name, array in self.arrays.items()}
+        usual = {key: digests.pop(name) for name, key in (("label", "labels"), ("image", "images")) if name in digests}
+        return {**usual, **({"arrays": dict(sorted(digests.items()))} if digests else {})}
 
 
 def relabelled(source: Source, places: np.ndarray) -> Source:
     """A source whose label k has become `places[k]`, int64 [classes]."""
     if isinstance(source, ArraySource):
-        return replace(source, labels=np.take(places, source.labels, mode="clip").astype(np.int32))
+        labels = np.take(places, source.arrays["label"], mode="clip").astype(np.int32)
+        return replace(source, arrays={**source.arrays, "label": labels})
     return Relabelled(source, places)
 
 
@@ -88,3 +114,33 @@ class Relabelled:
     def read_labels(self):
         """All labels, int64 [N]."""
         return np.take(self.places, self.source.read_labels(), mode="clip")
+
+    def read_column(self, name: str) -> np.ndarray:
+        """All values of a column, [N, ...]."""
+        return self.read_labels() if name == "label" else read_column(self.source, name)
+
+
+def decode(read: Callable[[np.ndarray], Mapping[str, np.ndarray]], entries: Mapping[str, Any], size: int, threads=None):
+    """Returns the arrays [N, ...] by name of `size` examples.
+
+    Args:
+      read: gives those of several numbers.
+      entries: shape and dtype of each array by name.
+      size: N.
+      threads: threads that read; by default one per processor, at most 8.
+    """
+    arrays = {name: np.empty((size, *entry.shape), entry.dtype) for name, entry in entries.items()}
+
+    def one(start):
+        for name, values in read(np.arange(start, min(start + _CHUNK, size))).items():
+            arrays[name][start : start + _CHUNK] = values
+
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+        futures = [pool.submit(one, start) for start in range(0, size, _CHUNK)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return arrays

@@ -302,20 +302,25 @@ def _facts(dataset):
         "data": dataset.name,
         "split": dataset.split,
         "examples": len(dataset),
-        "image_shape": list(dataset.image_shape),
+        "image_shape": list(dataset.image_shape) if "image" in dataset.entries else [],
     }
 
 
 def described(facts: Mapping[str, Any]) -> str:
     """Says in a message which data a note is of."""
-    return f"{facts['data']} ({facts['split']}), {facts['examples']} images {tuple(facts['image_shape'])}"
+    what = f"images {tuple(facts['image_shape'])}" if facts["image_shape"] else "examples"
+    return f"{facts['data']} ({facts['split']}), {facts['examples']} {what}"
 
 
 def _fingerprint(dataset):
-    digest = hashlib.sha256(dataset.labels.astype("<i4").tobytes())
-    count = len(dataset) if dataset.nbytes <= _FINGERPRINTED else min(_SOME, len(dataset))
+    known = dataset.sourced_entries  # of what was added, such as another teacher's outputs, nothing counts
+    digest = hashlib.sha256(dataset.labels.astype("<i4").tobytes() if "label" in known else b"")
+    size = len(dataset) * sum(entry.nbytes for name, entry in known.items() if name != "label")
+    count = len(dataset) if size <= _FINGERPRINTED else min(_SOME, len(dataset))
     for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).round().astype(np.int64), -(-count // _CHUNK)):
-        digest.update(dataset.read(rows)["image"].tobytes())
+        values = dataset.sourced(rows)
+        for name in sorted(values.keys() - {"label"}):
+            digest.update(values[name].tobytes())
     return digest.hexdigest()
 
 

@@ -211,6 +211,8 @@ def many_views(views: dict[str, Transform], *, of: str = "image") -> Callable[[j
     """
 
     def transform(key, batch, rows):
+        if of not in batch:
+            raise InputError(f"expected images in batch[{of!r}]; the batch has {', '.join(sorted(batch))}")
         images = batch[of]
         if images.ndim != 4:
             raise InputError(f"expected images [B, H, W, C] in batch[{of!r}]; got shape {images.shape}")
