@@ -240,7 +240,8 @@ def fresh(model: Model, key: jax.Array, inputs: Any) -> tuple[Tree, Tree]:
 
 
 def _run(forward: Forward, params, state, batch, ctx: Context):
-    inputs = forward.join([view_of(batch, view) for view in forward.views])
+    views = [view_of(batch, view) for view in forward.views]
+    inputs = forward.join(views)
     weights = forward.weights
     variables = weights.read(params, state, ctx.read)
     if weights.inference:
@@ -250,7 +251,7 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
         how = {"key": drawn, **ctx.how(weights.model.name)}
     outputs, new = forward.apply(variables, inputs, **how)
     outputs = outputs if weights.trained else jax.lax.stop_gradient(outputs)
-    return forward.split(outputs), weights.keep(state, new)
+    return forward.split(outputs, views), weights.keep(state, new)
 
 
 def _scale(objective: Objective, weight: Weight) -> Objective:
