@@ -45,6 +45,7 @@ from jaxtransfer.objectives import (
 )
 from jaxtransfer.outputs import shapes_of
 from jaxtransfer.surgery import Report, Transferred, transfer
+from jaxtransfer.together import together
 from jaxtransfer.train import (
     Fitted,
     Interval,
@@ -118,6 +119,7 @@ __all__ = [
     "simsiam",
     "supcon",
     "swav",
+    "together",
     "train_step",
     "transfer",
     "tree",

@@ -23,7 +23,7 @@ FLOORS = [
     {"context"},
     {"terms"},
     {"objective"},
-    {"outputs"},
+    {"outputs", "together"},
     {"objectives", "optim", "surgery", "meta", "runs"},
     {"methods", "train", "representation", "report"},  # sides of one floor: none imports another
     {"cli"},
