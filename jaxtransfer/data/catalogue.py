@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtransfer.data import cache, digits, prepared
+from jaxtransfer.data import cache, digits, features, prepared
 from jaxtransfer.data.builders import builder_of, reason_of
 from jaxtransfer.errors import InputError
 
@@ -55,7 +55,7 @@ def _entry(name, folder):
     try:
         info = builder_of(folder).info
         splits, sizes = tuple(info.splits), tuple(split.num_examples for split in info.splits.values())
-        image_shape, class_names = prepared.image_and_classes(name, info.features)
+        image_shape, class_names = features.image_and_classes(name, info.features)
         form = info.file_format.value if info.file_format else "unknown"
         note = "" if form in ("array_record", "parquet") else f"stored as {form}: needs jaxtransfer[tensorflow]"
         return Entry(name, splits, sizes, len(class_names), image_shape, True, note)

@@ -14,6 +14,7 @@ from jaxtransfer.data.entries import (
     Entry,
     arrays_of,
     check_class,
+    check_number,
     check_range,
     images_and_labels,
     known_entry,
@@ -285,6 +286,8 @@ class Dataset(Derived):
                 value = self._resized(name, value, entry, index)
             if entry.class_names is not None:
                 value = check_class(name, value, entry, self.title, index)
+            elif name != "image":
+                check_number(name, value, entry, self.title, index)
             checked[name] = value
         return checked
 

@@ -102,7 +102,7 @@ def column_of(name: str, values: Any, title: str, class_names: Any = ()) -> tupl
     if values.dtype.kind in "USOMmV":
         raise InputError(
             f"{what} is {_kind(values)}, and batches are of numbers. Classes: class_names={{{name!r}: None}} numbers "
-            f"them. Sentences: jt.data.Vocabulary.of(texts) makes tokens. Else leave it out"
+            f"them. Else number its words, or leave it out"
         )
     values = _narrowed(values, what)
     if values.dtype.kind in "fc" and (bad := _first_not_finite(values)) is not None:
@@ -111,6 +111,15 @@ def column_of(name: str, values: Any, title: str, class_names: Any = ()) -> tupl
             f"fill it, with an indicator beside (jt.data.from_frame does), or leave the example out"
         )
     return values, Entry(values.shape[1:], values.dtype)
+
+
+def type_in_batches(dtype: np.dtype) -> np.dtype:
+    """Returns the type that JAX makes of one: of 64 bits 32, unless x64 is enabled."""
+    if dtype.itemsize < 8 or dtype.kind not in "iufc":
+        return dtype
+    import jax
+
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def arrays_of(
@@ -172,6 +181,22 @@ def check_class(name: str, value: Any, entry: Entry, title: str, index: int) -> 
     return value
 
 
+def check_number(name: str, value: Any, entry: Entry, title: str, index: int) -> None:
+    """Raises for numbers of an example that are not finite, or that the type of their column can't hold."""
+    value = np.asarray(value)
+    bad = np.empty(0)
+    if entry.dtype.kind in "fc":
+        bad = value[~np.isfinite(value)]
+    elif entry.dtype.kind in "iu" and value.dtype != entry.dtype:
+        most = np.iinfo(entry.dtype)
+        bad = value[(value < most.min) | (value > most.max)]
+    if bad.size:
+        raise InputError(
+            f"{title}: example {index} has {bad.ravel()[0]} in {name!r}, expected finite numbers of {entry.dtype}; "
+            f"mend the data or leave the column out"
+        )
+
+
 def check_range(values: np.ndarray, class_names: Sequence[str], title: str, name: str = "label") -> None:
     """Raises for the first value [N, ...] that is no class; before any cast, which would bring it into the range."""
     count = len(class_names)
@@ -210,11 +235,7 @@ def _classes(name: str, values: np.ndarray, what: str, class_names: Any) -> tupl
 
 def _narrowed(values: np.ndarray, what: str) -> np.ndarray:
     """Returns numbers in the type that JAX computes with."""
-    if values.dtype.itemsize < 8 or values.dtype.kind not in "iufc":
-        return values
-    import jax
-
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(values.dtype))
+    dtype = type_in_batches(values.dtype)
     if values.dtype.kind in "iu" and dtype != values.dtype and values.size:
         most = np.iinfo(dtype)
         if values.min() < most.min or values.max() > most.max:

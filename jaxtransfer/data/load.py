@@ -8,12 +8,33 @@ import numpy as np
 from jaxtransfer.data import cache, folder, images, prepared
 from jaxtransfer.data.builders import builder_of, check_all_features, reason_of
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.features import Asked, Names, choose, value_of
 from jaxtransfer.data.quiet import quiet_tfds
+from jaxtransfer.data.sources import ArraySource, ListSource
 from jaxtransfer.errors import InputError, unknown
 
 
-def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
+def load(
+    name: str,
+    split: str,
+    *,
+    data_dir=None,
+    image_shape=None,
+    image: str | None = None,
+    label: Names = None,
+    columns: Names = (),
+) -> Dataset:
     """Loads a split of a data set.
+
+    Of a tfds data set, `image`, `label` and `columns` name the features to load; without them, and of the others, it is
+    images with a class each. Several labels go under their own names, or under those of a mapping, new to old:
+
+        load("cifar100", "train", label="coarse_label")
+        load("cmu_faces", "train", label=("person", "pose"))  # batch["person"], batch["pose"]
+        load("camvid", "train", columns={"ground": "segmentation"})  # batch["image"], batch["ground"]
+
+    Numbers and classes of any one shape can be columns, and classes of pixels, which are brought to `image_shape` with
+    the image, each pixel as the nearest one. What varies in length, such as boxes, and texts are refused.
 
     Args:
       name: "digits/upright" (also rotated, inverted, noisy; ours, without a network), "folder:PATH" (image
@@ -24,9 +45,12 @@ def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
         prepare goes to our cache instead.
       image_shape: (H, W, C) to which all images are resized and converted between grey and RGB, so that a
         model of one data set takes the images of another.
+      image: the feature that becomes `image`; by default the one of that name, if there is one.
+      label: the feature that becomes `label`, a class or a number; or several features.
+      columns: further features; their names, or new names to theirs.
 
     Returns:
-      The data set: `image` uint8 [H, W, C] and `label` int per example.
+      The data set: `image` uint8 [H, W, C] and `label` int per example, or what was named.
 
     Raises:
       InputError: for an unknown name or split, unusable features, or a data set that can't be prepared here.
@@ -43,18 +67,25 @@ def load(name: str, split: str, *, data_dir=None, image_shape=None) -> Dataset:
             f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "
             "report; rename the folder, or lay a link to it"
         )
+    asked = Asked(image, label, columns)
+    asked.by_name()  # raises
     if name.startswith("folder:"):
+        if asked.anything:
+            raise InputError(
+                "a folder of images has a class for each and nothing else to name; leave image=, label= "
+                "and columns= out"
+            )
         return folder.load_folder(name.removeprefix("folder:"), split, image_shape)
     if name.partition("/")[0].partition(":")[0] == "digits":
-        return _load_digits(name, split, image_shape)
+        return _load_digits(name, split, image_shape, asked)
     for root in cache.data_dirs(data_dir):
         if found := prepared.find(name, root):
-            return _open(_folder_builder(name, found), name, split, image_shape)
+            return _open(_folder_builder(name, found), name, split, image_shape, asked)
     with quiet_tfds():
         builder = _catalogue_builder(name, data_dir)
         if not builder.is_prepared() or not _random_access(builder):
             builder = _prepare(name, builder, data_dir)
-        return _open(builder, name, split, image_shape)
+        return _open(builder, name, split, image_shape, asked)
 
 
 def known_names(data_dir=None) -> list[str]:
@@ -65,7 +96,7 @@ def known_names(data_dir=None) -> list[str]:
     return sorted(found | {f"digits/{config}" for config in digits.CONFIGS})
 
 
-def _load_digits(name, split, image_shape):
+def _load_digits(name, split, image_shape, asked):
     from jaxtransfer.data import digits
 
     base, _, version = name.partition(":")
@@ -74,7 +105,7 @@ def _load_digits(name, split, image_shape):
         raise unknown("data set", name, [f"digits/{config}" for config in digits.CONFIGS])
     prepared.check_split(name, split, digits.SPLITS)
     path = digits.prepare(config)
-    return prepared.open_builder(_folder_builder(name, path), name, split, image_shape)
+    return prepared.open_builder(_folder_builder(name, path), name, split, image_shape, asked)
 
 
 def _folder_builder(name, path):
@@ -131,26 +162,27 @@ def _prepare(name, builder, data_dir):
     return builder
 
 
-def _open(builder, name, split, image_shape):
+def _open(builder, name, split, image_shape, asked):
     if _random_access(builder):
-        return prepared.open_builder(builder, name, split, image_shape)
+        return prepared.open_builder(builder, name, split, image_shape, asked)
     if importlib.util.find_spec("tensorflow") is None:
         _prepare(name, builder, None)  # raises with the remedy
-    return _read_sequential(builder, name, split, image_shape)
+    return _read_sequential(builder, name, split, image_shape, asked)
 
 
-def _read_sequential(builder, name, split, image_shape):
+def _read_sequential(builder, name, split, image_shape, asked):
     """Reads a split without random access, such as TFRecord, into memory; needs TensorFlow."""
-    shape, class_names = prepared.image_and_classes(name, builder.info.features)
+    chosen = choose(name, builder.info.features, asked, image_shape)
     prepared.check_split(name, split, builder.info.splits)
-    if image_shape is not None:
-        shape = images.check_shape(image_shape)
-    elif None in shape:
-        raise InputError(f"{name} has images of varying size; pass image_shape=(height, width, channels)")
     with quiet_tfds() as tfds:
         examples = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
     if not examples:
         raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
-    image = np.stack([images.fit(np.asarray(example["image"]), shape) for example in examples])
-    label = np.array([example["label"] for example in examples])
-    return Dataset.from_arrays(image, label, class_names=class_names, name=name, split=split)
+    read = [
+        {column: value_of(example[feature], chosen.entries[column]) for column, feature in chosen.features.items()}
+        for example in examples
+    ]
+    options = {"entries": chosen.entries, "of_image": chosen.of_image, "resize": image_shape is not None}
+    dataset = Dataset(name, split, source=ListSource(read), **options)
+    arrays = dataset.sourced(np.arange(len(read)))
+    return Dataset(name, split, source=ArraySource(arrays), entries=chosen.entries, of_image=chosen.of_image)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.data import images
 from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.dataset import Dataset
+from jaxtransfer.data.features import USUAL, Asked, Chosen, choose, value_of
 from jaxtransfer.data.fingerprint import of_array, of_records
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
@@ -26,22 +26,28 @@ class TfdsSource:
       undecoded: the same without decoding images.
       name: the builder's full name, "cifar10/3.0.2".
       parts: the record files of the split in order, with the number of examples of each.
+      chosen: the features that are read, and the columns that they become.
     """
 
     examples: Any
     undecoded: Any
     name: str
     parts: tuple[tuple[Path, int], ...]
+    chosen: Chosen
 
     def __len__(self):
         return len(self.examples)
 
     def __getitem__(self, index):
-        return _image_and_label(self._read(self.examples, [int(index)])[0])
+        return self._columns(self._read(self.examples, [int(index)])[0])
 
     def many(self, indices):
         """The examples of several numbers; faster than one by one."""
-        return map(_image_and_label, self._read(self.examples, [int(index) for index in indices]))
+        return map(self._columns, self._read(self.examples, [int(index) for index in indices]))
+
+    def _columns(self, example):
+        entries = self.chosen.entries
+        return {name: value_of(example[feature], entries[name]) for name, feature in self.chosen.features.items()}
 
     def _read(self, examples, indices: list[int]):
         """The records; an unreadable one is named with its file."""
@@ -67,24 +73,29 @@ class TfdsSource:
 
     def read_labels(self):
         """All labels, int64 [N]; reads each record once and decodes no image."""
-        labels = np.empty(len(self), np.int64)
-        for start in range(0, len(self), 1024):
-            part = self._read(self.undecoded, list(range(start, min(start + 1024, len(self)))))
-            labels[start : start + 1024] = [example["label"] for example in part]
-        return labels
+        return self.read_column("label")
 
-    def fingerprint(self, rows) -> dict[str, str]:
-        """The set's name and version, digests of its record files and of the numbers of its examples."""
+    def read_column(self, name: str) -> np.ndarray:
+        """All values of a column [N]; decodes images only for one that is stored as such."""
+        feature, entry = self.chosen.features[name], self.chosen.entries[name]
+        examples = self.examples if feature in self.chosen.pictures else self.undecoded
+        dtype = np.int64 if entry.dtype.kind in "iu" else entry.dtype
+        values = np.empty((len(self), *entry.shape), dtype)
+        for start in range(0, len(self), 1024):
+            part = self._read(examples, list(range(start, min(start + 1024, len(self)))))
+            values[start : start + 1024] = [value_of(example[feature], entry) for example in part]
+        return values
+
+    def fingerprint(self, rows) -> dict[str, Any]:
+        """The set's name and version, digests of its record files and of the numbers of its examples, its features."""
         rows = np.arange(len(self)) if rows is None else rows
+        features = self.chosen.features
         return {
             "data": self.name,
             "records": of_records(dict.fromkeys(path for path, _ in self.parts)),
             "rows": of_array(rows),
+            **({"features": features} if features != {"image": "image", "label": "label"} else {}),
         }
-
-
-def _image_and_label(example):
-    return {"image": example["image"], "label": example["label"]}
 
 
 def version_dirs(folder: Path) -> list[Path]:
@@ -131,35 +142,6 @@ def find(name: str, data_dir: Path) -> Path | None:
     return versions[-1] if versions else None
 
 
-def image_and_classes(name: str, features) -> tuple[tuple, tuple[str, ...]]:
-    """Checks that a data set has images and class labels.
-
-    Args:
-      name: for messages.
-      features: the builder's `info.features`.
-
-    Returns:
-      The image shape, None where sizes vary, and the class names.
-
-    Raises:
-      InputError: without a uint8 feature `image` or a class-label feature `label`.
-    """
-    names = sorted(features.keys()) if hasattr(features, "keys") else []
-    known = ", ".join(names) or repr(features)
-    image = features["image"] if "image" in names else None
-    if image is None or len(image.shape) != 3 or image.np_dtype != np.uint8:
-        raise InputError(f"{name} has no uint8 feature 'image' [H, W, C]; its features: {known}")
-    label = features["label"] if "label" in names else None
-    if label is None or not getattr(label, "num_classes", None):
-        raise InputError(f"{name} has no class-label feature 'label'; its features: {known}")
-    if tuple(label.shape) != ():
-        raise InputError(
-            f"{name} has several labels per image, feature 'label' is of shape {tuple(label.shape)}; expected one "
-            "class per image"
-        )
-    return tuple(image.shape), tuple(label.names)
-
-
 def check_split(name: str, split: str, splits) -> None:
     """Checks that a split, which may be a sum and sliced, names known splits.
 
@@ -177,7 +159,7 @@ def check_split(name: str, split: str, splits) -> None:
             raise unknown(f"split of {name}", base, splits)
 
 
-def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
+def open_builder(builder, name: str, split: str, image_shape=None, asked: Asked = USUAL) -> Dataset:
     """Opens a prepared random-access builder.
 
     Args:
@@ -185,6 +167,7 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
       name: the name that the data set gets.
       split: in tfds' syntax.
       image_shape: (H, W, C) to which images are resized; None keeps them.
+      asked: the features to load; images with a label each by default.
 
     Returns:
       The data set.
@@ -192,19 +175,21 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
     Raises:
       InputError: for an unknown split, unusable features, or images of varying size without `image_shape`.
     """
-    shape, class_names = image_and_classes(name, builder.info.features)
+    with quiet_tfds():
+        chosen = choose(name, builder.info.features, asked, image_shape)
     check_split(name, split, builder.info.splits)
-    if image_shape is not None:
-        shape = images.check_shape(image_shape)
-    elif None in shape:
-        raise InputError(f"{name} has images of varying size; pass image_shape=(height, width, channels)")
     with quiet_tfds() as tfds:
+
+        def left(features):
+            return {feature: tfds.decode.SkipDecoding() for feature in features}
+
         try:
             source = TfdsSource(
-                builder.as_data_source(split),
-                builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
+                builder.as_data_source(split, decoders=left(set(chosen.pictures) - {*chosen.features.values()})),
+                builder.as_data_source(split, decoders=left(chosen.pictures)),
                 builder.info.full_name,
                 _parts(builder, split),
+                chosen,
             )
             size = len(source)
             if size:
@@ -217,7 +202,8 @@ def open_builder(builder, name: str, split: str, image_shape=None) -> Dataset:
             ) from error
     if not size:
         raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
-    return Dataset(name, split, class_names, shape, source, resize=image_shape is not None)
+    options = {"entries": chosen.entries, "of_image": chosen.of_image, "resize": image_shape is not None}
+    return Dataset(name, split, source=source, **options)
 
 
 def _parts(builder, split: str) -> tuple[tuple[Path, int], ...]:

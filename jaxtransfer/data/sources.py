@@ -85,6 +85,27 @@ class ArraySource:
         return {**usual, **({"arrays": dict(sorted(digests.items()))} if digests else {})}
 
 
+@dataclass(frozen=True, eq=False)
+class ListSource:
+    """Examples that were read one after another, each a dict by name."""
+
+    examples: list[dict[str, Any]]
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+    def many(self, indices):
+        """The examples of several numbers."""
+        return (self.examples[index] for index in indices)
+
+    def read_labels(self):
+        """All labels [N]."""
+        return np.array([example["label"] for example in self.examples])
+
+
 def relabelled(source: Source, places: np.ndarray) -> Source:
     """A source whose label k has become `places[k]`, int64 [classes]."""
     if isinstance(source, ArraySource):
