@@ -124,7 +124,7 @@ class Context:
                 f"a term runs model {model.name!r}, but there are weights of {sorted(params)} alone; the term's setup "
                 f"makes them"
             )
-        variables = {"params": params[model.name], **state.get(model.name, {})}
+        variables = model.complete({"params": params[model.name], **state.get(model.name, {})}, self.read)
         key = self.draw_key(model.name, *filter(None, (view,)))
         outputs, new = model.apply(variables, inputs, key=key, **self.how(model.name))
         return outputs, {**state, model.name: dict(new)}

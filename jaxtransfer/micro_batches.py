@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model, given
+from jaxtransfer.model import FROZEN, Model, given, state_of
 
 
 def micro_batched(model: Model, size: int) -> Model:
@@ -33,12 +33,13 @@ def micro_batched(model: Model, size: int) -> Model:
             raise InputError(f"a batch of {rows} doesn't divide into micro-batches of {size}")
         count = rows // size
         where = given(axis=axis, still=still)
-        state = {kind: values for kind, values in variables.items() if kind != "params"}
+        state = state_of(variables)
+        fixed = {kind: values for kind, values in variables.items() if kind == FROZEN}
 
         @jax.checkpoint
         def run(params, state, inputs, number):
             drawn = None if key is None else jax.random.fold_in(key, number)
-            return model.apply({"params": params, **state}, inputs, train=train, key=drawn, **where)
+            return model.apply({"params": params, **state, **fixed}, inputs, train=train, key=drawn, **where)
 
         def one(state, part):
             outputs, state = run(variables["params"], state, *part)

@@ -12,6 +12,7 @@ from jaxtransfer.errors import InputError
 
 Variables = Mapping[str, Any]
 Outputs = Mapping[str, Any]
+FROZEN = "frozen"  # the kind of variables that no init returns and no state holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +34,17 @@ class Model:
       name: the key of the model's weights in `params` and `state`.
       stages: path patterns of the layers from the input to the head, for layer-wise rates and unfreezing; each
         parameter matches one of them, and the last one is the head.
+      frozen: what it reads and nobody trains, a tree of `jt.Frozen` handles: the base of a delta, a fixed encoder, a
+        random map. `apply` gets the trees behind them, in the same nesting, as `variables["frozen"]`. In training they
+        are an argument of the compiled step that is not donated; they are no part of the state or of checkpoints.
+        Elsewhere `complete` puts them beside the other variables. Models that are made of models pass them on.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Outputs, Variables]]
     name: str = "model"
     stages: tuple[str, ...] = ()
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         parameters = inspect.signature(self.apply).parameters
@@ -47,10 +53,30 @@ class Model:
                 object.__setattr__(self, "apply", _without_axis(self.apply, self.name))
             if "still" not in parameters:
                 object.__setattr__(self, "apply", _without_still(self.apply, self.name))
+        if self.frozen:
+            _check_handles(self.frozen, self.name)
+            object.__setattr__(self, "apply", _completed(self.apply, self.name))
 
     def named(self, name: str) -> "Model":
         """Returns the same pair of functions as another model, with weights of its own, under `name`."""
         return dataclasses.replace(self, name=name)
+
+    @property
+    def handles(self) -> tuple[Any, ...]:
+        """The handles in `frozen`, in the tree's order."""
+        return tuple(jax.tree.leaves(self.frozen))
+
+    def complete(self, variables: Variables, read: Callable[[Any], Any] = lambda handle: handle.tree) -> dict[str, Any]:
+        """Returns what `apply` takes: the variables, and beside them what is `frozen`, as it is in memory.
+
+        An objective does this by itself; code that applies a model outside of one calls it, as all of the library does.
+        Give the result to a compiled function as an argument, or the frozen trees become constants of the program.
+
+        Args:
+          variables: `{"params": ..., **state}`, with or without what is frozen.
+          read: what gives the tree behind a handle; within a step `ctx.read`.
+        """
+        return {**variables, FROZEN: jax.tree.map(read, dict(self.frozen))} if self.frozen else dict(variables)
 
     @property
     def head(self) -> str:
@@ -71,7 +97,7 @@ class Model:
 
         def whole(variables, inputs, *, train, key, axis=None, still=None):
             outputs, _ = self.apply(variables, inputs, train=False, key=None)
-            return outputs, _state(variables)
+            return outputs, state_of(variables)
 
         def partly(variables, inputs, *, train, key, axis=None, still=None):
             if not train:
@@ -88,15 +114,37 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _state(variables: Variables) -> dict[str, Any]:
-    return {kind: value for kind, value in variables.items() if kind != "params"}
+def state_of(variables: Variables) -> dict[str, Any]:
+    """Returns the running state among a model's variables: what is neither trained nor frozen."""
+    return {kind: value for kind, value in variables.items() if kind not in ("params", FROZEN)}
+
+
+def _check_handles(frozen: Any, name: str) -> None:
+    what = f"the frozen part of model {name!r} is a dict, nested or not, of handles jt.Frozen(tree)"
+    if not isinstance(frozen, Mapping):
+        raise InputError(f"{what}; got a {type(frozen).__name__}")
+    for path, leaf in tree.leaves_by_path(frozen).items():
+        if not hasattr(leaf, "tree"):
+            raise InputError(f"{what}; {path!r} is a {type(leaf).__name__}")
+
+
+def _completed(apply, name):
+    """Returns `apply` that wants what is frozen and gives back none of it."""
+
+    def wrapped(variables, inputs, *, train, key, axis=None, still=None):
+        if FROZEN not in variables:
+            raise InputError(f"model {name!r} has a frozen part: apply it to model.complete(variables)")
+        outputs, state = apply(variables, inputs, train=train, key=key, **given(axis=axis, still=still))
+        return outputs, {kind: values for kind, values in state.items() if kind != FROZEN}
+
+    return wrapped
 
 
 def _without_axis(apply, name):
     """Returns `apply` with an argument `axis` that it has no use for, as no examples meet in it."""
 
     def wrapped(variables, inputs, *, train, key, axis=None):
-        if axis is not None and train and any(_state(variables).values()):
+        if axis is not None and train and any(state_of(variables).values()):
             raise InputError(
                 f"model {name!r} has running state, but its apply takes no axis: under pmap each device would keep its "
                 f"own. Give apply the argument axis=None and average over it, or train with mode='jit'"
@@ -113,10 +161,10 @@ def _without_still(apply, name):
         flags = jax.tree.leaves(still)
         if train and flags and all(flag is True for flag in flags):
             outputs, _ = apply(variables, inputs, train=False, key=None)
-            return outputs, _state(variables)
-        if train and any(flag is not False for flag in flags) and jax.tree.leaves(_state(variables)):
+            return outputs, state_of(variables)
+        if train and any(flag is not False for flag in flags) and jax.tree.leaves(state_of(variables)):
             raise InputError(
-                f"a part of model {name!r} is frozen, and it has running state ({', '.join(_state(variables))}), but "
+                f"a part of model {name!r} is frozen, and it has running state ({', '.join(state_of(variables))}), but "
                 f"its apply takes no argument still, so that the statistics of the frozen layers would drift. Train "
                 f"model.inference(), which keeps all of them, or let them move: jt.optim.only(..., "
                 f"adapt_statistics=True)"

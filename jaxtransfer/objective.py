@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
-from jaxtransfer.model import Model
+from jaxtransfer.model import FROZEN, Model
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
 from jaxtransfer.tree import check_arrays
 from jaxtransfer.weights import Frozen, Weights
@@ -46,7 +46,7 @@ class Objective:
       setup: `setup(key, batch) -> (params, state)` of what is not a forward's model (an adapter, a queue).
       check: `check(outputs, batch)` raises `InputError` for a batch that the loss can't take; called once, at init,
         with the values of the batch and the shapes of the outputs.
-      frozen: handles on the trees it reads through `ctx.read`.
+      frozen: handles on the trees it reads through `ctx.read`; those of its models come along by themselves.
       models: trained models besides those of `forwards`, for an objective that runs them itself.
       peers: those of its models that it reads but doesn't train; another term of the sum must.
       per_update: entries of the state that move once per update, averages and queues: under gradient accumulation
@@ -72,8 +72,9 @@ class Objective:
 
     def __post_init__(self):
         own = [forward.weights for forward in self.forwards]
-        handles = (*self.frozen, *(handle for weights in own for handle in weights.handles))
         models = (*(weights.model for weights in own if weights.trained), *self.models)
+        every = (*(weights.model for weights in own), *self.models, *self.peers)
+        handles = (*self.frozen, *(handle for one in (*own, *every) for handle in one.handles))
         averages = [weights for weights in own if weights.entries]
         by_name: dict[str, Any] = {}
         for model in (*models, *averages):
@@ -233,6 +234,11 @@ def fresh(model: Model, key: jax.Array, inputs: Any) -> tuple[Tree, Tree]:
             f"{what} must return {{'params': ..., **state}}; got {found}. Modules of other libraries become models by "
             f"jt.models.linen, nnx and equinox"
         )
+    if FROZEN in variables:
+        raise InputError(
+            f"{what} returns a collection {FROZEN!r}, a name that is kept for what no init returns: give it as "
+            f"Model(frozen={{...: jt.Frozen(tree)}}), or call it something else"
+        )
     for kind, values in variables.items():
         check_arrays(values, f"{what}: {kind}", floating=kind == "params")
     variables = jax.tree.map(jnp.asarray, dict(variables))
@@ -243,7 +249,7 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
     views = [view_of(batch, view) for view in forward.views]
     inputs = forward.join(views)
     weights = forward.weights
-    variables = weights.read(params, state, ctx.read)
+    variables = weights.model.complete(weights.read(params, state, ctx.read), ctx.read)
     if weights.inference:
         how: dict[str, Any] = {"train": False, "key": None}
     else:

@@ -36,7 +36,7 @@ def shapes_of(forward: Forward, batch: Batch) -> Any:
     """
 
     def run(inputs):
-        variables = forward.weights.example(jax.random.key(0), inputs)
+        variables = forward.model.complete(forward.weights.example(jax.random.key(0), inputs))
         return forward.model.apply(variables, inputs, train=False, key=None)[0]
 
     return jax.eval_shape(run, view_of(batch, forward.view))

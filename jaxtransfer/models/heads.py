@@ -94,9 +94,7 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
     def init(key, inputs):
         keys = jax.random.split(key, 1 + len(parts))
         variables = {ENCODER: dict(encoder.init(keys[0], inputs))}
-        shapes = dict(
-            jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False, key=None)[0], variables[ENCODER], inputs)
-        )
+        shapes = _outputs(encoder, variables[ENCODER], inputs)
         for number, (name, (tap, model)) in enumerate(parts.items(), 1):
             x = jnp.zeros(read(shapes, tap).shape, read(shapes, tap).dtype)
             variables[name] = dict(model.init(keys[number], x))
@@ -118,7 +116,9 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
         return outputs, _by_kind(states)
 
     stages = (*(f"{ENCODER}/(?:{stage})" for stage in encoder.stages or (".*",)), "|".join(parts) or "head")
-    return dataclasses.replace(encoder, init=init, apply=apply, stages=stages)
+    models = {ENCODER: encoder, **{name: model for name, (_, model) in parts.items()}}
+    frozen = {part: model.frozen for part, model in models.items() if model.frozen}
+    return dataclasses.replace(encoder, init=init, apply=apply, stages=stages, frozen=frozen)
 
 
 def encoder_of(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def encoder_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _outputs(model: Model, variables: Any, inputs: Any) -> dict[str, Any]:
     """Returns the shapes of a model's outputs."""
-    return dict(jax.eval_shape(lambda v, x: model.apply(v, x, train=False, key=None)[0], variables, inputs))
+    run = jax.eval_shape(lambda v, x: model.apply(model.complete(v), x, train=False, key=None)[0], variables, inputs)
+    return dict(run)
 
 
 def _by_kind(by_part: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Cal
                 f"embed takes batches one after the other, got a {type(batches).__name__}: pass [batch], or what "
                 f"jt.data.eval_batches(dataset, batch_size) makes"
             )
-        features, labels, variables = [], [], jax.device_put(variables)
+        features, labels, variables = [], [], jax.device_put(model.complete(variables))
         for batch in batches:
             check_masks(batch)
             kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0

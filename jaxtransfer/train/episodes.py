@@ -69,7 +69,7 @@ def evaluate_episodes(
     check_state(state)
     check_batches(batches, "evaluate_episodes")
     placement = Placement(mesh, "jit")
-    frozen = placement.whole(jax.device_put(tuple(handle.tree for handle in objective.frozen)))
+    frozen = placement.frozen(objective.frozen)
     step = updates_made(state.step, getattr(state, "opt_state", ()))
     weights = placement.whole(jax.device_put((state.params, state.state, step)), "state")
 

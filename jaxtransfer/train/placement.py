@@ -89,10 +89,20 @@ class Placement:
         return jax.device_put(values, self.replicated)
 
     def frozen(self, handles: Sequence[Frozen]) -> tuple[Any, ...]:
-        """Returns the frozen trees whole on every device; each is written there once, whoever asks."""
+        """Returns the frozen trees whole on every device; each array is written there once, whoever asks."""
+        known: dict[int, Any] = {}  # what is there already, by leaf: a delta's base may be a teacher's weights, too
+        for handle in handles:
+            if self.replicated in handle.placed:
+                placed = jax.tree.leaves(handle.placed[self.replicated])
+                known |= {id(leaf): there for leaf, there in zip(jax.tree.leaves(handle.tree), placed, strict=True)}
         for handle in handles:
             if self.replicated not in handle.placed:
-                handle.placed[self.replicated] = self.whole(jax.device_put(handle.tree), "frozen weights")
+                leaves, structure = jax.tree.flatten(handle.tree)
+                new = {id(leaf): leaf for leaf in leaves if id(leaf) not in known}
+                if self.replicated is not None:
+                    check_whole(handle.tree, "frozen weights")
+                known |= self.whole(jax.device_put(new))
+                handle.placed[self.replicated] = jax.tree.unflatten(structure, [known[id(leaf)] for leaf in leaves])
         return tuple(handle.placed[self.replicated] for handle in handles)
 
     def batch(self, batch: Any) -> Any:

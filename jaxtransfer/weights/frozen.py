@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import FROZEN, Model
 from jaxtransfer.tree import check_arrays
 
 Tree = Any
@@ -92,4 +92,6 @@ def frozen(model: Model, variables: Tree) -> FrozenModel:
         if model.name not in variables.params:
             raise InputError(f"no model {model.name!r} was trained in that state; it has {sorted(variables.params)}")
         variables = {"params": variables.params[model.name], **variables.state.get(model.name, {})}
+    if FROZEN in variables and model.frozen:  # which comes along with the model
+        variables = {kind: values for kind, values in variables.items() if kind != FROZEN}
     return FrozenModel(model, Frozen(variables))
