@@ -53,12 +53,18 @@ class Context:
     train: bool = True
     still: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
 
-    def how(self, name: str) -> dict[str, Any]:
-        """Returns how the model that trains under `name` is applied: its arguments besides variables, inputs and key.
+    def how(self, model: Model | str, params: Tree = None) -> dict[str, Any]:
+        """Returns how a model that trains is applied: its arguments besides variables, inputs and key.
 
         A model that is frozen as a whole runs in inference mode.
+
+        Args:
+          model: the model, or the name under which it trains.
+          params: those that it runs on; needed for twins alone.
         """
-        still = self.still.get(name) if self.train else None
+        still = None
+        if self.train:
+            still = self.still.get(model) if isinstance(model, str) else model.held_still(self.still, params)
         if still is not None and all(flag is True for flag in jax.tree.leaves(still)):
             return {"train": False}
         return {"train": self.train, **given(axis=self.axis if self.train else None, still=still)}
@@ -119,14 +125,14 @@ class Context:
         Raises:
           InputError: where it has no weights.
         """
-        if model.name not in params:
+        if any(one.name not in params for one in model.family):
             raise InputError(
                 f"a term runs model {model.name!r}, but there are weights of {sorted(params)} alone; the term's setup "
                 f"makes them"
             )
-        variables = model.complete({"params": params[model.name], **state.get(model.name, {})}, self.read)
+        variables = model.complete({"params": model.whole(params), **state.get(model.name, {})}, self.read)
         key = self.draw_key(model.name, *filter(None, (view,)))
-        outputs, new = model.apply(variables, inputs, key=key, **self.how(model.name))
+        outputs, new = model.apply(variables, inputs, key=key, **self.how(model, variables["params"]))
         return outputs, {**state, model.name: dict(new)}
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.twins import apart, joined
 
 Variables = Mapping[str, Any]
 Outputs = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Model:
         random map. `apply` gets the trees behind them, in the same nesting, as `variables["frozen"]`. In training they
         are an argument of the compiled step that is not donated; they are no part of the state or of checkpoints.
         Elsewhere `complete` puts them beside the other variables. Models that are made of models pass them on.
+      shares: with which model it shares parameters, and which are its own; see `twin`.
     """
 
     init: Callable[..., Variables]
@@ -45,6 +47,7 @@ class Model:
     name: str = "model"
     stages: tuple[str, ...] = ()
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shares: "Shared | None" = None
 
     def __post_init__(self):
         parameters = inspect.signature(self.apply).parameters
@@ -60,6 +63,62 @@ class Model:
     def named(self, name: str) -> "Model":
         """Returns the same pair of functions as another model, with weights of its own, under `name`."""
         return dataclasses.replace(self, name=name)
+
+    def twin(self, name: str, own: tree.Patterns = ()) -> "Model":
+        """Returns a model that shares all parameters with this one but those of its own, and has statistics of its own.
+
+        Domain-specific batch norm (Chang et al. 2019, arXiv:1906.03950) is `model.twin("target", own="norm.*")` beside
+        the model, ADDA's target encoder (Tzeng et al. 2017, arXiv:1702.05464) a twin with an encoder of its own and the
+        shared head. What is shared is in `params` once, under this model's name, so that it decays, freezes and is
+        saved once, and learns from both; under `name` are the twin's own leaves, drawn anew, and its running state. An
+        objective with the twin alone trains the shared parameters, too.
+
+        Args:
+          name: of the twin.
+          own: path patterns of the parameters that it has of its own; none by default, but for its statistics.
+
+        Raises:
+          InputError: for this model's own name, and for a model that is a twin itself; at init, for a pattern that
+            selects no parameter.
+        """
+        if name == self.name:
+            raise InputError(f"a twin needs another name than its model's, {name!r}")
+        if self.shares is not None:
+            first = self.shares.first.name
+            raise InputError(f"model {self.name!r} is a twin of {first!r} itself; make {name!r} of {first!r}, too")
+        patterns = tree.as_patterns(own)
+
+        def init(key, inputs):
+            variables = self.init(key, inputs)
+            return {**variables, "params": apart(variables["params"], patterns, f"the twin {name!r}")}
+
+        return dataclasses.replace(self, name=name, init=init, shares=Shared(self, patterns))
+
+    @property
+    def family(self) -> tuple["Model", ...]:
+        """The model, and the one that it shares parameters with."""
+        return (self,) if self.shares is None else (self, self.shares.first)
+
+    def own(self, params: Any) -> Any:
+        """Returns what of a tree like the parameters that it runs on is kept under its name: a twin's own leaves."""
+        return params if self.shares is None else apart(params, self.shares.own, f"the twin {self.name!r}")
+
+    def whole(self, params: Mapping[str, Any]) -> Any:
+        """Returns the parameters that it runs on, of those of all models by name: a twin's with the shared ones."""
+        if self.shares is None:
+            return params[self.name]
+        shared = self.shares.first.whole(params)
+        return joined(shared, params[self.name]) if self.shares.own else shared
+
+    def held_still(self, still: Mapping[str, Any], params: Any) -> Any:
+        """Returns `Context.still` for the parameters that it runs on, or None where all of them move."""
+        if self.shares is None:
+            return still.get(self.name)
+        if all(one.name not in still for one in self.family):
+            return None
+        moves = jax.tree.map(lambda _: False, params)
+        shared = self.shares.first.held_still(still, params)
+        return joined(moves if shared is None else shared, still.get(self.name, self.own(moves)))
 
     @property
     def handles(self) -> tuple[Any, ...]:
@@ -107,6 +166,18 @@ class Model:
             return self.apply(variables, inputs, train=train, key=key, still=still, **given(axis=axis))
 
         return dataclasses.replace(self, apply=whole if stages is None else partly)
+
+
+class Shared(NamedTuple):
+    """What a twin shares.
+
+    Attributes:
+      first: the model under whose name the shared parameters are.
+      own: path patterns of those that are not shared.
+    """
+
+    first: Model
+    own: tuple[str, ...]
 
 
 def given(**arguments: Any) -> dict[str, Any]:

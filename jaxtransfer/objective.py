@@ -72,7 +72,8 @@ class Objective:
 
     def __post_init__(self):
         own = [forward.weights for forward in self.forwards]
-        models = (*(weights.model for weights in own if weights.trained), *self.models)
+        trained = (*(weights.model for weights in own if weights.trained), *self.models)
+        models = [one for model in trained for one in model.family]
         every = (*(weights.model for weights in own), *self.models, *self.peers)
         handles = (*self.frozen, *(handle for one in (*own, *every) for handle in one.handles))
         averages = [weights for weights in own if weights.entries]
@@ -86,6 +87,7 @@ class Objective:
         object.__setattr__(self, "forwards", tuple(dict.fromkeys(self.forwards)))
         object.__setattr__(self, "frozen", tuple(dict.fromkeys(handles)))
         object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
+        object.__setattr__(self, "peers", tuple(dict.fromkeys(one for peer in self.peers for one in peer.family)))
         slow = (*self.per_update, *(entry for average in averages for entry in average.entries))
         object.__setattr__(self, "per_update", tuple(dict.fromkeys(slow)))
 
@@ -134,9 +136,9 @@ class Objective:
         params, state = self.setup(key, batch)
         params, state = dict(params), dict(state)
         for forward in self.forwards:
-            if forward.trained and forward.model.name not in params:
-                own = fresh(forward.model, key, view_of(batch, forward.view))
-                params[forward.model.name], state[forward.model.name] = own
+            for model in forward.model.family if forward.trained else ():
+                if model.name not in params:
+                    params[model.name], state[model.name] = fresh(model, key, view_of(batch, forward.view))
         for average in self.averages:
             state = {**average.init(params, state), **state}
         return params, state
@@ -254,7 +256,7 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
         how: dict[str, Any] = {"train": False, "key": None}
     else:
         drawn = ctx.draw_key(weights.name, *(part for view in forward.views for part in view))
-        how = {"key": drawn, **ctx.how(weights.model.name)}
+        how = {"key": drawn, **ctx.how(weights.model, variables["params"])}
     outputs, new = forward.apply(variables, inputs, **how)
     outputs = outputs if weights.trained else jax.lax.stop_gradient(outputs)
     return forward.split(outputs, views), weights.keep(state, new)

@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"tree", "in_flight", "files", "masks", "parts"},
+    {"twins"},
     {"model"},
     {"weights"},
     {"losses", "forward", "micro_batches"},

@@ -80,11 +80,14 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
         reads, an earlier head's say, and a model: `projection=head(9, 4), prediction=("projection", head(9, 4))`.
 
     Raises:
-      InputError: for a head called `encoder`; when called, for an output that does not exist.
+      InputError: for a head called `encoder`, and for a twin; when called, for an output that does not exist.
     """
     if ENCODER in heads:
         raise InputError(f"a head can't be called {ENCODER!r}; choose another name")
     parts = {name: given if isinstance(given, tuple) else ("features", given) for name, given in heads.items()}
+
+    if twins := [one.name for one in (encoder, *(model for _, model in parts.values())) if one.shares is not None]:
+        raise InputError(f"model {twins[0]!r} is a twin: make the heads first, and then with_heads(...).twin(...)")
 
     def read(outputs: Mapping[str, Any], tap: str) -> Any:
         if tap not in outputs:

@@ -87,7 +87,7 @@ def neighbours(
     run = embedder(model, tap=tap)
 
     def measure(state: Any) -> dict[str, float]:
-        own = {"params": state.params[model.name], **state.state.get(model.name, {})}
+        own = {"params": model.whole(state.params), **state.state.get(model.name, {})}
         variables = jax.device_get(own)  # from wherever a mesh placed them
         bank, asked = run(variables, train), run(variables, test)
         return {"knn_accuracy": knn_accuracy(bank, asked, k=k, temperature=temperature)}

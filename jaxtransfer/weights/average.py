@@ -60,7 +60,7 @@ class Average:
                 f"{self.name!r} is a moving average of model {self.model.name!r}, which nothing here trains"
             )
         statistics = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), dict(state.get(self.model.name, {})))
-        wide = jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf), copy=True), params[self.model.name])
+        wide = jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf), copy=True), self.model.whole(params))
         counted = {f"{self.name}_moves": {"count": jnp.asarray(moves, jnp.int32)}} if self.warm_up else {}
         return {self.name: {"params": wide, **statistics}, **counted}
 
@@ -82,14 +82,14 @@ class Average:
                 new = (new + jnp.asarray(decay, old.dtype) * (old - new)).astype(old.dtype)
             return jnp.where(step > 0, new, old)
 
-        return {self.name: {**own, "params": jax.tree.map(mix, own["params"], params[self.model.name])}, **moves}
+        return {self.name: {**own, "params": jax.tree.map(mix, own["params"], self.model.whole(params))}, **moves}
 
     def variables(self, params: Tree, state: Tree) -> Tree:
         """Returns what the model runs on: the average in the types of the model's own weights, where they are there."""
         own = state[self.name]
         if self.model.name not in params:
             return own
-        narrow = jax.tree.map(lambda old, new: old.astype(new.dtype), own["params"], params[self.model.name])
+        narrow = jax.tree.map(lambda old, new: old.astype(new.dtype), own["params"], self.model.whole(params))
         return {**own, "params": narrow}
 
     def read(self, params: Tree, state: Tree, frozen: Callable[[Any], Tree]) -> Tree:

@@ -91,7 +91,7 @@ def frozen(model: Model, variables: Tree) -> FrozenModel:
     if hasattr(variables, "params") and hasattr(variables, "state"):
         if model.name not in variables.params:
             raise InputError(f"no model {model.name!r} was trained in that state; it has {sorted(variables.params)}")
-        variables = {"params": variables.params[model.name], **variables.state.get(model.name, {})}
+        variables = {"params": model.whole(variables.params), **variables.state.get(model.name, {})}
     if FROZEN in variables and model.frozen:  # which comes along with the model
         variables = {kind: values for kind, values in variables.items() if kind != FROZEN}
     return FrozenModel(model, Frozen(variables))

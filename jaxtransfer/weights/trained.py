@@ -40,7 +40,7 @@ class Trained:
 
     def read(self, params: Tree, state: Tree, frozen: Callable[[Any], Tree]) -> Tree:
         """Returns the parameters and the running state under the model's name."""
-        return {"params": params[self.name], **state.get(self.name, {})}
+        return {"params": self.model.whole(params), **state.get(self.name, {})}
 
     def keep(self, state: Tree, new: Tree) -> Tree:
         """Returns the state with the new running state of the model."""
