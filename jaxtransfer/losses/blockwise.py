@@ -73,6 +73,7 @@ def numbers(size: int, axis_name: str | None) -> jax.Array:
     return jnp.arange(size) + (0 if axis_name is None else size * jax.lax.axis_index(axis_name))
 
 
+LARGEST_TILE = {"cpu": 1024, "gpu": 8192}  # measured: a core's cache; an H100, where 4096 takes 13 % longer
 _FLOOR = -3e38  # below any score, and still finite in float32
 
 
@@ -122,8 +123,8 @@ def reduce_pairs(
       pairs: the rule of which pairs count: tags of one side [r, 1] and of the other [1, c] to booleans that broadcast
         to [r, c]. It must not matter which side is which.
       both: whether to reduce each column over the rows as well.
-      chunk: the largest side of a tile; by default 1024 on CPU, where a tile then stays in the cache, else 4096, or
-        somewhat less, so that tiles are of equal size.
+      chunk: the largest side of a tile; by default 1024 on CPU, where a tile then stays in the cache, 8192 on GPU, 4096
+        elsewhere, or somewhat less, so that tiles are of equal size.
 
     Returns:
       Values [N] of the rows; and [M] of the columns, or None.
@@ -221,7 +222,7 @@ def _tiles(size: int, chunk: int | None) -> int:
     """The number of tiles along a side: where chosen here one that divides it, if near, as filling up takes time."""
     if chunk is not None:
         return max(-(-size // chunk), 1)
-    fewest = max(-(-size // (1024 if jax.default_backend() == "cpu" else 4096)), 1)
+    fewest = max(-(-size // LARGEST_TILE.get(jax.default_backend(), 4096)), 1)
     return next((count for count in range(fewest, 2 * fewest + 1) if size % count == 0), fewest)
 
 
