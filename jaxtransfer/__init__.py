@@ -7,7 +7,7 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, meta, methods, models, optim, representation, tree
+from jaxtransfer import data, losses, meta, methods, models, optim, representation, runs, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
@@ -44,6 +44,7 @@ from jaxtransfer.objectives import (
     vicreg,
 )
 from jaxtransfer.outputs import shapes_of
+from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.together import together
 from jaxtransfer.train import (
@@ -73,6 +74,7 @@ __all__ = [
     "NonFiniteLossError",
     "Objective",
     "Report",
+    "Run",
     "TrainState",
     "TrainStep",
     "Transferred",
@@ -97,6 +99,7 @@ __all__ = [
     "init",
     "l2",
     "l2_sp",
+    "load_run",
     "losses",
     "maml",
     "mean_teacher",
@@ -113,6 +116,7 @@ __all__ = [
     "peer",
     "regression",
     "representation",
+    "runs",
     "shapes_of",
     "siglip",
     "simclr",

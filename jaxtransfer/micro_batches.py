@@ -57,4 +57,4 @@ def micro_batched(model: Model, size: int) -> Model:
             state, outputs = jax.lax.scan(one, state, (apart, jnp.arange(count)))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, *x.shape[2:]), outputs), state
 
-    return dataclasses.replace(model, apply=apply)
+    return dataclasses.replace(model, apply=apply).made_from(model.recipe)

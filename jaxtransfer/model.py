@@ -16,6 +16,26 @@ Outputs = Mapping[str, Any]
 FROZEN = "frozen"  # the kind of variables that no init returns and no state holds
 
 
+class Recipe(NamedTuple):
+    """How a model was made, so that another process can make it again: noted by the constructors of `jt.models`.
+
+    Attributes:
+      build: the name of the constructor.
+      arguments: what it was called with, but for the model's name.
+      apply: the function that this holds of. A model with another one is another model, and has no recipe.
+      mean: what its inputs are normalised by, a list; None for inputs as they are.
+      std: likewise.
+      heads: whether heads stand on it, which belong to a method and not to the model.
+    """
+
+    build: str
+    arguments: Mapping[str, Any]
+    apply: Callable[..., Any]
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    heads: bool = False
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A pair of pure functions under a name.
@@ -40,6 +60,7 @@ class Model:
         are an argument of the compiled step that is not donated; they are no part of the state or of checkpoints.
         Elsewhere `complete` puts them beside the other variables. Models that are made of models pass them on.
       shares: with which model it shares parameters, and which are its own; see `twin`.
+      recipe: how it was made, where that is known; what wraps a model of the same weights hands it on by `made_from`.
     """
 
     init: Callable[..., Variables]
@@ -48,6 +69,7 @@ class Model:
     stages: tuple[str, ...] = ()
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shares: "Shared | None" = None
+    recipe: Recipe | None = None
 
     def __post_init__(self):
         parameters = inspect.signature(self.apply).parameters
@@ -59,6 +81,8 @@ class Model:
         if self.frozen:
             _check_handles(self.frozen, self.name)
             object.__setattr__(self, "apply", _completed(self.apply, self.name))
+        if self.recipe is not None and self.recipe.apply is not self.apply:
+            object.__setattr__(self, "recipe", None)
 
     def named(self, name: str) -> "Model":
         """Returns the same pair of functions as another model, with weights of its own, under `name`."""
@@ -92,7 +116,7 @@ class Model:
             variables = self.init(key, inputs)
             return {**variables, "params": apart(variables["params"], patterns, f"the twin {name!r}")}
 
-        return dataclasses.replace(self, name=name, init=init, shares=Shared(self, patterns))
+        return dataclasses.replace(self, name=name, init=init, shares=Shared(self, patterns), recipe=None)
 
     @property
     def family(self) -> tuple["Model", ...]:
@@ -137,6 +161,11 @@ class Model:
         """
         return {**variables, FROZEN: jax.tree.map(read, dict(self.frozen))} if self.frozen else dict(variables)
 
+    def made_from(self, recipe: Recipe | None, **changes: Any) -> "Model":
+        """Returns the same model with a recipe: that of the model which it wraps, with some `changes`."""
+        known = None if recipe is None else recipe._replace(apply=self.apply, **changes)
+        return dataclasses.replace(self, recipe=known)
+
     @property
     def head(self) -> str:
         """The pattern of the last layer's parameters."""
@@ -165,7 +194,7 @@ class Model:
             still = mine if still is None else jax.tree.map(lambda a, b: a | b, mine, still)
             return self.apply(variables, inputs, train=train, key=key, still=still, **given(axis=axis))
 
-        return dataclasses.replace(self, apply=whole if stages is None else partly)
+        return dataclasses.replace(self, apply=whole if stages is None else partly).made_from(self.recipe)
 
 
 class Shared(NamedTuple):

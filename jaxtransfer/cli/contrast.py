@@ -26,10 +26,11 @@ from jaxtransfer.cli.options import (
 )
 from jaxtransfer.cli.pretexts import PRETEXTS, Settings, with_heads
 from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
-from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
+from jaxtransfer.cli.stages import announcer, check_model_takes, facts_of, opened, print_results
 from jaxtransfer.data import views
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
+from jaxtransfer.runs.configuration import FEATURES
 from jaxtransfer.runs.files import write_atomically
 from jaxtransfer.runs.report import write_report
 
@@ -185,7 +186,7 @@ class Contrast:
         rows = self._measured(load_run(out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
         title = f"{self.method} on {self.data.data}, {self.model}"
-        facts = {name: shown(value) for name, value in config.items()}
+        facts = facts_of(config)
         print_results(
             out, fitted, write_report(out, title, facts, tables=[table], pictures={"The embedding": "embedding.png"})
         )
@@ -219,6 +220,8 @@ class Contrast:
             self.data,
             training,
             self.view,
+            knows=[FEATURES],
+            heads=True,
             method=self.method,
             model=self.model,
             batch_size=self.batch_size,
@@ -300,10 +303,9 @@ class Contrast:
             known = json.loads(read_text(path))
             if isinstance(known, dict) and known.get("step") == run.step and _are_numbers(known):
                 return known
-        variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
         embedded, scores = measured(run, train, test, self.batch_size)
         some = jt.data.eval_batches(test.take(min(PAIRS, len(test))), self.batch_size)
-        pair = representation.embed_views(run.model, variables, some, transform, key=jax.random.key(0))
+        pair = representation.embed_views(run.model, run.variables, some, transform, key=jax.random.key(0))
         facts = {"step": run.step, **scores, "alignment": representation.alignment(*(one.features for one in pair))}
         shown = representation.Embedded(embedded.features[:PAIRS], embedded.labels[:PAIRS])
         representation.plot_embedding(shown, self.training.out / "embedding.png", names=train.class_names)

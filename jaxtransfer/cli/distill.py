@@ -27,6 +27,7 @@ from jaxtransfer.files import read_text
 from jaxtransfer.methods import Stage
 from jaxtransfer.objectives.teachers import Teacher
 from jaxtransfer.outputs import shapes_of
+from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.files import write_atomically
 
 
@@ -77,7 +78,7 @@ class Distill:
         self._check()
         runs = [load_run(directory) for directory in self.teacher]
         for run, directory in zip(runs, self.teacher, strict=True):
-            if run.config.get("command") == "meta":
+            if run.knows == (EPISODES,):
                 raise InputError(
                     f"{directory} is a run of meta, which knows no fixed classes; expected one of pretrain"
                 )
@@ -149,7 +150,7 @@ class Distill:
 
     def _found(self, run: Run, train: jt.data.Dataset, directory: Path) -> Places | None:
         """Returns where the data's classes stand among a teacher's, or None where a lesson can do without them."""
-        if run.config.get("command") == "contrast":
+        if CLASSES not in run.knows:
             return None
         try:
             return places_in(run, train, directory)
@@ -172,6 +173,7 @@ class Distill:
             teacher=[str(directory) for directory in self.teacher],
             teacher_steps=[run.step for run in runs],
             teacher_weights=[teacher_identity(run)["weights"][:16] for run in runs],
+            knows=[CLASSES],
             model=self.model,
             loss=self.loss,
             temperature=self._temperature,
@@ -235,8 +237,7 @@ class Distill:
 
 
 def _frozen(run: Run):
-    variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
-    return jt.frozen(run.model.named("teacher"), variables)
+    return jt.frozen(run.model.named("teacher"), run.variables)
 
 
 def _evaluation(model: jt.Model, teacher: Any, comparable: bool) -> jt.Objective:
@@ -256,8 +257,7 @@ def _sizes(out: Path, model: jt.Model, variables: Any, runs: list[Run], train: j
         images = train.read(np.arange(min(64, len(train))) % len(train))["image"]
         nets = [("student", model, variables)]
         for run in runs:
-            own = {"params": run.params[run.model.name], **run.state[run.model.name]}
-            nets.append((f"teacher ({run.config['model']})", run.model, own))
+            nets.append((f"teacher ({run.config['model']})", run.model, run.variables))
         rows = [[name, f"{_count(own):,}", _images_per_second(net, own, images)] for name, net, own in nets]
         write_atomically(path, json.dumps(rows) + "\n")
         table = rows

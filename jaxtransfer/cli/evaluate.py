@@ -10,11 +10,12 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.features import measured
-from jaxtransfer.cli.learners import check_ways
+from jaxtransfer.cli.learners import check_episodes, check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.runs import Run, check_fits, load_run
 from jaxtransfer.errors import InputError
+from jaxtransfer.runs.configuration import CLASSES, EPISODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,14 @@ class Evaluate:
         at_least(self, 1, "batch_size", "episodes", "ways", "shots", "queries")
         check_folder(self.data_dir)
         run = load_run(self.directory)
-        kinds = {"meta": self._on_episodes, "contrast": self._by_features}
-        facts = kinds.get(run.config.get("command", ""), self._on_examples)(run)
+        if EPISODES in run.knows:
+            facts = self._on_episodes(run)
+        else:
+            facts = self._on_examples(run) if CLASSES in run.knows else self._by_features(run)
         print(json.dumps({"run": str(self.directory), "step": run.step, **facts}))
 
     def _on_episodes(self, run: Run) -> dict[str, Any]:
+        check_episodes(run.config, self.directory)
         own = episode_options(run.config, self.data_dir)
         asked = {name: getattr(self, name) for name in ("ways", "shots", "queries") if getattr(self, name) is not None}
         spec = dataclasses.replace(own, **asked)
@@ -95,7 +99,7 @@ class Evaluate:
     def _dataset(self, run: Run, split: str | None = None) -> jt.data.Dataset:
         """Returns the split that was asked for, or another one of the same data, its images of the run's shape."""
         if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
-            raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} is one of {run.config['command']}")
+            raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} knows {' and '.join(run.knows)}")
         name = self.data or run.config["data"]
         usual = run.config.get("eval_split", "test") if self.data is None else "test"
         split = split or self.split or str(usual)

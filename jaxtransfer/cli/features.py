@@ -19,13 +19,13 @@ def measured(
     Neighbours and probe learn from up to 20,000 training images, spread over all of them; of a single class they have
     nothing to tell.
     """
-    variables = {"params": run.params[run.model.name], **run.state[run.model.name]}
     if train.classes < 2:
-        features = representation.embed(run.model, variables, jt.data.eval_batches(test, batch_size))
+        features = representation.embed(run.model, run.variables, jt.data.eval_batches(test, batch_size))
         return features, {"uniformity": representation.uniformity(features.features[:PAIRS])}
     bank = bank_of(train)
     of_bank, of_test = (
-        representation.embed(run.model, variables, jt.data.eval_batches(split, batch_size)) for split in (bank, test)
+        representation.embed(run.model, run.variables, jt.data.eval_batches(split, batch_size))
+        for split in (bank, test)
     )
     scores = {
         "knn": representation.knn_accuracy(of_bank, of_test),

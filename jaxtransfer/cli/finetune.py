@@ -12,9 +12,10 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import pick_classes, places_in, with_classes_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
-from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
+from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import split_steps, train_stages
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.runs.configuration import CLASSES
 
 METHODS: dict[str, Callable] = {  # where a name on the command line becomes code
     "full": lambda make: jt.methods.full(make.model, make.optimizer, **make.loss),
@@ -91,8 +92,9 @@ class Finetune:
             head_rate=self.head_rate,
             keep_head=self.keep_head,
             resize=self.resize,
+            knows=[CLASSES],
             class_names=list(train.class_names),
-            **{key: source.config[key] for key in ("model", "image_shape", "mean", "std")},
+            **architecture(source.config),
         )
         model = build_model(config)
         kept, places = _kept(self, source, train) if self.keep_head else (source, None)

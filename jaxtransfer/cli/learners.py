@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,19 @@ import optax
 
 import jaxtransfer as jt
 from jaxtransfer.errors import InputError
+from jaxtransfer.runs.configuration import (
+    COUNT,
+    COUNT_OR_NONE,
+    ENTRIES,
+    SWITCH,
+    Rule,
+    check_entry,
+    lacks,
+    list_of,
+    number,
+    or_none,
+    whole,
+)
 
 
 class Learner(NamedTuple):
@@ -185,6 +199,27 @@ LEARNERS: dict[str, Kind] = {  # where a name on the command line becomes code
 def learner(model: jt.Model, config: dict[str, Any]) -> Learner:
     """Returns the learner of a run's configuration."""
     return LEARNERS[config["method"]].build(Ingredients(model, config))
+
+
+_ENTRIES: dict[str, Rule] = {
+    "method": (lambda name: isinstance(name, str) and name in LEARNERS, f"one of {', '.join(LEARNERS)}"),
+    "statistics": (lambda name: isinstance(name, str) and name in STATISTICS, f"one of {', '.join(STATISTICS)}"),
+    **dict.fromkeys(("ways", "shots", "queries", "tasks", "train_ways", "inner_steps"), COUNT),
+    **dict.fromkeys(("test_steps", "batch_size", "steps"), COUNT),
+    **dict.fromkeys(("train_queries", "val_classes"), COUNT_OR_NONE),
+    "inner_lr": (lambda value: number(value) and value > 0, "a positive number"),
+    "rotations": SWITCH,
+    "split_classes": (or_none(list_of(whole(0), length=3)), "three numbers of classes, or null"),
+    **{name: ENTRIES[name] for name in ("seed", "eval_split")},
+}
+
+
+def check_episodes(config: dict[str, Any], directory: Path) -> None:
+    """Raises where the configuration of a run that knows episodes doesn't say how they were made and learned."""
+    for name, rule in _ENTRIES.items():
+        if name not in config:
+            raise lacks(directory, name)
+        check_entry(config, name, rule, directory)
 
 
 def check_ways(config: dict[str, Any], ways: int) -> None:

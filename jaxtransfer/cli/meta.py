@@ -26,8 +26,9 @@ from jaxtransfer.cli.options import (
 )
 from jaxtransfer.cli.options import statistics as image_statistics
 from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
-from jaxtransfer.cli.stages import announcer, check_model_takes, opened, print_results, shown
+from jaxtransfer.cli.stages import announcer, check_model_takes, facts_of, opened, print_results
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.files import write_atomically
 from jaxtransfer.runs.report import write_report
 
@@ -147,6 +148,7 @@ class Meta:
             "meta",
             self.episodes,
             training,
+            knows=[EPISODES] if kind.episodic else [EPISODES, CLASSES],
             method=self.method,
             model=self.model,
             inner_steps=steps,
@@ -188,7 +190,7 @@ class Meta:
             **data,
         )
         title = f"{self.method} on {self.episodes.data}, {self.episodes.ways} ways, {self.episodes.shots} shots"
-        report = write_report(out, title, {key: shown(value) for key, value in config.items()})
+        report = write_report(out, title, facts_of(config))
         scores = tested(load_run(out), tests, lambda: train)
         write_atomically(out / "test.json", json.dumps(scores) + "\n")
         print_results(out, fitted, report)

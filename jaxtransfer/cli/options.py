@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import jax
-import numpy as np
 import optax
 import tyro
 
 from jaxtransfer import data as data_room
 from jaxtransfer.data import augment
+from jaxtransfer.data import statistics as statistics
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
 from jaxtransfer.optim import kernels
+from jaxtransfer.runs.configuration import FORMAT
 
 AUGMENTATIONS = {
     "crop": lambda classes: augment.random_crop(4),
@@ -27,7 +28,6 @@ AUGMENTATIONS = {
 }
 MODES = ("jit", "pmap")
 _MOST = 2**31 - 1  # what a step or an index in 32 bits can be
-_AT_ONCE = 2**25  # values of images that statistics are taken of at a time
 OPTIMIZERS = {  # of a rate and a weight decay, which kernels alone feel
     "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels) if decay else optax.adam(rate),
     "sgd": lambda rate, decay: optax.chain(
@@ -228,7 +228,7 @@ def positive(options: Any, *names: str) -> None:
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
     """Returns what determines a run as JSON types: the options, but for where things lie; epochs count as steps."""
-    config: dict[str, Any] = {"command": command}
+    config: dict[str, Any] = {"command": command, "format": FORMAT}
     for option in options:
         config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir", "epochs")}
     if config.get("weight_decay"):
@@ -271,17 +271,3 @@ def check_folder(data_dir: Path | None) -> None:
     """Raises where --data-dir names no folder."""
     if data_dir is not None and not expanded(data_dir).is_dir():
         raise InputError(f"--data-dir: expected the folder of prepared tfds data sets; there is no folder {data_dir}")
-
-
-def statistics(dataset: data_room.Dataset, most: int = 10_000) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation per channel of up to `most` images in [0, 1], to normalise by."""
-    rows = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)
-    channels = dataset.image_shape[2]
-    sums, squares, count = np.zeros(channels), np.zeros(channels), 0  # of whole numbers, exact in float64
-    for part in np.array_split(rows, -(-len(rows) * math.prod(dataset.image_shape) // _AT_ONCE)):
-        pixels = dataset.read(part)["image"].reshape(-1, channels).astype(np.float64)
-        sums, squares, count = sums + pixels.sum(0), squares + np.square(pixels).sum(0), count + len(pixels)
-    mean = sums / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
-    mean = mean / 255
-    return [round(float(m), 4) for m in mean], [round(max(float(s), 1e-3), 4) for s in std]

@@ -11,6 +11,7 @@ from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, load_p
 from jaxtransfer.cli.runs import build_model
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import unknown
+from jaxtransfer.runs.configuration import CLASSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Pretrain:
             "pretrain",
             self.data,
             training,
+            knows=[CLASSES],
             model=self.model,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),

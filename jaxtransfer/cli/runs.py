@@ -1,82 +1,41 @@
-"""Trained runs: the model that a run directory describes, with the weights that it reached."""
+"""Trained runs, as commands read them: with all that a command must know of one."""
 
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
+from typing import Any
 
 import jaxtransfer as jt
-from jaxtransfer import models
-from jaxtransfer.cli.run_config import check_config, check_weights
+from jaxtransfer.devices import device_mesh as device_mesh
 from jaxtransfer.errors import InputError
-from jaxtransfer.runs import checkpoints
-from jaxtransfer.runs.directory import read_config
-from jaxtransfer.runs.selection import score_of
+from jaxtransfer.models.description import ENTRIES, rebuild
+from jaxtransfer.runs.configuration import CLASSES
+from jaxtransfer.runs.load import Run
+from jaxtransfer.runs.load import load_run as read_run
 
-
-class Run(NamedTuple):
-    """A trained run.
-
-    Attributes:
-      config: its configuration.
-      model: its model, inputs normalised.
-      params: its weights, by model name.
-      state: its batch statistics, by model name.
-      step: the step they are of.
-    """
-
-    config: dict[str, Any]
-    model: jt.Model
-    params: Any
-    state: Any
-    step: int
-
-
-def build_model(config: dict[str, Any]) -> jt.Model:
-    """Returns the model of a run's configuration."""
-    model = models.create(config["model"], len(config["class_names"]))
-    return models.normalize(model, config["mean"], config["std"])
+_NEEDS = ("class_names", "model", "image_shape", "mean", "std", "data", "split")
+build_model = rebuild
+"""Returns the model of a run's configuration."""
 
 
 def load_run(directory: Path) -> Run:
-    """Reads a run with its best checkpoint, or its newest where none was evaluated.
+    """Reads a run with its best checkpoint, or its newest where none was evaluated; `jt.load_run` for commands.
 
     Raises:
       InputError: where the directory is no run, or no checkpoint of it is whole.
     """
-    config = read_config(directory)
-    check_config(config, directory)
-    folder, errors = Path(directory) / "checkpoints", []
-    best = checkpoints.best(folder, score_of(config.get("monitor")))
-    newest_first = checkpoints.steps(folder)[::-1]
-    order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
-    for step in order:
-        try:
-            found = checkpoints.read(folder, step)
-        except checkpoints.DamagedCheckpointError as error:
-            errors.append(error)
-            continue
-        for error in errors:
-            warnings.warn(f"{error}; step {step} is used", stacklevel=2)
-        params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
-        model = build_model(config)
-        if config.get("command") == "contrast":  # the heads of the method stay behind
-            variables = models.encoder_of({"params": params.get(model.name, {}), **state.get(model.name, {})})
-            params, state = {model.name: variables.pop("params", {})}, {model.name: variables}
-        check_weights(model, params, config, directory)
-        return Run(config, model, params, {model.name: {}, **state}, found.step)
-    if errors:
-        raise InputError(f"no checkpoint of {directory} is whole ({errors[0]}); run its command again to train it anew")
-    raise InputError(f"{directory} has no checkpoint yet; run its command again to train it")
+    return read_run(directory, needs=_NEEDS)
+
+
+def architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a configuration that say which network a run has, and for which images."""
+    return {key: config[key] for key in (*ENTRIES, "image_shape") if key in config}
 
 
 def check_knows_classes(run: Run, directory: Path, what: str) -> None:
     """Raises for a run whose network was trained without classes: its logits mean nothing; `what` needs them."""
-    if run.config.get("command") == "contrast":
+    if CLASSES not in run.knows:
         raise InputError(
-            f"{what}, and {directory} is a run of contrast, which learned without classes; finetune it first "
-            f"(--from {directory})"
+            f"{what}, and {directory} is a run of {' and '.join(run.knows)}, which learned without classes; "
+            f"finetune it first (--from {directory})"
         )
 
 
@@ -88,9 +47,3 @@ def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
             f"{directory} was trained on images {expected}, {dataset.name} has {dataset.image_shape}; add --resize to "
             f"bring them to that shape"
         )
-
-
-def device_mesh() -> jax.sharding.Mesh | None:
-    """Returns a mesh over all devices, or None where there is one."""
-    count = jax.device_count()
-    return None if count == 1 else jax.make_mesh((count,), ("data",))

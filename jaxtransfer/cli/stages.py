@@ -44,7 +44,7 @@ def train_stages(
         batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
     training.say_steps()
     mesh = device_mesh() if training.mode == "jit" else None
-    facts, earlier, first = {k: shown(v) for k, v in config.items()}, [], 0
+    facts, earlier, first = facts_of(config), [], 0
     evaluated = eval_objective or jt.classification(eval_model)
     for number, (stage, steps) in enumerate(zip(stages, shares, strict=True)):
         last = number == len(stages) - 1
@@ -103,6 +103,11 @@ def check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> N
             f"{dataset.name} has images {dataset.image_shape}, which don't fit {name} ({reason}); choose another "
             f"--model or bring them to a shape that it takes"
         ) from error
+
+
+def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows of a report's first table: the configuration, without what only the reader of a run needs."""
+    return {name: shown(value) for name, value in config.items() if name not in ("format", "knows", "heads")}
 
 
 def shown(value: Any) -> Any:

@@ -9,6 +9,7 @@ from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
+from jaxtransfer.data.statistics import statistics
 from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
 from jaxtransfer.data.teacher_writer import write_outputs
 
@@ -31,6 +32,7 @@ __all__ = [
     "pipeline",
     "prefetch_to_device",
     "split_classes",
+    "statistics",
     "views",
     "write_outputs",
 ]

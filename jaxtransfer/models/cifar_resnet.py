@@ -9,6 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 def shortcut_a(x, filters: int, stride: int):
@@ -98,6 +99,7 @@ class CifarResNet(nn.Module):
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 
+@recorded
 def cifar_resnet(
     depth: int,
     classes: int,

@@ -9,6 +9,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.models.convolution import Conv
 from jaxtransfer.models.layers import Layers, check_images, halve, he_normal
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 class Conv4(nn.Module):
@@ -43,6 +44,7 @@ class Conv4(nn.Module):
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 
+@recorded
 def conv4(
     classes: int,
     *,

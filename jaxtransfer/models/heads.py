@@ -121,7 +121,9 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
     stages = (*(f"{ENCODER}/(?:{stage})" for stage in encoder.stages or (".*",)), "|".join(parts) or "head")
     models = {ENCODER: encoder, **{name: model for name, (_, model) in parts.items()}}
     frozen = {part: model.frozen for part, model in models.items() if model.frozen}
-    return dataclasses.replace(encoder, init=init, apply=apply, stages=stages, frozen=frozen)
+    made = dataclasses.replace(encoder, init=init, apply=apply, stages=stages, frozen=frozen)
+    twice = encoder.recipe is not None and encoder.recipe.heads  # heads on heads: no encoder of the zoo is inside
+    return made.made_from(None if twice else encoder.recipe, heads=True)
 
 
 def encoder_of(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 class MLP(nn.Module):
@@ -34,6 +35,7 @@ class MLP(nn.Module):
         return outputs | {"features": x, "logits": layers.logits(x, self.classes)}
 
 
+@recorded
 def mlp(
     classes: int,
     *,

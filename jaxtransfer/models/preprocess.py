@@ -39,7 +39,11 @@ def normalize(model: Model, mean, std) -> Model:
     def apply(variables, inputs, *, train, key, axis=None, still=None):
         return model.apply(variables, prepare(inputs), train=train, key=key, **given(axis=axis, still=still))
 
-    return dataclasses.replace(model, init=init, apply=apply)
+    recipe = model.recipe
+    if recipe is not None and (recipe.mean is not None or recipe.heads):
+        recipe = None  # normalised twice, or below the heads as well
+    made = dataclasses.replace(model, init=init, apply=apply)
+    return made.made_from(recipe, mean=mean.tolist(), std=std.tolist())
 
 
 def _statistic(name, value):

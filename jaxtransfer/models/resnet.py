@@ -9,6 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -72,6 +73,7 @@ class ResNet(nn.Module):
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 
+@recorded
 def resnet(
     depth: int,
     classes: int,

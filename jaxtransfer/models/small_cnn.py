@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool, halve
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 class SmallCNN(nn.Module):
@@ -37,6 +38,7 @@ class SmallCNN(nn.Module):
         return {"stem": stem, "stage1": stage1, "stage2": stage2, "features": features, "logits": logits}
 
 
+@recorded
 def small_cnn(
     classes: int,
     *,

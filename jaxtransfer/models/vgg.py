@@ -9,6 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool, halve
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -45,6 +46,7 @@ class VGG(nn.Module):
         return outputs | {"features": x, "logits": layers.logits(x, self.classes)}
 
 
+@recorded
 def vgg(
     depth: int,
     classes: int,

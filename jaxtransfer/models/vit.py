@@ -9,6 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 class EncoderBlock(nn.Module):
@@ -69,6 +70,7 @@ class ViT(nn.Module):
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 
+@recorded
 def vit(
     width: int,
     depth: int,

@@ -9,6 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool
 from jaxtransfer.models.linen import linen
+from jaxtransfer.models.recipe import recorded
 
 
 class WideBlock(nn.Module):
@@ -62,6 +63,7 @@ class WideResNet(nn.Module):
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
 
 
+@recorded
 def wide_resnet(
     depth: int,
     width: int,

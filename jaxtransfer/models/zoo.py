@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def _table() -> dict[str, Entry]:
 ZOO: dict[str, Entry] = _table()
 
 
-def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None) -> Model:
+def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None, **options: Any) -> Model:
     """Returns a new model of the zoo.
 
     Args:
@@ -80,15 +82,21 @@ def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None
       classes: number of outputs.
       name_in_params: key of the model's weights.
       dtype: type of the computation; None infers it.
+      **options: further arguments of its constructor: `width=8`, say.
 
     Raises:
-      InputError: for an unknown name, the message lists the known ones and the closest; for no outputs.
+      InputError: for an unknown name or option, the message lists the known ones and the closest; for no outputs.
     """
     if name not in ZOO:
         raise unknown("model", name, ZOO)
     if not isinstance(classes, int | np.integer) or classes < 1:
         raise InputError(f"{name}: classes must be a whole number of at least 1, got {classes!r}")
-    return ZOO[name].build(classes, name=name_in_params, dtype=dtype)
+    build = ZOO[name].build
+    taken = inspect.signature(build).parameters
+    for option in options:
+        if option not in taken or option in ("classes", "name"):
+            raise unknown(f"option of {name}", option, [known for known in taken if known not in ("classes", "name")])
+    return build(classes, name=name_in_params, dtype=dtype, **options)
 
 
 def count_parameters(model: Model, image_shape: tuple[int, ...]) -> int:

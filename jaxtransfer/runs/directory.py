@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.runs.configuration import ENTRIES
 from jaxtransfer.runs.files import told, write_atomically
 
 CONFIG = "config.json"
@@ -100,10 +101,11 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    keys = old.keys() | new.keys()
+    if "format" in new and "format" not in old:  # written before runs said what they are
+        keys -= ENTRIES.keys() - old.keys() | {"format"}
     changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in sorted(keys) if old.get(key) != new.get(key)
     ]
     if len(changes) == 1 and old.get("steps") != new.get("steps") and (directory / NOTE).exists():
         return

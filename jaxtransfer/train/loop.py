@@ -18,6 +18,7 @@ from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.runs import loggers, selection
 from jaxtransfer.runs.checkpoints import Checkpoints, fill
 from jaxtransfer.runs.directory import note_config, open_run
+from jaxtransfer.runs.note import noted
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
 from jaxtransfer.train.clock import Clock
@@ -82,6 +83,8 @@ def fit(
     patience: int | None = None,
     out: str | Path | None = None,
     config: dict[str, Any] | None = None,
+    model: Any = None,
+    dataset: Any = None,
     save_every: int | None = None,
     keep: int = 2,
     log_every: int | None = None,
@@ -121,6 +124,10 @@ def fit(
         data (what `data.fingerprint()` says, else the first batch), batch size, objective, optimiser, transform,
         weights to start from, frozen weights. Devices and the periods of records may change.
       config: what is noted as the run's configuration; another one in the same `out` is refused.
+      model: which of the models that the objective trains the run is for, or `jt.ema(model)`, its average; noted in
+        `out` for `jt.load_run`, and, where it is of the zoo, for the commands evaluate, predict, finetune and distill.
+      dataset: what it learns from, beside `model`: its class names, image shape, name and split are noted. By default
+        that of `data`, a pipeline, where there is one.
       save_every: steps between checkpoints; at each evaluation by default, always also at the end.
       keep: how many of the newest checkpoints stay, besides the best.
       log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
@@ -165,9 +172,12 @@ def fit(
         check_batches(data, "fit")
     if eval_data is not None:
         check_batches(eval_data, "evaluate")
+    seed = key
     key = key_of(key)
     better = selection.score_of(monitor, maximize)
-    note = {"steps": steps, **(config or {})}
+    learned = dataset if dataset is not None or model is None else getattr(data, "dataset", None)
+    described = noted(objective, model, learned, config, seed=seed, monitor=monitor, maximize=maximize)
+    note = {"steps": steps, **described}
     with ExitStack() as stack:
         checkpoints = None
         if out is not None:
@@ -183,7 +193,7 @@ def fit(
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
         measures = (measure_every or eval_every or max(1, steps // 10)) if measure is not None else None
         plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together, measures)
-        start, history, noted = 0, [], {}
+        start, history, kept = 0, [], {}
         if out is not None and checkpoints is not None:
             facts = of_training(
                 objective, optimizer, current, source.first, given=not (params is None and state is None)
@@ -193,13 +203,13 @@ def fit(
             for line in identity.compare(done=max(checkpoints.steps(), default=0)):
                 warnings.warn(line, stacklevel=2)
             if restored := checkpoints.restore():
-                current, start, noted = TrainState(*fill(current, restored.leaves)), restored.step, restored.meta
+                current, start, kept = TrainState(*fill(current, restored.leaves)), restored.step, restored.meta
             history = loggers.read_jsonl(out / "metrics.jsonl", up_to=start)
-            if identity.same_periods and _CUT not in noted:
+            if identity.same_periods and _CUT not in kept:
                 warn_of_missing(out, history, plan.noted(start, evaluates=eval_data is not None))
             identity.write()
             note_config(out, note)
-        owed = eval_data is not None and noted.get(_CUT, False)  # the evaluation of the step that was saved last
+        owed = eval_data is not None and kept.get(_CUT, False)  # the evaluation of the step that was saved last
         if (start >= steps and not owed) or selection.exhausted(history, better, patience):
             return Fitted(current, history, selection.best(history, better), {})
         if start:
@@ -220,7 +230,7 @@ def fit(
         stack.callback(source.close)
         signals = stack.enter_context(noticed(active=checkpoints is not None))
         source.open(start, steps)
-        pending: deque[Call] = deque(Call(*entry) for entry in noted.get(_PENDING, ()))
+        pending: deque[Call] = deque(Call(*entry) for entry in kept.get(_PENDING, ()))
         in_flight, number = InFlight(), start
         while number < steps or owed:
             records: list[dict[str, Any]] = []

@@ -91,6 +91,13 @@ def test_what_is_no_object(broken, commands, refused, text):
         ("seed", "0"),
         ("seed", -1),
         ("resize", "yes"),
+        ("knows", "classes"),
+        ("knows", ["everything"]),
+        ("model_options", ["width"]),
+        ("outputs", 0),
+        ("heads", 1),
+        ("average", 7),
+        ("maximize", None),
     ],
 )
 def test_an_entry_of_another_shape_is_named(broken, refused, source, entry, value):
@@ -106,13 +113,16 @@ def test_every_command_reads_it_checked(broken, commands, source):
         assert "'class_names' should be a list of names, and is 10" in message
 
 
-def test_entries_of_other_commands(broken, refused, source):
+@pytest.mark.parametrize("says", [True, False], ids=["says what it knows", "of an earlier version"])
+def test_entries_of_other_commands(broken, refused, source, says):
     config = json.loads((source / "config.json").read_text())
-    few_shot = config | {"command": "meta", "method": ["simclr"], "shots": 1}
+    assert config.pop("knows") == ["classes"]
+    few_shot = config | ({"knows": ["episodes"]} if says else {"command": "meta"})
+    few_shot |= {"method": ["simclr"], "shots": 1}
     assert "'method' should be one of prototypical" in refused("evaluate", broken(json.dumps(few_shot)))
     few_shot["method"] = "maml"
     assert "its configuration lacks 'statistics'" in refused("evaluate", broken(json.dumps(few_shot)))
-    views = config | {"command": "contrast"}
+    views = config | ({"knows": ["features"], "heads": True} if says else {"command": "contrast"})
     views.pop("shots")
     assert "its configuration lacks 'shots'" in refused("evaluate", broken(json.dumps(views)))
 

@@ -1,0 +1,3 @@
+"""The devices that a run trains on."""
+
+from jaxtransfer.devices.mesh import device_mesh as device_mesh

@@ -1,0 +1,188 @@
+"""A trained run read back: the model that a run directory describes, with the weights that it reached."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxtransfer import models
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.models.description import rebuild
+from jaxtransfer.runs import checkpoints
+from jaxtransfer.runs.configuration import check_config, check_weights, known
+from jaxtransfer.runs.directory import read_config
+from jaxtransfer.runs.selection import score_of
+
+BEST, LAST = "best", "last"
+
+
+class Preprocessing(NamedTuple):
+    """What images become before the network sees them.
+
+    Attributes:
+      image_shape: (H, W, C) to which images are brought; None where the run doesn't say.
+      mean: what its model normalises by, after a division by 255, per channel; None where it doesn't.
+      std: likewise.
+    """
+
+    image_shape: tuple[int, int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+class Run(NamedTuple):
+    """A trained run.
+
+    Attributes:
+      config: its configuration.
+      model: its model; its inputs are images as they are, uint8, where it normalises them itself.
+      params: its weights, by model name: the average's, where the run is its moving average.
+      state: its batch statistics, by model name.
+      step: the step they are of.
+      result: what was evaluated at that step, by metric; empty where nothing was.
+      directory: where it lies.
+    """
+
+    config: dict[str, Any]
+    model: Model
+    params: Any
+    state: Any
+    step: int
+    result: Mapping[str, float] = {}
+    directory: Path = Path()
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The model's weights and statistics: `run.model.apply(run.variables, images, train=False, key=None)`.
+
+        A model with a frozen part wants `run.model.complete(run.variables)`.
+        """
+        return {"params": self.model.whole(self.params), **self.state.get(self.model.name, {})}
+
+    @property
+    def knows(self) -> tuple[str, ...]:
+        """What it has learned, one or more of `classes`, `features` (alone, without classes) and `episodes`."""
+        return tuple(known(self.config)["knows"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of its classes: logit k is of class k; empty where the run doesn't say."""
+        return tuple(self.config.get("class_names", ()))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What its images become before the network sees them."""
+        entries = (self.config.get(name) for name in Preprocessing._fields)
+        return Preprocessing(*(None if entry is None else tuple(entry) for entry in entries))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has made all steps that it was to make; one that stopped early, by its patience, has not."""
+        return checkpoints.steps(self.directory / "checkpoints")[-1] >= self.config.get("steps", 0)
+
+    def __repr__(self):
+        """Without its weights: `Run(runs/a: small-cnn, 10 classes, step 300; accuracy 0.912, loss 0.31)`."""
+        what = [self.config.get("model") or self.model.name, f"step {self.step}"]
+        if self.class_names:
+            what.insert(1, f"{len(self.class_names)} classes")
+        told = ", ".join(f"{name} {value:.4g}" for name, value in self.result.items())
+        return f"Run({self.directory}: {', '.join(what)}{'; ' * bool(told)}{told})"
+
+
+def load_run(
+    directory: str | Path,
+    *,
+    checkpoint: str | int = BEST,
+    model: Model | None = None,
+    average: bool | None = None,
+    needs: Sequence[str] = (),
+) -> Run:
+    """Reads a run: of the command line, or of `jt.fit(out=..., model=...)`.
+
+    Args:
+      directory: the run directory.
+      checkpoint: `"best"`, by the metric that the run monitors (the newest where nothing was evaluated); `"last"`; or
+        the number of a step that was kept. Of a damaged one the next is read, with a warning, unless it was named.
+      model: what was trained; only where it is not of the zoo, so that the run can't say how it was made.
+      average: whether to read the moving average, `jt.ema`, of the model in place of the model; None as the run was
+        noted: `fit(model=jt.ema(model))` says that the run is its average.
+      needs: entries that its configuration must have.
+
+    Returns:
+      A `Run`: `model`, `variables`, `class_names`, `preprocessing`, `step`, `config` and `result`.
+
+    Raises:
+      InputError: where the directory is no run; has no checkpoint yet, or none that is whole; has a configuration that
+        is not what a run writes, or that a later version wrote; holds weights of another model, or no average.
+    """
+    directory = Path(directory)
+    config = known(read_config(directory))
+    if given := model is not None:
+        check_config(config, directory)
+    else:
+        if config.get("model", "") is None:
+            raise _not_described(directory)
+        check_config(config, directory, needs=tuple(needs))
+        if "model" not in config or not (config.get("class_names") or config.get("outputs")):
+            raise _not_described(directory)
+        model = rebuild(config)
+    found = _read(directory, checkpoint, score_of(config.get("monitor"), config.get("maximize", True)))
+    params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
+    if model.name not in params:
+        raise InputError(
+            f"{directory} has trained {sorted(params)} and no model {model.name!r}; pass the one that was trained"
+        )
+    wanted = config.get("average") is not None if average is None else average
+    if wanted:
+        params, state = _averaged(params, state, model, config.get("average") or f"{model.name}_ema", directory)
+    if config.get("heads") and not given:  # they belong to the method, and stay behind
+        variables = models.encoder_of({"params": params[model.name], **state.get(model.name, {})})
+        params, state = {model.name: variables.pop("params", {})}, {model.name: variables}
+    check_weights(model, params, config, directory)
+    result = {name.removeprefix("eval/"): value for name, value in found.meta.items() if name.startswith("eval/")}
+    return Run(config, model, params, {model.name: {}, **state}, found.step, result, directory)
+
+
+def _not_described(directory: Path) -> InputError:
+    return InputError(
+        f"{directory} doesn't say how its model is made: it is not of the zoo, or was trained without fit(model=). In "
+        f"Python, pass it: jt.load_run(directory, model=...); the command line can't build it"
+    )
+
+
+def _read(directory: Path, checkpoint: str | int, score: Any) -> checkpoints.Restored:
+    """Returns the checkpoint that was asked for; of a best or last one that is damaged the next."""
+    folder, errors = directory / "checkpoints", []
+    newest_first = checkpoints.steps(folder)[::-1]
+    if not newest_first:
+        raise InputError(f"{directory} has no checkpoint yet; run its command again to train it")
+    if checkpoint in (BEST, LAST):
+        best = checkpoints.best(folder, score) if checkpoint == BEST else None
+        order = newest_first if best is None else [best, *(step for step in newest_first if step != best)]
+    elif type(checkpoint) is int:
+        return checkpoints.read(folder, checkpoint)
+    else:
+        raise InputError(f"checkpoint must be {BEST!r}, {LAST!r} or the number of a step; got {checkpoint!r}")
+    for step in order:
+        try:
+            found = checkpoints.read(folder, step)
+        except checkpoints.DamagedCheckpointError as error:
+            errors.append(error)
+            continue
+        for error in errors:
+            warnings.warn(f"{error}; step {step} is used", stacklevel=3)
+        return found
+    raise InputError(f"no checkpoint of {directory} is whole ({errors[0]}); run its command again to train it anew")
+
+
+def _averaged(params: Any, state: Any, model: Model, name: str, directory: Path) -> tuple[Any, Any]:
+    """Returns the average's weights, in the types of the model's own, and its statistics, by the model's name."""
+    own = dict(state.get(name, {}))
+    if "params" not in own:
+        raise InputError(f"{directory} keeps no moving average {name!r} of its weights; its state has {sorted(state)}")
+    narrow = jax.tree.map(lambda mean, leaf: np.asarray(mean).astype(leaf.dtype), own.pop("params"), params[model.name])
+    return {**params, model.name: narrow}, {**state, model.name: own}

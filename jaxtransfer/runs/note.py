@@ -1,0 +1,84 @@
+"""What a run says of its model and its data, so that whoever has its directory alone can use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.models.description import describe
+from jaxtransfer.runs.configuration import CLASSES, FEATURES, FORMAT, check_config
+
+_NONE = (None, "")
+
+
+def noted(
+    objective: Any,
+    model: Any,
+    dataset: Any,
+    config: Mapping[str, Any] | None,
+    *,
+    seed: Any,
+    monitor: str | None,
+    maximize: bool,
+) -> dict[str, Any]:
+    """Returns the entries of a run's configuration that `load_run` and the command line read, as JSON types.
+
+    Args:
+      objective: what trains.
+      model: that which the run is for, of those that the objective trains, or an average of it; None for no entries.
+      dataset: what it learns from, or None.
+      config: the caller's own entries, which go before these.
+      seed: of the run.
+      monitor: the metric that chooses the checkpoint.
+      maximize: whether more of it is better.
+
+    Raises:
+      InputError: for a model that the objective doesn't train, or that has other classes than the data.
+    """
+    own = dict(config or {})
+    if model is None:
+        if dataset is not None:
+            raise InputError("fit: dataset= says what the classes of model= are; pass both, or model= alone")
+        return own
+    averaged = getattr(model, "entries", ())  # a moving average lives in the state
+    inner = model.model if averaged else model
+    trained = next((one for one in objective.models if one.name == getattr(inner, "name", None)), None)
+    if trained is None:
+        names = sorted(one.name for one in objective.models)
+        raise InputError(f"fit: model= is the one that the run is for, of those that the objective trains: {names}")
+    if inner is not trained and not _alike(inner, trained):
+        raise InputError(
+            f"fit: the objective trains another model {trained.name!r} than model=; pass the one that it was made of"
+        )
+    entries: dict[str, Any] = {"format": FORMAT, "model": None, **(describe(trained) or {})}
+    heads = trained.recipe is not None and trained.recipe.heads
+    names, outputs = list(getattr(dataset, "class_names", ())), entries.get("outputs")
+    entries["knows"] = own.get("knows", [CLASSES if names and not heads else FEATURES])
+    if names:
+        entries["class_names"] = [str(name) for name in names]
+        if CLASSES in entries["knows"] and outputs not in (None, len(names)):
+            raise InputError(
+                f"fit: model {trained.name!r} has {outputs} outputs, and dataset= {len(names)} classes; they must be "
+                f"the same, or the run knows no classes: config={{'knows': ['features']}}"
+            )
+        if outputs == len(names):
+            del entries["outputs"]
+    shape = getattr(dataset, "image_shape", None)
+    more = {
+        "image_shape": None if shape is None else [int(size) for size in shape],
+        "data": getattr(dataset, "name", None),
+        "split": getattr(dataset, "split", None),
+        "average": averaged[0] if averaged else None,
+        "heads": heads or None,
+        "monitor": monitor,
+        "maximize": None if maximize else False,
+    }
+    entries |= {name: value for name, value in more.items() if value not in _NONE}
+    entries |= {"shots": None, "seed": seed if type(seed) is int and 0 <= seed < 2**32 else 0}
+    check_config({**entries, **own}, "fit(config=)")
+    return {**entries, **own}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two models have the same weights and outputs, by what is known of their making."""
+    known = describe(one) if getattr(one, "recipe", None) is not None else None
+    return known is not None and known == describe(other)
