@@ -7,12 +7,13 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, meta, methods, models, optim, representation, runs, tree
+from jaxtransfer import data, losses, meta, methods, models, multitask, optim, representation, runs, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
 from jaxtransfer.micro_batches import micro_batched
 from jaxtransfer.model import Model
+from jaxtransfer.multitask import balance
 from jaxtransfer.objective import Context, Mean, Objective
 from jaxtransfer.objectives import (
     barlow_twins,
@@ -78,6 +79,7 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Transferred",
+    "balance",
     "barlow_twins",
     "byol",
     "cached",
@@ -108,6 +110,7 @@ __all__ = [
     "micro_batched",
     "moco",
     "models",
+    "multitask",
     "mutual_learning",
     "nnclr",
     "online_probe",

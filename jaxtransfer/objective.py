@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
+from jaxtransfer.mixing import Task, mixed
 from jaxtransfer.model import FROZEN, Model
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
 from jaxtransfer.tree import check_arrays
@@ -53,6 +54,7 @@ class Objective:
         they stay until the batch that completes an update.
       apart: where a copy of an example counts as another one, how many examples besides those of the batch it is told
         from (0, or the length of a queue); None where copies do no harm. `fit` refuses data with fewer examples.
+      task: where its gradient is not simply added: the task that it is part of, see `jt.balance`.
       pooled: whether the loss is the mean that it reports under its name; evaluation then divides it once, at the end.
     """
 
@@ -67,6 +69,7 @@ class Objective:
     per_update: tuple[str, ...] = ()
     apart: int | None = None
     pooled: bool = False
+    task: Task | None = None
 
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
@@ -145,6 +148,8 @@ class Objective:
 
     def __call__(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
         """Runs each forward once, then the loss over the outputs."""
+        if any(term.task is not None for _, term in self.summed.parts):
+            return mixed(self, params, state, batch, ctx)
         outputs, state = self.run(params, state, batch, ctx)
         return self.loss(outputs, params, state, batch, ctx)
 

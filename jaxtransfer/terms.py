@@ -1,7 +1,8 @@
 """What a sum is made of: a flat list of terms with their weights, and the formula that they spell."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -83,13 +84,30 @@ class Terms:
         return Terms(tuple((factors, change(term)) for factors, term in self.parts))
 
     def __str__(self):
+        """The formula; tasks that are mixed by a rule stand together: `balance(left, right, pcgrad) + 0.1 * l2`."""
         text = ""
-        for factors, term in self.parts:
-            number, symbols = _split(factors)
-            sign, number = ("-", -number) if number < 0 else ("+", number)
-            shown = [f"{number:g}"] if number != 1 else []
-            text += f" {sign} " + " * ".join([*shown, *symbols, _text(term)])
-        return f"-{text[3:]}" if text.startswith(" - ") else text.removeprefix(" + ")
+        for mixing, parts in itertools.groupby(self.parts, key=lambda part: part[1].task and part[1].task.mixing):
+            if mixing is None:
+                text += _sum_of(parts)
+            else:
+                tasks = itertools.groupby(parts, key=lambda part: part[1].task.number)
+                own = [_without_plus(_sum_of(task)) for _, task in tasks]
+                text += f" + balance({', '.join([*own, str(mixing)])})"
+        return _without_plus(text)
+
+
+def _sum_of(parts: Iterable[tuple[tuple[Weight, ...], Any]]) -> str:
+    text = ""
+    for factors, term in parts:
+        number, symbols = _split(factors)
+        sign, number = ("-", -number) if number < 0 else ("+", number)
+        shown = [f"{number:g}"] if number != 1 else []
+        text += f" {sign} " + " * ".join([*shown, *symbols, _text(term)])
+    return text
+
+
+def _without_plus(text: str) -> str:
+    return f"-{text[3:]}" if text.startswith(" - ") else text.removeprefix(" + ")
 
 
 def weight_of(factors: tuple[Weight, ...]) -> Weight:

@@ -22,10 +22,10 @@ FLOORS = [
     {"weights"},
     {"losses", "forward", "micro_batches"},
     {"context"},
-    {"terms"},
+    {"terms", "mixing"},
     {"objective"},
     {"outputs", "together"},
-    {"objectives", "optim", "surgery", "meta", "runs"},
+    {"objectives", "optim", "surgery", "meta", "multitask", "runs"},
     {"methods", "train", "representation", "report"},  # sides of one floor: none imports another
     {"cli"},
     {"__init__", "__main__"},
