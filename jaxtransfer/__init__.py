@@ -16,6 +16,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.multitask import balance
 from jaxtransfer.objective import Context, Mean, Objective
 from jaxtransfer.objectives import (
+    averaged,
     barlow_twins,
     byol,
     cached,
@@ -79,6 +80,7 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Transferred",
+    "averaged",
     "balance",
     "barlow_twins",
     "byol",

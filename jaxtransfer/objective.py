@@ -19,7 +19,7 @@ from jaxtransfer.mixing import Task, mixed
 from jaxtransfer.model import FROZEN, Model
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
 from jaxtransfer.tree import check_arrays
-from jaxtransfer.weights import Frozen, Weights
+from jaxtransfer.weights import Average, Frozen, Weights
 
 Tree = Any
 Batch = Mapping[str, Any]
@@ -52,6 +52,7 @@ class Objective:
       peers: those of its models that it reads but doesn't train; another term of the sum must.
       per_update: entries of the state that move once per update, averages and queues: under gradient accumulation
         they stay until the batch that completes an update.
+      kept: moving averages that it keeps without running them.
       apart: where a copy of an example counts as another one, how many examples besides those of the batch it is told
         from (0, or the length of a queue); None where copies do no harm. `fit` refuses data with fewer examples.
       task: where its gradient is not simply added: the task that it is part of, see `jt.balance`.
@@ -67,6 +68,7 @@ class Objective:
     models: tuple[Model, ...] = ()
     peers: tuple[Model, ...] = ()
     per_update: tuple[str, ...] = ()
+    kept: tuple[Average, ...] = ()
     apart: int | None = None
     pooled: bool = False
     task: Task | None = None
@@ -79,7 +81,7 @@ class Objective:
         models = [one for model in trained for one in model.family]
         every = (*(weights.model for weights in own), *self.models, *self.peers)
         handles = (*self.frozen, *(handle for one in (*own, *every) for handle in one.handles))
-        averages = [weights for weights in own if weights.entries]
+        averages = [*(weights for weights in own if weights.entries), *self.kept]
         by_name: dict[str, Any] = {}
         for model in (*models, *averages):
             if by_name.setdefault(model.name, model) is not model:
@@ -90,6 +92,7 @@ class Objective:
         object.__setattr__(self, "forwards", tuple(dict.fromkeys(self.forwards)))
         object.__setattr__(self, "frozen", tuple(dict.fromkeys(handles)))
         object.__setattr__(self, "models", tuple(dict.fromkeys(models)))
+        object.__setattr__(self, "kept", tuple(dict.fromkeys(self.kept)))
         object.__setattr__(self, "peers", tuple(dict.fromkeys(one for peer in self.peers for one in peer.family)))
         slow = (*self.per_update, *(entry for average in averages for entry in average.entries))
         object.__setattr__(self, "per_update", tuple(dict.fromkeys(slow)))
@@ -120,9 +123,12 @@ class Objective:
 
     @property
     def averages(self) -> tuple[Weights, ...]:
-        """The weights among those that it runs which the state holds and the step moves: moving averages."""
-        own = [forward.weights for forward in self.forwards]
-        return tuple(dict.fromkeys(weights for weights in own if weights.entries))
+        """The weights that the state holds and the step moves, whether it runs them or not: moving averages."""
+        return tuple(dict.fromkeys((*self._run_averages, *self.kept)))
+
+    @property
+    def _run_averages(self) -> list[Weights]:
+        return [forward.weights for forward in self.forwards if forward.weights.entries]
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Returns fresh `(params, state)`; every model's key depends on its name alone.
@@ -164,8 +170,9 @@ class Objective:
         """Returns the state with its moving averages brought up to this step."""
         moved = {}
         if ctx.train:
+            run = self._run_averages
             for average in self.averages:
-                moved |= average.advance(params, state, ctx.step)
+                moved |= average.advance(params, state, ctx.step, runs=average in run)
         return {**state, **jax.lax.stop_gradient(moved)}
 
     def __add__(self, other) -> "Objective":
@@ -285,6 +292,7 @@ def _add(left: Objective, right: Objective) -> Objective:
         models=left.models + right.models,
         peers=tuple(model for model in left.peers + right.peers if model not in left.trained | right.trained),
         per_update=left.per_update + right.per_update,
+        kept=left.kept + right.kept,
         apart=max((one.apart for one in (left, right) if one.apart is not None), default=None),
     )
 

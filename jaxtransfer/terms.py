@@ -169,5 +169,5 @@ def _text(term: Any) -> str:
     """The name of a term with the models that it trains, else those that it runs: `distillation(student)`."""
     trained = [forward.model.name for forward in term.forwards if forward.trained]
     run = [forward.weights.name for forward in term.forwards]
-    names = trained or [model.name for model in term.models] or run
+    names = trained or [model.name for model in term.models] or run or [average.name for average in term.kept]
     return (term.name or "objective") + (f"({', '.join(dict.fromkeys(names))})" if names else "")

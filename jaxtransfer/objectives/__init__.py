@@ -1,6 +1,7 @@
 """Objectives: each binds models and losses into a term that adds up."""
 
 from jaxtransfer.objectives.anchors import fisher_l2_sp, l2, l2_sp
+from jaxtransfer.objectives.averaged import averaged
 from jaxtransfer.objectives.byol import byol, simsiam
 from jaxtransfer.objectives.classification import classification
 from jaxtransfer.objectives.clusters import dino, swav
@@ -15,6 +16,7 @@ from jaxtransfer.objectives.teachers import cached, peer
 from jaxtransfer.objectives.views import barlow_twins, decoupled, info_nce, over_views, siglip, simclr, supcon, vicreg
 
 __all__ = [
+    "averaged",
     "barlow_twins",
     "byol",
     "cached",

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Forward, FrozenModel
+from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.masks import check_weight, mask_of, weights_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Mean, Objective, view_of
@@ -16,7 +16,7 @@ from jaxtransfer.outputs import pick
 
 
 def classification(
-    model: Model | FrozenModel,
+    model: Model | FrozenModel | Average,
     *,
     label_smoothing: float = 0.0,
     view: str = "image",

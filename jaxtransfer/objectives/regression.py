@@ -2,7 +2,7 @@
 
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
-from jaxtransfer.forward import Forward, FrozenModel
+from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.masks import check_weight, weights_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, view_of
@@ -11,7 +11,7 @@ from jaxtransfer.outputs import pick
 
 
 def regression(
-    model: Model | FrozenModel,
+    model: Model | FrozenModel | Average,
     *,
     view: str = "input",
     label: str | None = None,

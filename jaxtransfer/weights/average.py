@@ -64,10 +64,11 @@ class Average:
         counted = {f"{self.name}_moves": {"count": jnp.asarray(moves, jnp.int32)}} if self.warm_up else {}
         return {self.name: {"params": wide, **statistics}, **counted}
 
-    def advance(self, params: Tree, state: Tree, step: Any) -> dict[str, Tree]:
+    def advance(self, params: Tree, state: Tree, step: Any, *, runs: bool = True) -> dict[str, Tree]:
         """Returns its entries of the state once it has followed what `step` updates have made of the model.
 
-        Before the first update they stay: then the average is the model as it begins, or the one that was given.
+        Before the first update they stay: then the average is the model as it begins, or the one that was given. Where
+        nothing `runs` on it, its running statistics are averages of the model's.
         """
         step, own, moves = jnp.asarray(step), state[self.name], {}
         decay = self.decay(step)
@@ -82,7 +83,8 @@ class Average:
                 new = (new + jnp.asarray(decay, old.dtype) * (old - new)).astype(old.dtype)
             return jnp.where(step > 0, new, old)
 
-        return {self.name: {**own, "params": jax.tree.map(mix, own["params"], self.model.whole(params))}, **moves}
+        new = {"params": self.model.whole(params), **({} if runs else state.get(self.model.name, {}))}
+        return {self.name: {**own, **{kind: jax.tree.map(mix, own[kind], new[kind]) for kind in new}}, **moves}
 
     def variables(self, params: Tree, state: Tree) -> Tree:
         """Returns what the model runs on: the average in the types of the model's own weights, where they are there."""
@@ -113,8 +115,8 @@ def ema(model: Model, decay: Any = 0.999, *, name: str = "", warm_up: bool = Fal
     w̄ ← decay · w̄ + (1 − decay) · w after each update (at the start of the next step; under gradient accumulation by
     `optax.MultiSteps` an update takes several batches). At first w̄ is w, whatever weights the run starts from, or the
     average that `state=` gives, which is kept. It is held in at least float32 and applied in the type of w. It is never
-    differentiated. In training it runs in training mode with batch statistics of its own, in evaluation with their
-    running means; it is part of the state, so it is saved and restored with it.
+    differentiated. Where a term runs it in training it does so in training mode with batch statistics of its own, in
+    evaluation with their running means; it is part of the state, so it is saved and restored with it.
 
     Args:
       model: the model that trains.
@@ -125,7 +127,9 @@ def ema(model: Model, decay: Any = 0.999, *, name: str = "", warm_up: bool = Fal
         on from there, and one that is given the average alone begins without a warm-up.
 
     Returns:
-      What takes the place of a model where an objective takes a teacher or a target.
+      What takes the place of a model where an objective takes a teacher or a target. `jt.averaged(model)` keeps the
+      average without running it, and `jt.evaluate(jt.classification(jt.ema(model)), state, ...)` evaluates what a state
+      holds, whatever the decay.
 
     Raises:
       InputError: for a number outside of [0, 1].

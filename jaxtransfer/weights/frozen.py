@@ -32,7 +32,7 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenModel:
-    """A model with weights that do not train; made by `frozen`. See `Weights`."""
+    """A model with weights that do not train; made by `jt.frozen`. See `Weights`."""
 
     model: Model
     variables: Frozen
@@ -64,7 +64,7 @@ class FrozenModel:
         """Returns nothing: they are no part of the state."""
         return {}
 
-    def advance(self, params: Tree, state: Tree, step: Any) -> dict[str, Tree]:
+    def advance(self, params: Tree, state: Tree, step: Any, *, runs: bool = True) -> dict[str, Tree]:
         """Returns nothing: they stay."""
         return {}
 
@@ -77,17 +77,8 @@ class FrozenModel:
         return state
 
 
-def frozen(model: Model, variables: Tree) -> FrozenModel:
-    """Returns `model` with weights that do not train: a teacher, run in inference mode.
-
-    Args:
-      model: the model.
-      variables: `{"params": ..., **state}`; or a training state, such as `fitted.state`, in which the model of this
-        name was trained.
-
-    Raises:
-      InputError: for a training state without a model of that name.
-    """
+def fixed_at(model: Model, variables: Tree) -> FrozenModel:
+    """Returns a model at the weights of `variables`, or at those of its name in a training state; see `frozen`."""
     if hasattr(variables, "params") and hasattr(variables, "state"):
         if model.name not in variables.params:
             raise InputError(f"no model {model.name!r} was trained in that state; it has {sorted(variables.params)}")

@@ -57,8 +57,11 @@ class Weights(Protocol):
         """Returns their entries of the state as the model begins; `moves`: updates that count as made."""
         ...
 
-    def advance(self, params: Tree, state: Tree, step: Any) -> dict[str, Tree]:
-        """Returns their entries of the state once they have followed what `step` updates have made of the model."""
+    def advance(self, params: Tree, state: Tree, step: Any, *, runs: bool = True) -> dict[str, Tree]:
+        """Returns their entries of the state once they have followed what `step` updates have made of the model.
+
+        Where nothing `runs` on them their running state follows the model's, too.
+        """
         ...
 
     def read(self, params: Tree, state: Tree, frozen: Callable[[Any], Tree]) -> Tree:

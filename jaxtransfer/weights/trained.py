@@ -34,7 +34,7 @@ class Trained:
         """Returns nothing: the objective makes a model's fresh weights."""
         return {}
 
-    def advance(self, params: Tree, state: Tree, step: Any) -> dict[str, Tree]:
+    def advance(self, params: Tree, state: Tree, step: Any, *, runs: bool = True) -> dict[str, Tree]:
         """Returns nothing: the optimiser moves them."""
         return {}
 
