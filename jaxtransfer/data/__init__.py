@@ -6,12 +6,14 @@ from jaxtransfer.data.entries import Entry
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.fingerprint import fingerprint
+from jaxtransfer.data.frames import from_frame
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
 from jaxtransfer.data.statistics import statistics
 from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
 from jaxtransfer.data.teacher_writer import write_outputs
+from jaxtransfer.data.words import Vocabulary
 
 __all__ = [
     "RIGHT_ANGLES",
@@ -21,11 +23,13 @@ __all__ = [
     "Episodes",
     "Pipeline",
     "TeacherCache",
+    "Vocabulary",
     "attach_outputs",
     "augment",
     "available",
     "eval_batches",
     "fingerprint",
+    "from_frame",
     "load",
     "open_outputs",
     "outputs_note",

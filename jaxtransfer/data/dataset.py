@@ -41,6 +41,8 @@ class Dataset(Derived):
       columns: further values of each example by name, numbered as the data set is; see `with_columns`.
       of_image: the columns that are functions of the unaugmented image, or lie on its pixels.
       entries: what is known of each column by its name: shape, dtype, class names; see `jt.data.Entry`.
+      recipe: how they were made of the rows of a table, by which others are made alike (`from_frame(like=)`); None of
+        other data.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset(Derived):
     columns: Mapping[str, Column]
     of_image: frozenset[str]
     entries: Mapping[str, Entry]
+    recipe: Any
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Dataset(Derived):
         columns: Mapping[str, Column] | None = None,
         of_image: Iterable[str] = (),
         entries: Mapping[str, Entry] | None = None,
+        recipe: Any = None,
     ):
         if source is None:
             raise InputError("a data set needs a source; jt.data.load, Dataset.from_columns and from_arrays make one")
@@ -71,7 +75,7 @@ class Dataset(Derived):
         for column, values in (columns or {}).items():
             if column not in known and (told := known_entry(values)):
                 known[column] = told
-        values = (name, split, source, rows, resize, dict(columns or {}), frozenset(of_image), known)
+        values = (name, split, source, rows, resize, dict(columns or {}), frozenset(of_image), known, recipe)
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 

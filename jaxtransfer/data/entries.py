@@ -102,7 +102,7 @@ def column_of(name: str, values: Any, title: str, class_names: Any = ()) -> tupl
     if values.dtype.kind in "USOMmV":
         raise InputError(
             f"{what} is {_kind(values)}, and batches are of numbers. Classes: class_names={{{name!r}: None}} numbers "
-            f"them. Else number its words, or leave it out"
+            f"them. Sentences: jt.data.Vocabulary.of(texts) makes tokens. Else leave it out"
         )
     values = _narrowed(values, what)
     if values.dtype.kind in "fc" and (bad := _first_not_finite(values)) is not None:

@@ -36,8 +36,8 @@ class Asked(NamedTuple):
         Raises:
           InputError: for what are no names, and a name that is reserved or comes twice.
         """
-        label = {"label": self.label} if isinstance(self.label, str) else _renamed(self.label, "label")
-        columns = _renamed([self.columns] if isinstance(self.columns, str) else self.columns, "columns")
+        label = {"label": self.label} if isinstance(self.label, str) else renamed(self.label, "label")
+        columns = renamed([self.columns] if isinstance(self.columns, str) else self.columns, "columns")
         image = {} if self.image is None else {"image": self.image}
         for name in [*image, *label, *columns]:
             if [*image, *label, *columns].count(name) > 1:
@@ -161,21 +161,26 @@ def value_of(value: Any, entry: Entry) -> Any:
     return value
 
 
-def _renamed(names: Names, what: str) -> dict[str, str]:
+def renamed(names: Names, what: str) -> dict[str, str]:
+    """Returns names as a mapping, new to old; those of a list stay.
+
+    Raises:
+      InputError: for what are none; `what` is the argument.
+    """
     if names is None:
         return {}
-    renamed: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if isinstance(names, Mapping):
-        renamed = dict(names)
+        found = dict(names)
     elif isinstance(names, list | tuple):
-        renamed = {name: name for name in names if isinstance(name, str)}
-        if len(renamed) < len(names):
+        found = {name: name for name in names if isinstance(name, str)}
+        if len(found) < len(names):
             raise InputError(f"{what}= names each feature once, by texts; got {names!r:.100}")
     else:
-        renamed = {what: names}
-    if not all(isinstance(name, str) and name for pair in renamed.items() for name in pair):
+        found = {what: names}
+    if not all(isinstance(name, str) and name for pair in found.items() for name in pair):
         raise InputError(f"{what}= takes a name, names, or {{'new name': 'name'}}; got {names!r:.100}")
-    return renamed
+    return found
 
 
 def _image_entry(name: str, feature: str, kind: Any, image_shape: Sequence[int] | None) -> Entry:

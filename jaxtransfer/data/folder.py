@@ -82,12 +82,12 @@ def load_folder(path, split: str, image_shape=None) -> Dataset:
         there = False
     if not there:
         raise InputError(f"there is no folder {images.shown(root)}; expected {LAYOUT}")
-    name, start, stop = _parse(split)
+    name, start, stop = parse_split(split)
     splits, class_names = _splits(root, name)
     if name not in splits:
         raise unknown(f"split of folder:{images.shown(path)}", name, splits)
     pairs = [(image.path, label) for image, label in _ordered(splits[name], class_names)]
-    pairs = pairs[_bound(start, len(pairs), 0) : _bound(stop, len(pairs), len(pairs))]
+    pairs = pairs[bound(start, len(pairs), 0) : bound(stop, len(pairs), len(pairs))]
     if not pairs:
         raise InputError(f"folder:{images.shown(path)} has no images in split {split!r}; expected {LAYOUT}")
     shape, channels = None, 3
@@ -155,14 +155,17 @@ def _hash(name):
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
-def _parse(split):
+def parse_split(split: str) -> tuple[str, str | None, str | None]:
+    """Returns the name, the start and the stop of a split, "train[10%:]" say; None where there is no such bound."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if match is None:
         raise InputError(f"cannot read the split {split!r}; expected a name with an optional slice: 'train[:10%]'")
-    return match.groups()
+    name, start, stop = match.groups()
+    return name, start, stop
 
 
-def _bound(text, size, default):
+def bound(text: str | None, size: int, default: int) -> int:
+    """Returns a bound of a slice of `size` examples, a number or percents."""
     if text is None:
         return default
     return round(int(text[:-1]) * size / 100) if text.endswith("%") else int(text)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ def load(
     image: str | None = None,
     label: Names = None,
     columns: Names = (),
+    **table: Any,
 ) -> Dataset:
     """Loads a split of a data set.
 
@@ -36,11 +38,20 @@ def load(
     Numbers and classes of any one shape can be columns, and classes of pixels, which are brought to `image_shape` with
     the image, each pixel as the nearest one. What varies in length, such as boxes, and texts are refused.
 
+    Of a table, "table:PATH" (CSV, TSV, Parquet; by pandas, the extra `tables`), the columns that nothing is said of
+    make `features`, and `tokens` makes tokens of sentences; see `jt.data.from_frame`, whose arguments it takes, and
+    which says what becomes of missing values. `split_by` names the column whose values are the splits, and `train` the
+    split whose rows statistics and words are taken from:
+
+        load("table:heart.csv", "london", label="ill", split_by="hospital", train="berlin", drop=("id",))
+        load("table:reviews.tsv", "test", label="stars", tokens="text")
+
     Args:
       name: "digits/upright" (also rotated, inverted, noisy; ours, without a network), "folder:PATH" (image
-        files in class folders), or a name of tfds: "cifar10", "omniglot:3.0.0", or whatever lies prepared in
-        the folder.
-      split: "train", "test", ...; slices as in tfds: "train[:100]", "train[10%:]".
+        files in class folders), "table:PATH", or a name of tfds: "cifar10", "omniglot:3.0.0", or whatever lies
+        prepared in the folder.
+      split: "train", "test", ...; slices as in tfds: "train[:100]", "train[10%:]". A table without a column that
+        tells splits has "train", "test" (a fifth, by a hash of the rows) and "all".
       data_dir: folder of the prepared tfds data sets; by default `$TFDS_DATA_DIR`, else tfds' own. What we
         prepare goes to our cache instead.
       image_shape: (H, W, C) to which all images are resized and converted between grey and RGB, so that a
@@ -48,6 +59,8 @@ def load(
       image: the feature that becomes `image`; by default the one of that name, if there is one.
       label: the feature that becomes `label`, a class or a number; or several features.
       columns: further features; their names, or new names to theirs.
+      **table: of a table: `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`, `fill` as for
+        `jt.data.from_frame`; `split_by` and `train`.
 
     Returns:
       The data set: `image` uint8 [H, W, C] and `label` int per example, or what was named.
@@ -67,6 +80,14 @@ def load(
             f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "
             "report; rename the folder, or lay a link to it"
         )
+    if name.startswith("table:"):
+        if image is not None or image_shape is not None:
+            raise InputError("a table has no images; leave image= and image_shape= out")
+        from jaxtransfer.data.tables import load_table
+
+        return load_table(name.removeprefix("table:"), split, label=label, columns=columns, **table)
+    if table:
+        raise InputError(f"{min(table)}= is of tables, 'table:PATH', and {name!r} is none; leave it out")
     asked = Asked(image, label, columns)
     asked.by_name()  # raises
     if name.startswith("folder:"):

@@ -27,7 +27,7 @@ def regression(
     Args:
       model: what gives the predictions.
       view: entry of the batch with the inputs [B, ...].
-      label: entry with the true values [B, d]; `value` by default.
+      label: entry with the true values [B, d], of one number also [B]; `value` by default.
       output: the name of the model's output [B, d].
       target: another word for `label`.
 
@@ -45,7 +45,10 @@ def regression(
     def loss(outputs, params, state, batch, ctx):
         weights = weights_of(batch, besides=(view, entry))
         predictions = pick(f"model {forward.model.name!r}", outputs[forward], output)
-        errors = losses.squared_error(kept(predictions, weights), kept(view_of(batch, (entry,)), weights))
+        values = view_of(batch, (entry,))
+        if values.ndim == 1 and predictions.shape[1:] == (1,):  # a column of numbers, as tables have it
+            values = values[:, None]
+        errors = losses.squared_error(kept(predictions, weights), kept(values, weights))
         value = ctx.mean(errors, weights)
         return value.value, state, {"regression": value}
 

@@ -122,7 +122,7 @@ REFUSED = [
     ({"x": np.zeros(3), "y": np.zeros(4)}, {}, "'x' has 3, 'y' has 4"),
     ({}, {}, "expected one column or more"),
     ({"mask": np.ones(3)}, {}, "can't be called 'mask'.*weights of examples are called 'weight'"),
-    ({"x": ["one", "two"]}, {}, r"column 'x' is text, .*class_names=\{'x': None\}.*leave it out"),
+    ({"x": ["one", "two"]}, {}, r"column 'x' is text, .*class_names=\{'x': None\}.*Vocabulary"),
     ({"x": np.array([None, 3], object)}, {}, "column 'x' is object, and batches are of numbers"),
     ({"x": np.array(["2020-01-01"], "datetime64[D]")}, {}, "column 'x' is datetime64"),
     ({"x": [[1, 2], [3]]}, {}, "column 'x' must be one array .*pad"),

@@ -108,3 +108,20 @@ def test_terms_of_many_columns_train_and_are_evaluated_exactly(data, mode, tmp_p
     )
     with pytest.raises(jt.InputError, match=r"a run of another configuration \(arrays; steps"):
         jt.fit(objective, optax.adam(0.05), other, steps=40, eval_data=batches, **arguments)
+
+
+def test_a_column_of_numbers_is_a_target_of_one_output():
+    x, y = np.arange(6.0).reshape(3, 2), np.array([1.0, -2.0, 0.5])
+    model = jt.Model(
+        lambda key, x: {"params": {"w": jnp.array([[0.5], [-1.0]])}},
+        lambda variables, x, *, train, key: ({"logits": x @ variables["params"]["w"]}, {}),
+        "model",
+    )
+    objective = jt.regression(model, view="features", label="label")
+    state = jt.TrainState.of({"model": model.init(None, None)["params"]})
+    expected = np.mean((x @ [0.5, -1.0] - y) ** 2)
+    for label in (y, y[:, None]):
+        batches = jt.data.eval_batches(jt.data.Dataset.from_columns(features=x, label=label), 2)
+        assert jt.evaluate(objective, state, batches)["regression"] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(jt.InputError, match=r"targets must have the shape of the predictions \(3, 1\); got \(3, 2\)"):
+        jt.evaluate(objective, state, [{"features": x, "label": x}])

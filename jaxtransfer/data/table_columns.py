@@ -1,0 +1,75 @@
+"""Columns of a table as NumPy arrays: numbers with their gaps, categories by name, texts."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxtransfer.errors import InputError
+
+MISSING = "(missing)"
+
+
+def is_number(series: Any) -> bool:
+    """Whether a column of a pandas frame holds numbers or truth values."""
+    return series.dtype.kind in "iufb"
+
+
+def is_whole(series: Any) -> bool:
+    """Whether it holds whole numbers or truth values, none missing."""
+    return series.dtype.kind in "iub" and not series.isna().any()
+
+
+def numbers_of(series: Any, title: str) -> np.ndarray:
+    """Returns a column's numbers, float64 [N], NaN where one is missing.
+
+    Raises:
+      InputError: for what are no numbers, or infinite ones.
+    """
+    import pandas
+
+    numeric: Any = pandas.to_numeric
+    try:
+        values = numeric(series).to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{title}: column {series.name!r} must be numbers: {error}") from None
+    if np.isinf(values).any():
+        raise InputError(
+            f"{title}: column {series.name!r} has infinite numbers; mend the table, or leave it out: drop="
+        )
+    return values
+
+
+def names_of(series: Any, title: str) -> np.ndarray:
+    """Returns a column's values as texts [N], "(missing)" where one is missing; 3.0 and 3 are both "3".
+
+    Raises:
+      InputError: for points in time, and other things.
+    """
+    if series.dtype.kind in "mM":
+        raise InputError(
+            f"{title}: column {series.name!r} has points in time; make numbers of it (years, say), or leave it out: "
+            f"drop=({series.name!r},)"
+        )
+    values = np.array([_name(value) for value in series.tolist()], object)
+    values[series.isna().to_numpy(bool)] = MISSING
+    return values
+
+
+def texts_of(series: Any) -> list[str]:
+    """Returns a column's texts, "" where one is missing."""
+    missing = series.isna().to_numpy(bool)
+    return ["" if gone else str(value) for value, gone in zip(series.tolist(), missing, strict=True)]
+
+
+def in_order(name: str) -> tuple[float, str]:
+    """The key by which names are sorted: those that are numbers in their order, then others."""
+    try:
+        return float(name), name
+    except ValueError:
+        return float("inf"), name
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
