@@ -25,7 +25,7 @@ from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
 from jaxtransfer.methods import Stage
-from jaxtransfer.objectives.teachers import Teacher
+from jaxtransfer.objectives.distillation.teachers import Teacher
 from jaxtransfer.outputs import shapes_of
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.files import write_atomically

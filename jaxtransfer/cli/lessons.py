@@ -11,7 +11,7 @@ import numpy as np
 import jaxtransfer as jt
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.models import adapters
-from jaxtransfer.objectives.teachers import Teacher
+from jaxtransfer.objectives.distillation.teachers import Teacher
 
 LOGITS, FEATURES, LAST, EACH, TOGETHER = "logits", "features", "the last map", "each map", "all maps together"
 

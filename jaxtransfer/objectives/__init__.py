@@ -1,19 +1,26 @@
-"""Objectives: each binds models and losses into a term that adds up."""
+"""Objectives: each binds models and losses into a term that adds up; a family a folder, a method a file."""
 
-from jaxtransfer.objectives.anchors import fisher_l2_sp, l2, l2_sp
+from jaxtransfer.objectives.anchored import fisher_diagonal, fisher_l2_sp, l2, l2_sp
 from jaxtransfer.objectives.averaged import averaged
-from jaxtransfer.objectives.byol import byol, simsiam
-from jaxtransfer.objectives.classification import classification
-from jaxtransfer.objectives.clusters import dino, swav
-from jaxtransfer.objectives.crd import crd
-from jaxtransfer.objectives.distillation import distillation
-from jaxtransfer.objectives.fisher import fisher_diagonal
-from jaxtransfer.objectives.mutual import mean_teacher, mutual_learning
-from jaxtransfer.objectives.probe import online_probe
-from jaxtransfer.objectives.queues import moco, nnclr
-from jaxtransfer.objectives.regression import regression
-from jaxtransfer.objectives.teachers import cached, peer
-from jaxtransfer.objectives.views import barlow_twins, decoupled, info_nce, over_views, siglip, simclr, supcon, vicreg
+from jaxtransfer.objectives.distillation import cached, crd, distillation, mean_teacher, mutual_learning, peer
+from jaxtransfer.objectives.selfsupervised import (
+    barlow_twins,
+    byol,
+    decoupled,
+    dino,
+    info_nce,
+    moco,
+    nnclr,
+    online_probe,
+    over_views,
+    siglip,
+    simclr,
+    simsiam,
+    supcon,
+    swav,
+    vicreg,
+)
+from jaxtransfer.objectives.supervised import classification, regression
 
 __all__ = [
     "averaged",

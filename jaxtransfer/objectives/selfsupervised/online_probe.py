@@ -11,8 +11,8 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, view_of
-from jaxtransfer.objectives.classification import check_labels
 from jaxtransfer.objectives.rows import kept
+from jaxtransfer.objectives.supervised.classification import check_labels
 from jaxtransfer.outputs import pick, shapes_of
 
 _EPSILON = 1e-6  # under the root of the features' variance

@@ -16,9 +16,9 @@ from jaxtransfer.losses._numerics import check_temperature
 from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, fresh, view_of
-from jaxtransfer.objectives.classification import check_labels
+from jaxtransfer.objectives.distillation.teachers import Source, Teacher, peers_of
 from jaxtransfer.objectives.rows import kept
-from jaxtransfer.objectives.teachers import Source, Teacher, peers_of
+from jaxtransfer.objectives.supervised.classification import check_labels
 from jaxtransfer.outputs import Tap, pick, shapes_of
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
