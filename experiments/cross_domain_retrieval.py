@@ -29,7 +29,6 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer.cli.options import statistics
 from jaxtransfer.representation import Embedded, alignment, embed, plot_embedding, recall_at_k
 from jaxtransfer.runs import report
 
@@ -96,7 +95,7 @@ def main(experiment: Experiment) -> dict[str, Any]:
 
 def tower(name: str, data: jt.data.Dataset, dimension: int) -> jt.Model:
     """Returns an encoder of one domain's images with a projection to the common space."""
-    net = jt.models.normalize(jt.models.small_cnn(data.classes, name=name), *statistics(data))
+    net = jt.models.normalize(jt.models.small_cnn(data.classes, name=name), *jt.data.statistics(data))
     return jt.models.with_heads(net, projection=jt.models.head(128, dimension))
 
 

@@ -34,8 +34,8 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer.cli.runs import device_mesh
 from jaxtransfer.data import augment
+from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import unknown
 from jaxtransfer.runs import report
 

@@ -41,11 +41,10 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer.cli.options import statistics
-from jaxtransfer.cli.runs import build_model, device_mesh
-from jaxtransfer.cli.stages import split_steps
 from jaxtransfer.data import augment
+from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import unknown
+from jaxtransfer.methods import split_steps
 from jaxtransfer.runs import checkpoints, report
 
 
@@ -164,7 +163,7 @@ class Bench:
         size = experiment.image_size
         self.source = self.load(experiment.source, None if size is None else (size, size, 3))
         self.target = self.load(experiment.target, self.source[0].image_shape)
-        self.mean, self.std = statistics(self.source[0], most=5000)
+        self.mean, self.std = jt.data.statistics(self.source[0], most=5000)
 
     def load(self, name: str, shape: tuple[int, int, int] | None) -> tuple[jt.data.Dataset, jt.data.Dataset]:
         """Returns the training and the test split; small parts of them in a tiny run."""
@@ -193,7 +192,7 @@ class Bench:
         train, test = self.source
         train = train.take(2000) if self.experiment.tiny else train
         config = self.config(train, method="pretrain")
-        kit = Kit(build_model(config), self.recipe)
+        kit = Kit(jt.models.rebuild(config), self.recipe)
         stages = jt.methods.full(kit.model, kit.fresh(self.recipe.source_steps))
         return self.fit("source", stages, train, test, self.recipe.source_steps, self.recipe.batch_size, config, 0)
 
@@ -204,7 +203,7 @@ class Bench:
             train = train.subset(per_class=self.experiment.shots, seed=seed)
         more = {"method": method, "shots": self.experiment.shots, "seed": seed, "source": self.experiment.source}
         config = self.config(train, **more, strength=self.experiment.strength if method == "l2-sp" else None)
-        kit = Kit(build_model(config), self.recipe, source["params"], self.experiment.strength)
+        kit = Kit(jt.models.rebuild(config), self.recipe, source["params"], self.experiment.strength)
         start = kit.model.init(jax.random.key(seed), train.read([0])["image"])
         if method != "scratch":
             moved = jt.transfer(source["params"], start["params"], reinit=kit.model.head)
@@ -216,7 +215,7 @@ class Bench:
 
     def fit(self, name, stages, train, test, steps, batch_size, config, seed, start=None) -> tuple[float, Any]:
         """Trains the stages, each in its run directory, and returns the last accuracy and the variables."""
-        evaluated = build_model(config)
+        evaluated = jt.models.rebuild(config)
         params = state = fitted = None
         if start is not None:
             params = {evaluated.name: start["params"]}

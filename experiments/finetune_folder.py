@@ -29,16 +29,24 @@ from typing import Annotated, Any
 import cv2
 import jax
 import numpy as np
+import optax
 import tyro
 
 import jaxtransfer as jt
-from jaxtransfer.cli.options import TrainOptions, statistics
-from jaxtransfer.cli.runs import Run, build_model, load_run
-from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.data import augment
 from jaxtransfer.data.digits import CONFIGS
+from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import unknown
+from jaxtransfer.runs import console
 from jaxtransfer.runs.loggers import read_jsonl
+from jaxtransfer.runs.report import write_report
 
+AUGMENTATIONS = {
+    "crop": lambda classes: augment.random_crop(4),
+    "flip": lambda classes: augment.random_flip(),
+    "cutout": lambda classes: augment.cutout(8),
+    "mixup": lambda classes: augment.mixup(0.2, classes),
+}
 SMALL = 64  # the largest side for the stem of small images
 
 
@@ -82,27 +90,28 @@ def main(experiment: Experiment) -> dict[str, Any]:
         experiment = dataclasses.replace(experiment, folder=None, image_size=8, steps=2, batch_size=8, shots=2)
     if experiment.image_size is not None and experiment.image_size < 1:
         raise jt.InputError(f"--image-size must be at least 1; got {experiment.image_size}")
-    training = TrainOptions(
-        out=experiment.out,
-        steps=experiment.steps,
-        batch_size=experiment.batch_size,
-        lr=experiment.lr,
-        augment=experiment.augment,
-        seed=experiment.seed,
-        eval_every=max(1, experiment.steps // 2),
-    )
-    training.check()
-    source = None if experiment.source is None else load_run(experiment.source)
+    for name in experiment.augment:
+        if name not in AUGMENTATIONS:
+            raise unknown("augmentation", name, AUGMENTATIONS)
+    for name in ("steps", "batch_size", "lr"):
+        if not getattr(experiment, name) > 0:
+            raise jt.InputError(f"--{name.replace('_', '-')} must be positive; got {getattr(experiment, name)}")
+    source = None if experiment.source is None else jt.load_run(experiment.source)
     with contextlib.ExitStack() as stack:
         folder, name = experiment.folder, f"folder:{experiment.folder}"
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             name = f"digits/{experiment.domain} as images"
             write_digits(folder, experiment.domain, side=32, per_class=4 if experiment.tiny else 20)
-        train, test = (
-            jt.data.load(f"folder:{folder}", split, image_shape=_shape(experiment, source)).decoded()
-            for split in (experiment.split, experiment.eval_split)
-        )
+        return _trained(experiment, source, folder, name)
+
+
+def _trained(experiment: Experiment, source: jt.Run | None, folder: Path, name: str) -> dict[str, Any]:
+    """Trains on the images of a folder, which is called `name`; returns the last evaluation."""
+    train, test = (
+        jt.data.load(f"folder:{folder}", split, image_shape=_shape(experiment, source)).decoded()
+        for split in (experiment.split, experiment.eval_split)
+    )
     if experiment.shots is not None:
         train = train.subset(per_class=experiment.shots, seed=experiment.seed)
     config = {
@@ -117,19 +126,28 @@ def main(experiment: Experiment) -> dict[str, Any]:
         "image_shape": list(train.image_shape),
         **_architecture(source, train),
     }
-    model = build_model(config)
+    model = jt.models.rebuild(config)
     params, state = (None, None) if source is None else _moved(source, model, train, experiment.seed)
-    train_stages(
-        jt.methods.full(model, training.optimizer_for(training.updates)),
-        config,
-        training,
-        train,
-        test,
-        eval_model=model,
-        title=f"{config['model']} on {name}",
+    transform = augment.compose(*(AUGMENTATIONS[name](train.classes) for name in experiment.augment))
+    fitted = jt.fit(
+        jt.classification(model),
+        optax.adam(optax.cosine_decay_schedule(experiment.lr, experiment.steps)),
+        jt.data.pipeline(train, experiment.batch_size, seed=experiment.seed, augment=transform),
+        steps=experiment.steps,
+        key=experiment.seed,
         params=params,
         state=state,
+        eval_data=jt.data.eval_batches(test, experiment.batch_size),
+        eval_every=max(1, experiment.steps // 2),
+        out=experiment.out,
+        config=config,
+        model=model,
+        dataset=train,
+        mesh=device_mesh(),
+        log=console.announcer(),
     )
+    title = f"{config['model']} on {name}"
+    console.print_results(experiment.out, fitted, write_report(experiment.out, title, console.facts_of(config)))
     evaluations = [record for record in read_jsonl(experiment.out / "metrics.jsonl") if "eval/accuracy" in record]
     result = {
         "data": name,
@@ -163,7 +181,7 @@ def write_digits(folder: Path, domain: str, *, side: int, per_class: int) -> Non
             cv2.imwrite(str(path), cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC))
 
 
-def _shape(experiment: Experiment, source: Run | None) -> tuple[int, int, int] | None:
+def _shape(experiment: Experiment, source: jt.Run | None) -> tuple[int, int, int] | None:
     """Returns the shape to which images are brought, or None for that of the first."""
     size, channels = experiment.image_size, 3
     if source is not None:
@@ -175,15 +193,15 @@ def _shape(experiment: Experiment, source: Run | None) -> tuple[int, int, int] |
     return None if size is None else (size, size, channels)
 
 
-def _architecture(source: Run | None, train: jt.data.Dataset) -> dict[str, Any]:
+def _architecture(source: jt.Run | None, train: jt.data.Dataset) -> dict[str, Any]:
     if source is not None:
         return {key: source.config[key] for key in ("model", "mean", "std")}
-    mean, std = statistics(train)
+    mean, std = jt.data.statistics(train)
     small = max(train.image_shape[:2]) <= SMALL
     return {"model": "resnet18" if small else "resnet18-imagenet", "mean": mean, "std": std}
 
 
-def _moved(source: Run, model: jt.Model, train: jt.data.Dataset, seed: int) -> tuple[Any, Any]:
+def _moved(source: jt.Run, model: jt.Model, train: jt.data.Dataset, seed: int) -> tuple[Any, Any]:
     """Returns the weights and statistics to start from: the source's, with a fresh head."""
     fresh = model.init(jax.random.key(seed), train.read([0])["image"])
     params = jt.transfer(source.params[source.model.name], fresh["params"], reinit=model.head).params

@@ -30,7 +30,6 @@ import tyro
 from rich.console import Console
 
 import jaxtransfer as jt
-from jaxtransfer.cli.options import statistics
 from jaxtransfer.data import augment, views
 from jaxtransfer.representation import (
     Embedded,
@@ -127,7 +126,7 @@ class Bench:
         )
         self.test_data = test.take(64) if e.tiny else test
         net = jt.models.create(e.model, self.train_data.classes)
-        self.model = jt.models.normalize(net, *statistics(self.train_data))
+        self.model = jt.models.normalize(net, *jt.data.statistics(self.train_data))
 
     def pretrain(self) -> dict[str, Any]:
         """Trains by SimCLR, or resumes, and returns the encoder's variables."""

@@ -25,12 +25,14 @@ from jaxtransfer.cli.options import (
     statistics,
 )
 from jaxtransfer.cli.pretexts import PRETEXTS, Settings, with_heads
-from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
-from jaxtransfer.cli.stages import announcer, check_model_takes, facts_of, opened, print_results
+from jaxtransfer.cli.runs import Run, build_model, load_run
+from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.data import views
+from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
 from jaxtransfer.runs.configuration import FEATURES
+from jaxtransfer.runs.console import announcer, facts_of, print_results
 from jaxtransfer.runs.files import write_atomically
 from jaxtransfer.runs.report import write_report
 
@@ -181,7 +183,7 @@ class Contrast:
             keep=training.keep,
             mesh=device_mesh() if training.mode == "jit" else None,
             mode=training.mode,
-            log=announcer(""),
+            log=announcer(),
         )
         rows = self._measured(load_run(out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))

@@ -24,7 +24,7 @@ from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
-from jaxtransfer.methods import Stage
+from jaxtransfer.methods import Phase
 from jaxtransfer.objectives.distillation.teachers import Teacher
 from jaxtransfer.outputs import shapes_of
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
@@ -193,8 +193,8 @@ class Distill:
     def _temperature(self) -> float:
         return self.temperature or (1.0 if self.loss == "dist" else 4.0)
 
-    def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset, training: TrainOptions) -> list[Stage]:
-        """Returns a stage for each generation."""
+    def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset, training: TrainOptions) -> list[Phase]:
+        """Returns a phase for each generation."""
         row = LESSONS[self.loss]
         weight, labels = (
             given if given is not None else usual
@@ -229,10 +229,10 @@ class Distill:
             )
         steps = training.updates // self.generations
         names = [f"generation-{number}" for number in range(1, self.generations + 1)]
-        first = Stage(names[0], objective(teachers, given), training.optimizer_for(steps))
+        first = Phase(names[0], objective(teachers, given), training.optimizer_for(steps))
         return [
             first,
-            *(Stage(name, taught_by_the_last, training.optimizer_for(steps), fresh=True) for name in names[1:]),
+            *(Phase(name, taught_by_the_last, training.optimizer_for(steps), fresh=True) for name in names[1:]),
         ]
 
 

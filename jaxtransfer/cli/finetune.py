@@ -13,7 +13,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli.classes import pick_classes, places_in, with_classes_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
-from jaxtransfer.cli.stages import split_steps, train_stages
+from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES
 
@@ -170,7 +170,7 @@ class Ingredients:
 
     def lp_ft(self):
         """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""
-        probe, rest = (self.optimizer_for(n) for n in split_steps(self.steps, [0.5, 0.5]))
+        probe, rest = (self.optimizer_for(n) for n in jt.methods.split_steps(self.steps, [0.5, 0.5]))
         return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
 
     def anchored(self, fisher: Any = None):

@@ -25,10 +25,12 @@ from jaxtransfer.cli.options import (
     divides_by_devices,
 )
 from jaxtransfer.cli.options import statistics as image_statistics
-from jaxtransfer.cli.runs import Run, build_model, device_mesh, load_run
-from jaxtransfer.cli.stages import announcer, check_model_takes, facts_of, opened, print_results
+from jaxtransfer.cli.runs import Run, build_model, load_run
+from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
+from jaxtransfer.runs.console import announcer, facts_of, print_results
 from jaxtransfer.runs.files import write_atomically
 from jaxtransfer.runs.report import write_report
 
@@ -186,7 +188,7 @@ class Meta:
             keep=self.training.keep,
             mesh=mesh,
             mode=self.training.mode,
-            log=announcer(""),
+            log=announcer(),
             **data,
         )
         title = f"{self.method} on {self.episodes.data}, {self.episodes.ways} ways, {self.episodes.shots} shots"

@@ -8,6 +8,8 @@ from jaxtransfer.models.cifar_resnet import resnet44 as resnet44
 from jaxtransfer.models.cifar_resnet import resnet56 as resnet56
 from jaxtransfer.models.cifar_resnet import resnet110 as resnet110
 from jaxtransfer.models.conv4 import conv4 as conv4
+from jaxtransfer.models.description import describe as describe
+from jaxtransfer.models.description import rebuild as rebuild
 from jaxtransfer.models.equinox import equinox as equinox
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head

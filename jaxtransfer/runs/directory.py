@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,15 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
+
+
+def steps_of(directory: str | Path, config: Mapping[str, Any]) -> int:
+    """Returns how many steps a run is to make: as it noted of itself, as several phases share those of a command."""
+    try:
+        steps = json.loads((Path(directory) / NOTE).read_bytes())["steps"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or spoiled
+        steps = config.get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 @contextmanager

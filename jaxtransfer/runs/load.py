@@ -14,7 +14,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.models.description import rebuild
 from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
-from jaxtransfer.runs.directory import read_config
+from jaxtransfer.runs.directory import read_config, steps_of
 from jaxtransfer.runs.selection import score_of
 
 BEST, LAST = "best", "last"
@@ -82,7 +82,7 @@ class Run(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether it has made all steps that it was to make; one that stopped early, by its patience, has not."""
-        return checkpoints.steps(self.directory / "checkpoints")[-1] >= self.config.get("steps", 0)
+        return checkpoints.steps(self.directory / "checkpoints")[-1] >= steps_of(self.directory, self.config)
 
     def __repr__(self):
         """Without its weights: `Run(runs/a: small-cnn, 10 classes, step 300; accuracy 0.912, loss 0.31)`."""

@@ -62,9 +62,9 @@ def noted(
             )
         if outputs == len(names):
             del entries["outputs"]
-    shape = getattr(dataset, "image_shape", None)
+    image = getattr(dataset, "entries", {}).get("image")
     more = {
-        "image_shape": None if shape is None else [int(size) for size in shape],
+        "image_shape": [int(size) for size in image.shape] if image is not None and len(image.shape) == 3 else None,
         "data": getattr(dataset, "name", None),
         "split": getattr(dataset, "split", None),
         "average": averaged[0] if averaged else None,

@@ -172,7 +172,7 @@ def test_listing_refuses(refused, tmp_path):
         (("--method", "lpft"), "unknown method 'lpft' (did you mean 'lp-ft'?); known: full,"),
         (("--strength", "-1"), "--strength must be at least 0; got -1.0"),
         (("--head-strength", "nan"), "--head-strength must be at least 0; got nan"),
-        (("--method", "lp-ft", "--steps", "1"), "the method has 2 stages and needs as many steps; got --steps 1"),
+        (("--method", "lp-ft", "--steps", "1"), "the method has 2 phases and needs as many steps; got steps=1"),
     ],
 )
 def test_finetune_refuses_options(refused, source, tmp_path, words, expected):

@@ -21,7 +21,6 @@ from experiments import (
     simclr_cifar10,
 )
 from experiments.benchmarks import distillation, info_nce, l2_sp, maml, step_wait, teacher_cache
-from jaxtransfer.cli import stages
 
 PNG = b"\x89PNG"
 
@@ -124,7 +123,7 @@ def test_finetune_folder_from_a_run(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_finetune_folder_makes_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "device_mesh", lambda: None)  # ResNet-18 takes long to compile for eight devices
+    monkeypatch.setattr(finetune_folder, "device_mesh", lambda: None)  # to compile for eight devices takes long
     result = finetune_folder.main(finetune_folder.Experiment(out=tmp_path / "out", tiny=True))
     assert result["model"] == "resnet18"
     assert result["examples"] == [20, 40]

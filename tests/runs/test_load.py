@@ -181,6 +181,19 @@ def test_an_encoder_without_classes(data, tmp_path, capsys):
     assert {"knn", "linear_probe", "uniformity"} <= facts.keys()
 
 
+def test_a_table_of_numbers(tmp_path, rng):
+    """A run needn't be of images: what it knows is read in Python."""
+    values, label = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40).astype(np.int32)
+    table = jt.data.Dataset.from_columns(x=values, label=label, class_names={"label": list("abc")})
+    model = jt.models.mlp(3, hidden=(4,))
+    objective = jt.classification(model, view="x")
+    fitted = jt.fit(objective, optax.sgd(0.1), jt.data.pipeline(table, 10), steps=2, out=tmp_path / "run", model=model)
+    run = jt.load_run(tmp_path / "run")
+    assert (run.class_names, run.preprocessing.image_shape) == (("a", "b", "c"), None)
+    expected = model.apply({"params": fitted.state.params["model"]}, values, train=False, key=None)[0]["logits"]
+    np.testing.assert_array_equal(logits(run, values), expected)
+
+
 def test_the_metric_that_chooses_is_noted(data, tmp_path):
     model = jt.models.mlp(10, hidden=())
     fitted = trained(data, tmp_path / "run", model, monitor="accuracy", maximize=False, eval_every=1, keep=4)

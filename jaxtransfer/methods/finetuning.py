@@ -1,48 +1,25 @@
-"""Fine-tuning methods: each a function from a model and pretrained weights to the stages that train it."""
+"""Fine-tuning methods: each a function from a model and pretrained weights to the phases that train it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import optax
 
 from jaxtransfer import optim
 from jaxtransfer.errors import InputError
+from jaxtransfer.methods.phases import Phase
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Objective
 from jaxtransfer.objectives import classification, fisher_l2_sp, l2, l2_sp
 
 
-class Stage(NamedTuple):
-    """One training run of a method.
-
-    Attributes:
-      name: of the stage.
-      objective: what it minimises; or a function that makes it from what the stage before reached, `(params, state)`.
-      optimizer: what it minimises it with.
-      share: its share of the method's steps.
-      fresh: whether it starts from new weights, not from those of the stage before.
-    """
-
-    name: str
-    objective: Objective | Callable[[Any, Any], Objective]
-    optimizer: optax.GradientTransformation
-    share: float = 1.0
-    fresh: bool = False
-
-    def objective_after(self, params: Any, state: Any) -> Objective:
-        """Returns the objective, given what the stage before reached."""
-        return self.objective if isinstance(self.objective, Objective) else self.objective(params, state)
-
-
-def full(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Stage, ...]:
+def full(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Phase, ...]:
     """Trains all weights from the pretrained ones."""
-    return (Stage("full", classification(model, **loss), optimizer),)
+    return (Phase("full", classification(model, **loss), optimizer),)
 
 
-def linear_probe(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Stage, ...]:
+def linear_probe(model: Model, optimizer: optax.GradientTransformation, **loss: Any) -> tuple[Phase, ...]:
     """Trains the head on frozen features, which are computed in inference mode."""
     objective = classification(model.inference(), **loss)
-    return (Stage("linear-probe", objective, optim.only(optimizer, f"{model.name}/{model.head}")),)
+    return (Phase("linear-probe", objective, optim.only(optimizer, f"{model.name}/{model.head}")),)
 
 
 def lp_ft(
@@ -52,18 +29,18 @@ def lp_ft(
     probe: float = 0.5,
     probe_optimizer: optax.GradientTransformation | None = None,
     **loss: Any,
-) -> tuple[Stage, ...]:
+) -> tuple[Phase, ...]:
     """Trains the head on frozen features, then all weights (Kumar et al. 2022, arXiv:2202.10054).
 
     Args:
       model: the model.
-      optimizer: of the second stage.
+      optimizer: of the second phase.
       probe: the share of the steps that goes to the head, in (0, 1).
-      probe_optimizer: of the first stage; the same by default.
+      probe_optimizer: of the first phase; the same by default.
       **loss: arguments of `classification`.
 
     Returns:
-      Two stages; the second starts from the first one's weights.
+      Two phases; the second starts from the first one's weights.
     """
     if not 0 < probe < 1:
         raise InputError(f"probe is the share of the steps for the head, in (0, 1); got {probe}")
@@ -82,14 +59,14 @@ def anchored(
     head_strength: float = 0.01,
     new_head: bool = True,
     **loss: Any,
-) -> tuple[Stage, ...]:
+) -> tuple[Phase, ...]:
     """Trains all weights under strength · ½‖w − w₀‖² on what was pretrained and β · ½‖w‖² on a new head: L2-SP.
 
     (Li et al. 2018, arXiv:1802.01483, equation 2, with α = strength and β = head_strength.)
 
     Args:
       model: the model.
-      optimizer: of the stage.
+      optimizer: of the phase.
       anchor: the pretrained weights w₀, a dict by model name.
       strength: α.
       fisher: weights of the squares, a tree like `anchor` (`fisher_diagonal`); all one by default.
@@ -98,7 +75,7 @@ def anchored(
       **loss: arguments of `classification`.
 
     Returns:
-      One stage.
+      One phase.
     """
     head = f"{model.name}/{model.head}"
     exclude = head if new_head else ()
@@ -109,19 +86,19 @@ def anchored(
     objective = classification(model, **loss) + penalty
     if new_head:
         objective += l2(strength=head_strength, only=head)
-    return (Stage("l2-sp" if fisher is None else "l2-sp-fisher", objective, optimizer),)
+    return (Phase("l2-sp" if fisher is None else "l2-sp-fisher", objective, optimizer),)
 
 
 def discriminative(
     model: Model, optimizer: optax.GradientTransformation, *, decay: float = 0.75, **loss: Any
-) -> tuple[Stage, ...]:
+) -> tuple[Phase, ...]:
     """Trains all weights, each stage of the model `decay` times slower than the one above it."""
-    return (Stage("layerwise-decay", classification(model, **loss), _layerwise(model, optimizer, decay)),)
+    return (Phase("layerwise-decay", classification(model, **loss), _layerwise(model, optimizer, decay)),)
 
 
 def gradual(
     model: Model, optimizer: optax.GradientTransformation, *, every: int, adapt_statistics: bool = False, **loss: Any
-) -> tuple[Stage, ...]:
+) -> tuple[Phase, ...]:
     """Trains the head first and one more stage of the model after each `every` steps.
 
     What is still frozen runs in inference mode, unless `adapt_statistics` leaves its batch norm and dropout in training
@@ -129,7 +106,7 @@ def gradual(
     """
     stages = [f"{model.name}/(?:{stage})" for stage in model.stages]
     unfreezing = optim.gradual_unfreeze(optimizer, stages, every=every, adapt_statistics=adapt_statistics)
-    return (Stage("gradual", classification(model, **loss), unfreezing),)
+    return (Phase("gradual", classification(model, **loss), unfreezing),)
 
 
 def _layerwise(model: Model, optimizer, decay):
