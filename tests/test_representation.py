@@ -54,7 +54,7 @@ def test_embed_leaves_padding_out():
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (10, 0.07), (10, 5.0), (500, 0.5)])
 def test_weighted_neighbours(sets, k, temperature, monkeypatch):
-    monkeypatch.setattr("jaxtransfer.representation._BLOCK", 16)
+    monkeypatch.setattr("jaxtransfer.representation.blocks._BLOCK", 16)
     train, test = sets
     unit = lambda x: np.float64(x) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     right = 0
@@ -77,7 +77,7 @@ def test_the_probe_is_converged_logistic_regression(sets):
 
 
 def test_recall(rng, monkeypatch):
-    monkeypatch.setattr("jaxtransfer.representation._BLOCK", 4)
+    monkeypatch.setattr("jaxtransfer.representation.blocks._BLOCK", 4)
     queries, gallery = rng.normal(size=(9, 3)), rng.normal(size=(8, 3))
     relevant = rng.random((9, 8)) < 0.2
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
@@ -92,7 +92,7 @@ def test_recall(rng, monkeypatch):
 
 
 def test_alignment_and_uniformity(rng, monkeypatch):
-    monkeypatch.setattr("jaxtransfer.representation._BLOCK", 5)
+    monkeypatch.setattr("jaxtransfer.representation.blocks._BLOCK", 5)
     x, y = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     assert alignment(x, y) == pytest.approx(np.mean(np.sum((unit(x) - unit(y)) ** 2, 1)), rel=1e-5)

@@ -10,8 +10,8 @@ import optax
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import FrozenModel
-from jaxtransfer.meta.adapt import adapt
 from jaxtransfer.meta.embed import few_shot, per_task, rule_out
+from jaxtransfer.meta.inner_loop import adapt
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
 

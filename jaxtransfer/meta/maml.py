@@ -11,7 +11,7 @@ import optax
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.meta import statistics as slots
-from jaxtransfer.meta.adapt import inner_loop
+from jaxtransfer.meta.inner_loop import inner_loop
 from jaxtransfer.meta.statistics import Statistics, transductive
 from jaxtransfer.meta.tasks import (
     episodes,

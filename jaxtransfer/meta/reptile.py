@@ -9,7 +9,7 @@ import optax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.meta.adapt import inner_loop
+from jaxtransfer.meta.inner_loop import inner_loop
 from jaxtransfer.meta.statistics import Statistics, refuse_per_step, transductive
 from jaxtransfer.meta.tasks import (
     episodes,

@@ -1,12 +1,14 @@
 """What measures compute in blocks of rows, each program compiled once per shape."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_BLOCK = 1024  # queries that are compared at a time
 _BANK_BLOCK = 8192  # vectors that are compared with queries at a time
 
 
@@ -65,3 +67,11 @@ def nearest(rows: jax.Array, bank: jax.Array, *, k: int) -> jax.Array:
 def potentials(rows: jax.Array, bank: jax.Array, t: float) -> jax.Array:
     """Returns Σⱼ exp(−t ‖x − yⱼ‖²) of each unit vector x over the unit vectors y of a bank."""
     return jnp.sum(jnp.exp(-t * jnp.maximum(2 - 2 * rows @ bank.T, 0)), axis=1)
+
+
+def in_blocks(rows: np.ndarray) -> Iterable[np.ndarray]:
+    """Yields the rows in blocks of one shape, the last one filled with zeros: one program serves all."""
+    size = min(_BLOCK, len(rows))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield np.concatenate([part, np.zeros((size - len(part), rows.shape[1]), rows.dtype)])
