@@ -1,7 +1,6 @@
 """Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
 
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
-from jaxtransfer.losses.bootstrap import dino, dino_center, negative_cosine, sinkhorn, swav
 from jaxtransfer.losses.classification import class_weights, cross_entropy, top_k
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
@@ -17,6 +16,7 @@ from jaxtransfer.losses.relations import (
     rkd_distance,
     similarity_preserving,
 )
+from jaxtransfer.losses.self_distillation import dino, dino_center, negative_cosine, sinkhorn, swav
 from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
 
 __all__ = [
