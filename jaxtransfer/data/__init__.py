@@ -14,6 +14,7 @@ from jaxtransfer.data.statistics import statistics
 from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
 from jaxtransfer.data.teacher_writer import write_outputs
 from jaxtransfer.data.words import Vocabulary
+from jaxtransfer.data.zipped import Zipped, zipped
 
 __all__ = [
     "RIGHT_ANGLES",
@@ -24,6 +25,7 @@ __all__ = [
     "Pipeline",
     "TeacherCache",
     "Vocabulary",
+    "Zipped",
     "attach_outputs",
     "augment",
     "available",
@@ -39,6 +41,7 @@ __all__ = [
     "statistics",
     "views",
     "write_outputs",
+    "zipped",
 ]
 
 

@@ -12,6 +12,7 @@ from jaxtransfer.data.columns import Column
 from jaxtransfer.data.derived import Derived
 from jaxtransfer.data.entries import (
     Entry,
+    NoColumnError,
     arrays_of,
     check_class,
     check_number,
@@ -162,7 +163,7 @@ class Dataset(Derived):
     def classes(self) -> int:
         """Number of classes of `label`; of another column, `entries[name].classes`."""
         if (count := self.entry_of("label").classes) is None:
-            raise InputError(f"{self.title}: its labels are numbers ({self.entry_of('label')}), not classes")
+            raise NoColumnError(f"{self.title}: its labels are numbers ({self.entry_of('label')}), not classes")
         return count
 
     @property
@@ -229,7 +230,7 @@ class Dataset(Derived):
     def entry_of(self, name: str) -> Entry:
         """What is known of a column; an unknown name is an error that lists those there are."""
         if name not in self.entries:
-            raise InputError(f"{self.title} has no column {name!r}; it has {', '.join(self._names)}")
+            raise NoColumnError(f"{self.title} has no column {name!r}; it has {', '.join(self._names)}")
         return self.entries[name]
 
     @property

@@ -50,6 +50,10 @@ class Entry:
         return f"{self.dtype}{shape}" + (f" of {self.classes} classes" if self.class_names is not None else "")
 
 
+class NoColumnError(InputError, AttributeError):
+    """A column that a data set doesn't have, asked for as an attribute: `hasattr(dataset, "image_shape")` is false."""
+
+
 IMAGE_DTYPE, LABEL_DTYPE = np.dtype(np.uint8), np.dtype(np.int32)
 
 

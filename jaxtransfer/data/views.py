@@ -8,7 +8,8 @@ devices share the batch.
 
 import functools
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -229,6 +230,39 @@ def many_views(views: dict[str, Transform], *, of: str = "image") -> Callable[[j
         return {**batch, **made}
 
     return transform
+
+
+def on(key: str, transform: Callable[[jax.Array, Any, Any], Any]) -> Callable[[jax.Array, Any, Any], dict[str, Any]]:
+    """Returns the batch transform that changes a part of zipped batches alone: `on("target", two_views(...))`.
+
+    The rows of a part count from 0 within it, whatever the sizes of the others; parts draw apart from each other.
+
+    Args:
+      key: of the part.
+      transform: of its batches, such as `augmented`, `two_views` and `many_views` give.
+    """
+
+    def changed(draw, batch, rows):
+        if key not in batch or not isinstance(batch[key], Mapping):
+            raise InputError(f"expected a part {key!r} in zipped batches; the batch has {', '.join(sorted(batch))}")
+        size = jax.tree.leaves(batch[key])[0].shape[0]
+        device = rows[0] // rows.shape[0]  # each holds as many rows of a part as the others
+        own = device * size + jnp.arange(size)
+        part = transform(jax.random.fold_in(draw, zlib.crc32(key.encode())), batch[key], own)
+        return {**batch, key: part}
+
+    return changed
+
+
+def in_turn(*transforms: Callable[[jax.Array, Any, Any], Any]) -> Callable[[jax.Array, Any, Any], Any]:
+    """Returns batch transforms one after the other, each with a key of its own: `in_turn(on("a", f), on("b", g))`."""
+
+    def changed(key, batch, rows):
+        for number, transform in enumerate(transforms):
+            batch = transform(jax.random.fold_in(key, number), batch, rows)
+        return batch
+
+    return changed
 
 
 def _grey(image: jax.Array) -> jax.Array:

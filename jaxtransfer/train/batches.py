@@ -2,14 +2,14 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
 import jax
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.objective import Batch, Objective
+from jaxtransfer.objective import Batch, Objective, view_of
 from jaxtransfer.train import identity
 from jaxtransfer.train.arguments import check_rows
 from jaxtransfer.train.state import TrainState
@@ -92,20 +92,56 @@ class DrawnInside:
         """Does nothing: nothing is open."""
 
 
+def parts_of(data: Any) -> dict[tuple[str, ...], Any]:
+    """Returns what batches are made of, by their path in the batch: zipped data have several parts, others one, ()."""
+    if not isinstance(inner := getattr(data, "parts", None), Mapping):
+        return {(): data}
+    return {(name, *path): part for name, more in inner.items() for path, part in parts_of(more).items()}
+
+
+def check_transform(transform: Any, data: Any) -> None:
+    """Raises for a transform of batches of which a part has columns that hold for the images as they are."""
+    for path, part in parts_of(data).items() if transform is not None else ():
+        if fixed := getattr(getattr(part, "dataset", None), "of_image", ()):
+            name = "/".join((*path, min(fixed)))
+            raise InputError(f"column {name!r} of the data holds for the images as they are: fit without transform=")
+
+
+def rows_in(data: Any, batch: Batch) -> int:
+    """Returns the number of examples in a batch: of zipped data, in all its parts."""
+    return sum(len(jax.tree.leaves(view_of(batch, path))[0]) for path in parts_of(data))
+
+
 def check_apart(objective: Objective, data: Any) -> None:
-    """Raises where an objective would take an example of a pipeline for another one: too few for a batch or a queue."""
-    dataset, size = getattr(data, "dataset", None), getattr(data, "batch_size", None)
-    if objective.apart is None or size is None or dataset is None or not hasattr(dataset, "with_columns"):
+    """Raises where an objective would take an example of a pipeline for another one: too few for a batch or a queue.
+
+    Of zipped data each part is looked at, by the terms that read it.
+    """
+    for path, part in parts_of(data).items():
+        apart = [term.apart for _, term in objective.terms if term.apart is not None and _reads(term, path)]
+        if apart:
+            where = f"{'/'.join(path)}: " if path else ""
+            _check_part(max(apart), part, where)
+
+
+def _reads(term: Objective, path: tuple[str, ...]) -> bool:
+    views = [view for forward in term.forwards for view in forward.views]
+    return not path or not views or any(view[: len(path)] == path for view in views)
+
+
+def _check_part(apart: int, part: Any, where: str) -> None:
+    dataset, size = getattr(part, "dataset", None), getattr(part, "batch_size", None)
+    if size is None or dataset is None or not hasattr(dataset, "with_columns"):
         return  # loaders of other libraries have a `dataset` and a `batch_size`, too
     count = len(dataset)
     if size > count:
         raise InputError(
-            f"a batch of {size} of {count} examples holds some of them twice, and this objective would tell an example "
-            f"from its own copy; make batches of at most {count}"
+            f"{where}a batch of {size} of {count} examples holds some of them twice, and this objective would tell an "
+            f"example from its own copy; make batches of at most {count}"
         )
-    if size + objective.apart > count and "index" not in dataset.columns:
+    if size + apart > count and "index" not in {*dataset.columns, *dataset.entries}:
         raise InputError(
-            f"a queue of {objective.apart} and a batch of {size} are more than the {count} examples, so an example "
+            f"{where}a queue of {apart} and a batch of {size} are more than the {count} examples, so an example "
             f"would be told from its own copy in the queue; take a queue of at most {count - size}, or number the "
             f"examples, which leaves such copies out: dataset.with_columns({{'index': np.arange(len(dataset))}})"
         )

@@ -1,6 +1,6 @@
 """Exact evaluation: every example counts once, sums are divided at the end."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,7 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
         outputs, state = objective.run(params, state, batch, ctx)
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
-        rows = mask_of(batch)
-        if rows is None:
-            rows = jnp.ones(jax.tree.leaves(batch)[0].shape[:1])
-        examples = ctx.sum(rows)
+        examples = ctx.sum(_counted(batch))
         others, losses = [], []
         for value, (_, term) in zip(values, objective.summed.parts, strict=True):
             if term.pooled and term.name in metrics:
@@ -74,6 +71,16 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         return values | {name: float(mean.value) for name, mean in metrics.items()}
 
     return run
+
+
+def _counted(batch: Batch) -> jax.Array:
+    """Returns how much each example counts: by its mask, of zipped batches by those of all parts."""
+    mask = mask_of(batch)
+    if mask is not None:
+        return mask
+    if all(isinstance(part, Mapping) and jnp.ndim(part.get("mask", 0)) == 1 for part in batch.values()):
+        return jnp.concatenate([_counted(part) for part in batch.values()])
+    return jnp.ones(jax.tree.leaves(batch)[0].shape[:1])
 
 
 def evaluate(

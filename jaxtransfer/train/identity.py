@@ -211,7 +211,7 @@ class Identity:
                 f"all steps (a cosine, say) is another one for {self.steps}, and that of the run has ended. Repeat it "
                 f"with steps={steps}, or begin a new run from its weights in another --out (params=, finetune --from)"
             )
-        follows = {name for cause in changed for name in _FOLLOWS.get(cause, ())}
+        follows = {name for cause in changed for name in _following(cause)}
         listed = [_told(name, there.get(name), self.parts.get(name)) for name in changed if name not in follows]
         if self.steps != steps:
             listed.append(f"steps: {steps} there, {self.steps} now")
@@ -221,6 +221,13 @@ class Identity:
             f"{run} holds a run of another configuration ({'; '.join(listed)}); repeat that one's command to resume "
             f"it, or choose another --out"
         )
+
+
+def _following(cause: str) -> set[str]:
+    """Returns what differs along with a part; of zipped data, "source/labels" say, also the part's own."""
+    prefix, slash, name = cause.rpartition("/")
+    found = set(_FOLLOWS.get(name, ()))
+    return found | {f"{prefix}{slash}{other}" for other in found}
 
 
 def _told(name: str, old: Any, new: Any) -> str:

@@ -20,7 +20,7 @@ from jaxtransfer.runs.checkpoints import Checkpoints, fill
 from jaxtransfer.runs.directory import note_config, open_run
 from jaxtransfer.runs.note import noted
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
-from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart
+from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart, check_transform, rows_in
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.identity import Identity, of_evaluation, of_training
@@ -163,8 +163,7 @@ def fit(
     check_objective(objective)
     check_optimizer(optimizer)
     check_apart(objective, data)
-    if transform is not None and (fixed := getattr(getattr(data, "dataset", None), "of_image", ())):
-        raise InputError(f"column {min(fixed)!r} of the data holds for the images as they are: fit without transform=")
+    check_transform(transform, data)
     check_takes(sample, "sample", "key", "data")
     check_takes(measure, "measure", "state")
     check_takes(transform, "transform", "key", "batch", "rows")
@@ -226,7 +225,7 @@ def fit(
         if eval_data is not None:
             evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
 
-        clock = Clock(rows=len(jax.tree.leaves(source.first)[0]))
+        clock = Clock(rows=rows_in(data, source.first))
         stack.callback(source.close)
         signals = stack.enter_context(noticed(active=checkpoints is not None))
         source.open(start, steps)

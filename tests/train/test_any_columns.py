@@ -125,3 +125,18 @@ def test_a_column_of_numbers_is_a_target_of_one_output():
         assert jt.evaluate(objective, state, batches)["regression"] == pytest.approx(expected, rel=1e-6)
     with pytest.raises(jt.InputError, match=r"targets must have the shape of the predictions \(3, 1\); got \(3, 2\)"):
         jt.evaluate(objective, state, [{"features": x, "label": x}])
+
+
+def test_a_run_of_data_without_images_is_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 4))
+    data = jt.data.Dataset.from_columns(features=features, label=np.where(features[:, 0] > 0, "more", "less"))
+    model = jt.models.create("mlp", data.classes)
+    assert not hasattr(data, "image_shape")
+    objective = jt.classification(model, view="features")
+    fitted = jt.fit(objective, optax.adam(1e-2), jt.data.pipeline(data, 10), steps=3, out=tmp_path / "run", model=model)
+    run = jt.load_run(tmp_path / "run")
+    assert run.class_names == ("less", "more")
+    state = jt.TrainState.of(run.params, run.state)
+    batches = jt.data.eval_batches(data, 8)
+    assert jt.evaluate(objective, state, batches) == jt.evaluate(objective, fitted.state, batches)
