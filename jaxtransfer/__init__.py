@@ -61,6 +61,7 @@ from jaxtransfer.train import (
     init,
     train_step,
 )
+from jaxtransfer.weights import recompute_statistics
 
 __all__ = [
     "Average",
@@ -119,6 +120,7 @@ __all__ = [
     "optim",
     "over_views",
     "peer",
+    "recompute_statistics",
     "regression",
     "representation",
     "runs",

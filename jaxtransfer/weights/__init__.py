@@ -7,6 +7,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.weights.average import Average, ema
 from jaxtransfer.weights.frozen import Frozen, FrozenModel, fixed_at
 from jaxtransfer.weights.protocol import Weights
+from jaxtransfer.weights.statistics import recompute_statistics
 from jaxtransfer.weights.trained import Trained
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "frozen",
     "is_fixed",
     "on",
+    "recompute_statistics",
     "weights_of",
 ]
 
