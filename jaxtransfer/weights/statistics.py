@@ -87,8 +87,8 @@ def recompute_statistics(
         new = after(start)
         if number and (late := [path for path in quiet if not np.array_equal(new[path], start[path])]):
             raise InputError(
-                f"model {model.name!r}: {late[0]!r} didn't move in the first batch, as if all its inputs were 0, but in "
-                f"a later one; begin with a batch of other examples"
+                f"model {model.name!r}: {late[0]!r} didn't move in the first batch, as if all its inputs were 0, but "
+                f"in a later one; begin with a batch of other examples"
             )
         if not number:
             quiet = [path for path in start if np.array_equal(new[path], start[path])]
