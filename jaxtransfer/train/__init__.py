@@ -5,12 +5,15 @@ from jaxtransfer.train.evaluation import eval_step, evaluate
 from jaxtransfer.train.loop import Fitted, fit
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import TrainStep, train_step
+from jaxtransfer.train.turns import Turn, alternate
 
 __all__ = [
     "Fitted",
     "Interval",
     "TrainState",
     "TrainStep",
+    "Turn",
+    "alternate",
     "eval_step",
     "evaluate",
     "evaluate_episodes",

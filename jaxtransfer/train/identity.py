@@ -17,6 +17,8 @@ from jaxtransfer.runs.directory import NOTE
 from jaxtransfer.runs.files import told, write_atomically
 from jaxtransfer.train.fingerprint import of_program, of_tree, same
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.turns import Turn, moved_by, turns_of
+from jaxtransfer.train.update import taken
 
 _FORMAT = 1
 _PROGRAMS = ("objective", "optimizer", "transform", "sample")
@@ -71,27 +73,43 @@ def of_training(
       batch: one as the objective sees it.
       given: whether the caller gave weights to start from.
     """
-    update = optax.with_extra_args_support(optimizer).update
-
-    still = held_still(start.opt_state, start.params)  # which layers the optimiser has run in inference mode
-
-    def loss(params, state, batch, step, key, frozen):
-        read = dict(zip(objective.frozen, frozen, strict=True))
-        return objective(params, state, batch, Context(step, key, read, still=still))
-
-    def optimise(params, value):
-        state = optimizer.init(params)  # the numbers that it keeps there count too
-        return state, update(params, state, params, value=value)
-
+    turns = turns_of(objective, optimizer)
     frozen = [handle.tree for handle in objective.frozen]
+    programs = [_of_turn(turn, objective, start, batch, frozen) for turn in turns]
+    lowered, optimised = programs[0]
+    if turns[0].name:
+        order = [[turn.name, turn.repeat] for turn in turns]
+        lowered, optimised = ([order, list(parts)] for parts in zip(*programs, strict=True))
     return {
         "seed": [str(jax.random.key_impl(start.key)), *jax.random.key_data(start.key).ravel().tolist()],
-        "objective": of_program(loss, start.params, start.state, dict(batch), start.step, start.key, frozen),
-        "optimizer": of_program(optimise, start.params, jnp.zeros(())),
+        "objective": lowered,
+        "optimizer": optimised,
         "starting weights": of_tree({"params": start.params, "state": start.state}),
         "starting weights given": given,
         "frozen weights": of_tree(frozen),
     }
+
+
+def _of_turn(turn: Turn, whole: Objective, start: TrainState, batch: Batch, frozen: list[Any]) -> tuple[Any, Any]:
+    """Returns what tells an update from others: the programs of what it lowers, and of its optimiser."""
+    own, opt_state = moved_by(turn, start.opt_state, start.params)
+    optimizer = optax.with_extra_args_support(turn.optimizer)
+    still = held_still(opt_state, own)  # which layers the optimiser has run in inference mode
+
+    def loss(params, state, batch, step, key, frozen):
+        read = dict(zip(whole.frozen, frozen, strict=True))
+        return turn.objective(params, state, batch, Context(step, key, read, still=still))
+
+    def optimise(params, value):
+        def value_fn(params):  # stands for the loss, which is told of beside
+            return value + sum(jnp.sum(leaf).astype(value.dtype) for leaf in jax.tree.leaves(params))
+
+        state = optimizer.init(params)  # the numbers that it keeps there count too
+        known = {"value": value, "grad": params, "value_fn": value_fn}
+        return state, optimizer.update(params, state, params, **taken(optimizer, known))
+
+    lowered = of_program(loss, start.params, start.state, dict(batch), start.step, start.key, frozen)
+    return lowered, of_program(optimise, own, jnp.zeros(()))
 
 
 def environment() -> dict[str, Any]:

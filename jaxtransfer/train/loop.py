@@ -105,7 +105,7 @@ def fit(
 
     Args:
       objective: what to minimise.
-      optimizer: any optax transformation.
+      optimizer: any optax transformation; or what `jt.alternate` gave with the objective, for updates in turns.
       data: batches: a `jt.data.pipeline` or anything with `iterate(start)`, or an iterable. Batch i must depend on i
         alone; an iterable is read from its beginning to the position when a run resumes.
       steps: batches in all: updates, unless the optimiser accumulates gradients.

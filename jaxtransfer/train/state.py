@@ -14,6 +14,7 @@ from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
 from jaxtransfer.train.placement import check_whole
+from jaxtransfer.train.turns import Turn, first_states, moved_by, turns_of
 
 _MANY = 2**30  # updates after which an average is no longer warming up
 
@@ -76,6 +77,7 @@ def init(
     check_optimizer(optimizer)
     check_start(params, "params")
     check_start(state, "state")
+    turns = turns_of(objective, optimizer)
     drawn = key_of(key)
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
@@ -89,22 +91,29 @@ def init(
         state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
     state = _owned(state)
     key = jnp.copy(drawn)
-    ctx = Context(step=jnp.zeros((), jnp.int32), key=key)
-    frozen = [handle.tree for handle in objective.frozen]
+    opt_state = jax.eval_shape(lambda params: first_states(turns, params, key, batch), params)
+    for turn in turns:
+        _check_update(turn, objective, params, state, opt_state, key, batch)
+    return TrainState(jnp.zeros((), jnp.int32), key, params, state, first_states(turns, params, key, batch))
+
+
+def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_state: Any, key: Any, batch: Any) -> None:
+    """Traces what a turn lowers, and raises for a batch that it can't take, a loss or a state that can be none."""
+    objective, step = turn.objective, jnp.zeros((), jnp.int32)
 
     def loss(params, state, traced, frozen, opt_state):
-        read, still = dict(zip(objective.frozen, frozen, strict=True)), held_still(opt_state, params)
-        context = Context(ctx.step, ctx.key, read, still=still)
+        own, inner = moved_by(turn, opt_state, params)
+        context = Context(step, key, dict(zip(whole.frozen, frozen, strict=True)), still=held_still(inner, own))
         outputs, state = objective.run(params, state, traced, context)
         objective.check(outputs, batch)  # outputs have shapes only, the batch has its values
         return objective.loss(outputs, params, state, traced, context)
 
-    value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, jax.eval_shape(optimizer.init, params))
+    frozen = [handle.tree for handle in whole.frozen]
+    value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, opt_state)
     if value.shape != ():
         raise InputError(f"an objective's loss is a scalar; got shape {value.shape}")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
-    return TrainState(jnp.zeros((), jnp.int32), key, params, state, jax.jit(optimizer.init)(params))
 
 
 def _check_batch(batch: Batch) -> None:

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.in_flight import InFlight
-from jaxtransfer.objective import Batch, Context, Objective, named_key
-from jaxtransfer.optim import held_still
+from jaxtransfer.objective import Batch, Objective, named_key
 from jaxtransfer.train.arguments import check_kind, check_objective, check_optimizer, check_rows, check_takes
 from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
-from jaxtransfer.train.updates import accumulates, per_update, updates_made
-from jaxtransfer.train.watch import is_of_a_moment, watched
+from jaxtransfer.train.turns import turns_of
+from jaxtransfer.train.update import update_of
+from jaxtransfer.train.watch import is_of_a_moment
 
 Transform = Callable[[jax.Array, Any, jax.Array], Batch]
 
@@ -127,7 +127,9 @@ def train_step(
 
     Args:
       objective: the loss; its frozen trees reach the program as an argument that is not donated.
-      optimizer: any optax transformation; it may use the loss as the extra argument `value`.
+      optimizer: any optax transformation; it may use the loss as the extra argument `value`, its gradient as `grad`
+        and the loss as a function of the parameters as `value_fn`, as line searches do (`optax.lbfgs()`). The
+        optimiser that `jt.alternate` gives with an objective makes a step of several updates.
       mesh: the devices, any mesh: the batch is split over all its axes, the state is whole on each. None is the
         default device under `jit` and all local devices under `pmap`.
       mode: `"jit"`: one program over the mesh, in which the batch is global by itself. `"pmap"`: one program per
@@ -154,31 +156,20 @@ def train_step(
     check_optimizer(optimizer)
     check_takes(sample, "sample", "key", "data")
     check_takes(transform, "transform", "key", "batch", "rows")
-    optimizer = optax.with_extra_args_support(optimizer)
     axis = AXIS if mode == "pmap" else None
+    updates = [(turn, update_of(turn, axis, watch=watch)) for turn in turns_of(objective, optimizer)]
 
     def update(state: TrainState, batch: Batch, frozen: tuple):
-        slow, made = accumulates(state.opt_state), updates_made(state.step, state.opt_state)
-        key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
-        read, still = dict(zip(objective.frozen, frozen, strict=True)), held_still(state.opt_state, state.params)
-        ctx = Context(made, key, read, axis, still=still)
+        read = dict(zip(objective.frozen, frozen, strict=True))
         batch = transformed(transform, state.key, state.step, batch, axis)
-
-        def loss_fn(params):
-            loss, new_state, metrics = objective(params, state.state, batch, ctx)
-            return loss, (new_state, metrics)
-
-        (loss, (new_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        if axis is not None:  # the loss is global on each device, so the mean of its gradients is the gradient
-            grads = jax.lax.pmean(grads, axis)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
-        params = optax.apply_updates(state.params, updates)
-        if slow:
-            updated = updates_made(state.step, opt_state) != made
-            new_state = per_update(objective.per_update, state.state, new_state, updated)
-        told = watched(objective, made, grads, opt_state) if watch else {}
-        values = {**told, "loss": loss, **{name: metric.value for name, metric in metrics.items()}}
-        return TrainState(state.step + 1, state.key, params, new_state, opt_state), values
+        now, values = state, {}
+        for turn, one in updates:
+            for number in range(turn.repeat):
+                now, told = one(now, batch, read, number)
+                values = {**values, **told}  # of a turn's last repetition
+        if "loss" not in values:
+            values["loss"] = sum(values[f"{turn.name}/loss"] for turn, _ in updates)
+        return now._replace(step=state.step + 1), values
 
     placement = Placement(mesh, mode)
     if sample is None:

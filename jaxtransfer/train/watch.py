@@ -10,7 +10,7 @@ from jaxtransfer.objective import Objective
 _RATE, _NORM, _WEIGHT = "learning_rate", "gradient_norm", "weight"
 
 
-def watched(objective: Objective, step: Any, grads: Any, opt_state: Any) -> dict[str, jax.Array]:
+def watched(objective: Objective, step: Any, grads: Any, opt_state: Any, *, turn: str = "") -> dict[str, jax.Array]:
     """Returns what is told of an update, scalars by name.
 
     Args:
@@ -19,6 +19,7 @@ def watched(objective: Objective, step: Any, grads: Any, opt_state: Any) -> dict
       grads: the gradient; its global norm, `gradient_norm`, in at least float32.
       opt_state: the optimiser's state after the update; where an `optax.inject_hyperparams` in it tells the learning
         rate, that is `learning_rate`; where several do, `learning_rate/0` and so on in the order of the state.
+      turn: the name of the turn, of updates that alternate: `gradient_norm/<turn>`, `weight/<turn>/<term>`.
     """
     squares = [jnp.sum(jnp.square(jnp.abs(_wide(leaf)))) for leaf in jax.tree.leaves(grads)]
     values = {_NORM: jnp.sqrt(sum(squares, start=jnp.zeros(())))}
@@ -28,7 +29,12 @@ def watched(objective: Objective, step: Any, grads: Any, opt_state: Any) -> dict
     for weight, term in objective.terms:
         if callable(weight) and term.name:
             values[f"{_WEIGHT}/{term.name}"] = jnp.asarray(weight(step), jnp.float32)
-    return values
+    return values if not turn else {_of_turn(name, turn): value for name, value in values.items()}
+
+
+def _of_turn(name: str, turn: str) -> str:
+    what, *more = name.split("/", 1)
+    return "/".join((what, turn, *more))
 
 
 def is_watched(name: str) -> bool:
@@ -38,7 +44,7 @@ def is_watched(name: str) -> bool:
 
 def is_of_a_moment(name: str) -> bool:
     """Whether the last value counts, and not the mean over several steps."""
-    return is_watched(name) and name != _NORM
+    return is_watched(name) and name.partition("/")[0] != _NORM
 
 
 def _tells(node: Any) -> bool:

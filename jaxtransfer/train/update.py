@@ -1,0 +1,86 @@
+"""One update: a gradient, and what an optimiser makes of it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxtransfer.objective import Batch, Context, named_key
+from jaxtransfer.optim import held_still
+from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.turns import Turn, kept_by, moved_by
+from jaxtransfer.train.updates import accumulates, per_update, updates_made
+from jaxtransfer.train.watch import watched
+
+
+def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
+    """Returns `update(state, batch, frozen, number) -> (state, values)`: an update of a turn, its step not counted.
+
+    Args:
+      turn: what is lowered, and how.
+      axis: of the devices, under `pmap`.
+      watch: as for `train_step`.
+    """
+    objective = turn.objective
+    optimizer = optax.with_extra_args_support(turn.optimizer)
+
+    def update(state: TrainState, batch: Batch, read: dict[Any, Any], number: int):
+        own, opt_state = moved_by(turn, state.opt_state, state.params)
+        slow, made = accumulates(opt_state), updates_made(state.step, opt_state)
+        key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
+        if turn.name:
+            key = named_key(key, f"{turn.name}/{number}")
+        ctx = Context(made, key, read, axis, still=held_still(opt_state, own))
+
+        def loss_fn(own):
+            params = own if turn.name == "" else {**state.params, **own}
+            loss, new_state, metrics = objective(params, state.state, batch, ctx)
+            return loss, (new_state, metrics)
+
+        (loss, (new_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
+        if axis is not None:  # the loss is global on each device, so the mean of its gradients is the gradient
+            grads = jax.lax.pmean(grads, axis)
+        known = {"value": loss, "grad": grads, "value_fn": _global(lambda own: loss_fn(own)[0], axis)}
+        updates, opt_state = optimizer.update(grads, opt_state, own, **taken(optimizer, known))
+        own: Any = optax.apply_updates(own, updates)
+        if slow:
+            updated = updates_made(state.step, opt_state) != made
+            new_state = per_update(objective.per_update, state.state, new_state, updated)
+        told = watched(objective, made, grads, opt_state, turn=turn.name) if watch else {}
+        named = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
+        values = {**told, **{f"{turn.name}/{name}" if turn.name else name: value for name, value in named.items()}}
+        params = own if turn.name == "" else {**state.params, **own}
+        opt_state = kept_by(turn, state.opt_state, opt_state)
+        return state._replace(params=params, state=new_state, opt_state=opt_state), values
+
+    return update
+
+
+def taken(optimizer: optax.GradientTransformation, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of the known extra arguments the update of an optimiser takes."""
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return known
+    return {name: value for name, value in known.items() if name in parameters}
+
+
+def _global(loss: Callable, axis: str | None) -> Callable:
+    """Returns a loss whose gradient is the global one on each device, as its value is: what a line search follows."""
+    if axis is None:
+        return loss
+
+    @jax.custom_vjp
+    def value(params):
+        return loss(params)
+
+    def forward(params):
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, jax.lax.pmean(gradient, axis)
+
+    def backward(gradient, slope):
+        return (jax.tree.map(lambda leaf: (slope * leaf).astype(leaf.dtype), gradient),)
+
+    value.defvjp(forward, backward)
+    return value
