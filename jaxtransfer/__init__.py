@@ -46,6 +46,7 @@ from jaxtransfer.objectives import (
     vicreg,
 )
 from jaxtransfer.outputs import shapes_of
+from jaxtransfer.representation.features import features
 from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.surgery import Report, Transferred, transfer
 from jaxtransfer.together import together
@@ -100,6 +101,7 @@ __all__ = [
     "eval_step",
     "evaluate",
     "evaluate_episodes",
+    "features",
     "fisher_diagonal",
     "fisher_l2_sp",
     "fit",

@@ -1,6 +1,6 @@
 """Data sets that are made of others: with more columns, of chosen examples, of other classes, decoded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,26 @@ class Derived:
         if "labels" in vars(self):  # read once
             vars(more)["labels"] = self.labels
         return more
+
+    def with_stored(
+        self: Any, path: Any, outputs: Mapping[str, Any], of: Mapping[str, Any], batches: Iterable[Mapping[str, Any]]
+    ) -> "Dataset":
+        """Adds columns that lie in a folder, in the form of a teacher's cache; writes them first, if they aren't there.
+
+        Args:
+          path: the folder.
+          outputs: by the column's name, what has the `shape` and `dtype` of one example's value: float32 or float16.
+          of: what they are made by, as JSON types: with other contents, or of other data, the folder is refused.
+          batches: the values [b, ...] by name, in the order of the examples; not asked for when they are there.
+
+        Raises:
+          InputError: where the folder holds something else, or can't be written or read.
+        """
+        from jaxtransfer.data.teacher_cache import open_outputs, outputs_note
+        from jaxtransfer.data.teacher_writer import write_outputs
+
+        write_outputs(path, outputs_note(self, outputs, of), batches)
+        return self.with_columns(open_outputs(path).columns_for(self, ""), of_image=True)
 
     def select(self: Any, indices: Sequence[int] | np.ndarray) -> "Dataset":
         """The data set of the given examples, in the given order.

@@ -64,7 +64,7 @@ class TeacherCache:
 
         Args:
           dataset: that data set, loaded as it was then; choose examples after the columns are added.
-          teacher: what the columns' names begin with.
+          teacher: what the columns' names begin with; "" for the outputs' own names.
 
         Returns:
           `teacher_logits` [N, C], say, for each output: arrays below 2 GiB in all, else what reads the files.
@@ -73,9 +73,10 @@ class TeacherCache:
           InputError: where the data set is another one, or the files are damaged.
         """
         self._check(dataset)
+        prefix = f"{teacher}_" if teacher else ""
         if self.nbytes >= _MEMORY_LIMIT:
-            return {f"{teacher}_{name}": _StoredColumn(self, name) for name in self.note["outputs"]}
-        return {f"{teacher}_{name}": values for name, values in self._loaded.items()}
+            return {f"{prefix}{name}": _StoredColumn(self, name) for name in self.note["outputs"]}
+        return {f"{prefix}{name}": values for name, values in self._loaded.items()}
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """The output `name` [n, ...] of the examples `rows`, int64 [n]."""
