@@ -20,7 +20,7 @@ def model_of(bad=None):
         flat = x.reshape(len(x), -1).astype(jnp.float32) / 255
         deep = flat @ variables["params"]["w"] + variables["stats"]["shift"][None]
         if bad is not None:
-            deep = jnp.where(flat[:, :1] * 255 == bad, jnp.nan, deep)
+            deep = jnp.where(x.reshape(len(x), -1)[:, :1] == bad, jnp.nan, deep)
         outputs = {
             "features": deep,
             "map": deep.reshape(-1, 3, 1).astype(jnp.bfloat16),

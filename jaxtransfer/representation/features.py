@@ -62,9 +62,8 @@ def features(
     if not names:
         raise InputError("features keeps one output or more, got none: outputs=('features',)")
     if taken := sorted(names.keys() & {*dataset.entries, *dataset.columns, "mask"}):
-        raise InputError(
-            f"features: a column is called {taken[0]!r} already; rename: outputs={{'new name': {taken[0]!r}}}"
-        )
+        rename = f"outputs={{'new name': {names[taken[0]]!r}}}"
+        raise InputError(f"features: a column is called {taken[0]!r} already; rename the new one: {rename}")
     variables = model.complete(frozen(model, variables).variables.tree)
 
     @jax.jit
