@@ -53,6 +53,7 @@ from jaxtransfer.together import together
 from jaxtransfer.train import (
     Fitted,
     Interval,
+    Refresh,
     TrainState,
     TrainStep,
     Turn,
@@ -79,6 +80,7 @@ __all__ = [
     "Model",
     "NonFiniteLossError",
     "Objective",
+    "Refresh",
     "Report",
     "Run",
     "TrainState",

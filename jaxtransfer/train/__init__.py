@@ -3,6 +3,7 @@
 from jaxtransfer.train.episodes import Interval, evaluate_episodes
 from jaxtransfer.train.evaluation import eval_step, evaluate
 from jaxtransfer.train.loop import Fitted, fit
+from jaxtransfer.train.refresh import Refresh
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import TrainStep, train_step
 from jaxtransfer.train.turns import Turn, alternate
@@ -10,6 +11,7 @@ from jaxtransfer.train.turns import Turn, alternate
 __all__ = [
     "Fitted",
     "Interval",
+    "Refresh",
     "TrainState",
     "TrainStep",
     "Turn",

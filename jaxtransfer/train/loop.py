@@ -28,6 +28,7 @@ from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
 from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of, warn_of_missing
+from jaxtransfer.train.refresh import Refresh, check_refresh
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
 
@@ -95,6 +96,7 @@ def fit(
     transform: Transform | None = None,
     measure: Callable[[TrainState], Mapping[str, float]] | None = None,
     measure_every: int | None = None,
+    refresh: Refresh | None = None,
     progress: bool | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
@@ -122,7 +124,7 @@ def fit(
       out: the run directory: `config.json`, `identity.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`,
         `checkpoints/`. What determines the weights is noted there and compared when the run goes on: the seed, the
         data (what `data.fingerprint()` says, else the first batch), batch size, objective, optimiser, transform,
-        weights to start from, frozen weights. Devices and the periods of records may change.
+        refresh, weights to start from, frozen weights. Devices and the periods of records may change.
       config: what is noted as the run's configuration; another one in the same `out` is refused.
       model: which of the models that the objective trains the run is for, or `jt.ema(model)`, its average; noted in
         `out` for `jt.load_run`, and, where it is of the zoo, for the commands evaluate, predict, finetune and distill.
@@ -142,6 +144,8 @@ def fit(
       measure: `measure(state) -> {name: value}`, whatever else is to be known of a state, `jt.representation.
         neighbours(...)` say; noted as `eval/name`, and `monitor` may name it.
       measure_every: steps between measurements; by default at each evaluation. A measured state is saved.
+      refresh: a `jt.Refresh(every, fn)`: what of the state is made anew before every so many steps, from a pass over
+        all data say.
       progress: show a progress bar; None shows it on a terminal.
       log: called with each record, in addition to the files.
 
@@ -166,6 +170,7 @@ def fit(
     check_transform(transform, data)
     check_takes(sample, "sample", "key", "data")
     check_takes(measure, "measure", "state")
+    check_refresh(refresh)
     check_takes(transform, "transform", "key", "batch", "rows")
     if sample is None:
         check_batches(data, "fit")
@@ -190,6 +195,8 @@ def fit(
         )
         current = init(objective, optimizer, key, source.first, params=params, state=state)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
+        if refresh is not None:
+            together = refresh.calls_of(together, asked=steps_per_call is not None)
         measures = (measure_every or eval_every or max(1, steps // 10)) if measure is not None else None
         plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together, measures)
         start, history, kept = 0, [], {}
@@ -198,6 +205,7 @@ def fit(
                 objective, optimizer, current, source.first, given=not (params is None and state is None)
             )
             facts |= {**source.facts(key), "evaluation data": of_evaluation(eval_data)}
+            facts["refresh"] = None if refresh is None else refresh.facts()
             identity = Identity(out, facts, steps, periods=[*plan, eval_data is not None])
             for line in identity.compare(done=max(checkpoints.steps(), default=0)):
                 warnings.warn(line, stacklevel=2)
@@ -235,6 +243,8 @@ def fit(
             records: list[dict[str, Any]] = []
             if not owed:
                 in_flight.wait()
+                if refresh is not None:
+                    current = refresh.at(number, current)
                 size = plan.size(number)
                 with clock.waiting():
                     advance = source.next(size)
