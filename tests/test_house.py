@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
 FLOORS = [
     {"errors"},
-    {"tree", "in_flight", "files", "masks", "parts", "devices"},
+    {"tree", "in_flight", "files", "formats", "masks", "parts", "devices"},
     {"twins"},
     {"model"},
     {"weights"},
@@ -31,7 +31,10 @@ FLOORS = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-ASIDE = {"models": {"errors", "model", "tree"}, "data": {"errors", "files", "model"}}  # meet the rest only above
+ASIDE = {
+    "models": {"errors", "formats", "model", "tree"},
+    "data": {"errors", "files", "model"},
+}  # meet the rest only above
 MEETS = {"runs": {"models"}}  # a run says how its model is made
 MEETING_PLACES = {"cli", "__init__", "__main__"}
 

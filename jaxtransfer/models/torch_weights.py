@@ -1,6 +1,5 @@
 """Weights of PyTorch's networks for ours: names and layouts translated, every tensor accounted for."""
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,13 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.formats import torch_file
+from jaxtransfer.formats.checkpoint import tensors_in
 from jaxtransfer.model import Model
 
 Rules = Sequence[tuple[str, str]]
 
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-
-_NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network")  # what scripts save weights under
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile's, FSDP's
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches, of averaged weights
 
 CIFAR_RESNET: Rules = (  # the names of the widely used CIFAR-10 ResNets with option A shortcuts
     (r"conv1", "stem_conv"),
@@ -56,15 +53,13 @@ def from_torch(model: Model, weights: str | Path | Mapping[str, Any], inputs: An
     if not isinstance(weights, str | Path | Mapping):
         hint = "pass its state_dict()" if hasattr(weights, "state_dict") else "pass a file or a dict"
         raise InputError(f"expected weights by name, got {type(weights).__name__}; {hint}")
-    found = weights if isinstance(weights, Mapping) else _read(Path(weights))
+    found = weights if isinstance(weights, Mapping) else torch_file.read(Path(weights))
     given = {}
-    for name, tensor in _state_dict(found).items():
-        name = _unwrapped(name)
-        if not name.endswith(_COUNTERS):
-            path, value = _translated(name, _array(name, tensor), rules)
-            if path in given:
-                raise InputError(f"two tensors of the weights are {path!r}, one of them {name}; mend `rules`")
-            given[path] = value
+    for name, tensor in tensors_in(found).items():
+        path, value = _translated(name, tensor, rules)
+        if path in given:
+            raise InputError(f"two tensors of the weights are {path!r}, one of them {name}; mend `rules`")
+        given[path] = value
     wanted = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), inputs)
     leaves = tree.leaves_by_path(dict(wanted))
     missing, extra = sorted(leaves.keys() - given.keys()), sorted(given.keys() - leaves.keys())
@@ -78,81 +73,6 @@ def from_torch(model: Model, weights: str | Path | Mapping[str, Any], inputs: An
         if given[path].shape != leaf.shape:
             raise InputError(f"{path}: the model has shape {leaf.shape}, the weights {given[path].shape}")
     return tree.nested({path: given[path].astype(leaf.dtype) for path, leaf in leaves.items()})
-
-
-def _read(path: Path) -> Any:
-    """Returns what a file holds: tensors, containers and what scripts save beside them, without running its code."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(f"reading {path} needs PyTorch: pip install 'jaxtransfer[torch]'") from None
-    scalar = np.float64(0).__reduce__()[0]
-    harmless = [
-        argparse.Namespace,  # torchvision's and many other scripts save their options
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # of NumPy 1 and 2
-    ]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling and file systems raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if reason.startswith("Weights only load failed"):
-            reason = (
-                "it holds Python objects besides tensors, which would run code of the file, or is damaged; where you "
-                "trust it, load it yourself and pass the network's state_dict()"
-            )
-        raise InputError(f"cannot read the weights {path}: {reason}") from error
-
-
-def _state_dict(found: Any) -> Mapping[str, Any]:
-    """Returns the tensors by name that a checkpoint holds, under a usual key or the only such dict in it."""
-    if not isinstance(found, Mapping):
-        raise InputError(f"expected weights by name, a state dict; got {type(found).__name__}")
-    inner = {key: value for key, value in found.items() if isinstance(value, Mapping) and value}
-    nests = [key for key in _NESTS if key in inner][:1] or [key for key in inner if _holds_tensors(inner[key])]
-    if len(nests) == 1:
-        return _state_dict(inner[nests[0]])
-    if any(map(_is_tensor, found.values())):
-        return found
-    which = f"{len(nests)} ({', '.join(map(str, nests[:5]))})" if nests else "none"
-    raise InputError(f"expected one state dict in the weights, found {which}; pass the one that is meant")
-
-
-def _holds_tensors(value: Mapping[str, Any]) -> bool:
-    return all(isinstance(name, str) and _is_tensor(inner) for name, inner in value.items())
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _unwrapped(name: Any) -> str:
-    """Returns the name of a tensor without what `torch.compile` and parallel wrappers put into it."""
-    if not isinstance(name, str):
-        raise InputError(f"expected the weights by name, got a tensor under {name!r}")
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(parts)
-
-
-def _array(name: str, tensor: Any) -> np.ndarray:
-    """Returns a tensor or array as NumPy's, one of a type that NumPy lacks as float32."""
-    if not _is_tensor(tensor):
-        raise InputError(f"the weights hold {name!r}, which is no tensor but {type(tensor).__name__}; leave it out")
-    try:
-        if not hasattr(tensor, "detach"):
-            return np.asarray(tensor)
-        tensor = tensor.detach().cpu()
-        try:
-            return tensor.numpy()
-        except TypeError:  # bfloat16 and narrower
-            return tensor.float().numpy()
-    except Exception as error:  # of sparse tensors, of tensors without data
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"the tensor {name!r} of the weights has no plain values: {reason}") from error
 
 
 def _translated(name: str, value: np.ndarray, rules: Rules) -> tuple[str, np.ndarray]:

@@ -1,0 +1,88 @@
+"""A file or folder of weights, of whichever format: it is told by its bytes, not by its name."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.formats import numpy_file, onnx_file, safetensors, torch_file
+from jaxtransfer.formats.checkpoint import tensors_in
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_tensors(path: str | Path, part: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the tensors by name of a file of weights, or of a folder with one.
+
+    Wrappers (`module.`, `_orig_mod.`) are taken off the names; counters of batches are left out.
+
+    Args:
+      path: a file of `torch.save`, safetensors, an index of several of these, `.npz`, ONNX; or a folder that has
+        `model.safetensors` or `pytorch_model.bin`, in one piece or several.
+      part: the key of the state dict that is meant, where a checkpoint holds several.
+
+    Raises:
+      InputError: where nothing is there, or it can't be read.
+    """
+    path = file_of(Path(path))
+    if path.suffix == ".json":
+        return tensors_in(_pieces(path), part)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
+    if safetensors.is_one(start) or path.suffix == ".safetensors":
+        return tensors_in(safetensors.read(path), part)
+    if path.suffix == ".onnx":
+        return tensors_in(onnx_file.read(path), part)
+    if path.suffix == ".npz" or _is_npz(path):
+        return tensors_in(numpy_file.read(path), part)
+    return tensors_in(torch_file.read(path), part)
+
+
+def file_of(path: Path) -> Path:
+    """Returns the file of weights in a folder, or the path itself where it is no folder.
+
+    Args:
+      path: the file or the folder.
+    """
+    if not path.is_dir():
+        return path
+    for name in (*SINGLE[:1], *INDICES[:1], *SINGLE[1:], *INDICES[1:]):
+        if (path / name).is_file():
+            return path / name
+    others = sorted(path.glob("*.safetensors"))
+    if len(others) == 1:
+        return others[0]
+    raise InputError(f"the folder {path} has no weights: expected {', '.join(SINGLE)}, or config.json of a run")
+
+
+def _pieces(index: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors that an index names, each from its file beside it."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        names = {str(name): str(file) for name, file in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"cannot read the index of weights {index}: {error!r}") from None
+    if outside := next((file for file in names.values() if Path(file).name != file), None):
+        raise InputError(f"the index of weights {index} names a file that is not beside it: {outside!r}")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(names.values())):
+        found = read_tensors(index.parent / file)
+        wanted = [name for name, place in names.items() if place == file]
+        if missing := [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]:
+            raise InputError(f"{index.parent / file} lacks {missing[0]!r}, which its index promises; fetch it again")
+        tensors |= {name: found[name] for name in wanted if name in found}
+    return tensors
+
+
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)

@@ -1,0 +1,48 @@
+"""What `torch.save` writes, read without running a file's code."""
+
+import argparse
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtransfer.errors import InputError
+
+
+def read(path: Path) -> Any:
+    """Returns what a file holds: tensors, containers and what scripts save beside them.
+
+    Args:
+      path: a file of the zip format, or of the pickle format from before PyTorch 1.6.
+
+    Raises:
+      InputError: where PyTorch is missing, the file can't be read, or holds objects other than harmless data.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(f"reading {path} needs PyTorch: pip install 'jaxtransfer[torch]'") from None
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling and file systems raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if reason.startswith("Weights only load failed"):
+            reason = (
+                "it holds Python objects besides tensors, which would run code of the file, or is damaged; where you "
+                "trust it, load it yourself and pass the network's state_dict()"
+            )
+        raise InputError(f"cannot read the weights {path}: {reason}") from error
+
+
+def _harmless() -> list[Any]:
+    """Returns the types of data that scripts save beside tensors; none of them does anything when it is made."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        argparse.Namespace,  # torchvision's and many other scripts save their options
+        collections.defaultdict,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # of NumPy 1 and 2
+    ]
