@@ -24,7 +24,8 @@ from jaxtransfer.cli.options import (
     load_pair,
     statistics,
 )
-from jaxtransfer.cli.pretexts import PRETEXTS, Settings, with_heads
+from jaxtransfer.cli.registry.row import choices, having, names_with, row_of
+from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_heads
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.data import views
@@ -55,8 +56,8 @@ class ViewOptions:
     """Blur half of the views; usual from ImageNet's size on."""
     no_flip: bool = False
     """Don't mirror the views; for digits, letters, traffic signs."""
-    crops: int = 0
-    """Further views of half the side, which show at most 0.3 of the image; for swav and dino."""
+    crops: Annotated[int, tyro.conf.arg(help_behavior_hint=having(METHODS, "crops", "0"))] = 0
+    """Further views of half the side, which show at most 0.3 of the image."""
 
     def check(self) -> None:
         """Raises for values that no view can have."""
@@ -98,15 +99,8 @@ class Contrast:
     data: DataOptions
     training: RunOptions
     view: ViewOptions
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "simclr"
-    """What views of one image have to do:
-    - simclr, info-nce, dcl, siglip: find each other in the batch (Chen 2020, van den Oord 2018, Yeh 2022, Zhai 2023).
-    - supcon: find all of the same label (Khosla 2020).
-    - moco, nnclr: find each other in a queue (He 2020, Dwibedi 2021).
-    - byol, simsiam: predict each other (Grill 2020, Chen & He 2021).
-    - barlow-twins, vicreg: agree, feature by feature (Zbontar 2021, Bardes 2022).
-    - swav, dino: agree on a cluster (Caron 2020 and 2021).
-    """
+    method: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(METHODS))] = "simclr"
+    """What views of one image have to do:"""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
     """Encoder; `jaxtransfer models` lists networks."""
     image_shape: Annotated[
@@ -121,17 +115,25 @@ class Contrast:
     temperature: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --method)")
     ] = None
-    """Of the methods that have one; the first value for info-nce and siglip, which learn it."""
+    """Of the methods that have one; the first value where it is learned."""
     projection: Annotated[
         tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: usual for --method)")
     ] = ()
     """Sizes of the layers of the projection on the encoder, the last one that of the embedding."""
     queue: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4096, or what the data allow)")
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint=having(METHODS, "queue", "usual, or what the data allow")),
     ] = None
-    """Vectors that moco and nnclr remember; with a batch not more than there are images."""
-    prototypes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")] = None
-    """Clusters of swav."""
+    """Vectors that are remembered; with a batch not more than there are images."""
+    prototypes: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=having(METHODS, "prototypes", "usual for --method"))
+    ] = None
+    """Clusters that views agree on."""
+    split_statistics: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=having(METHODS, "split_statistics", "1"))
+    ] = None
+    """Parts of the batch with batch-norm statistics of their own, about 32 images each: the statistics can't tell then
+    which key belongs to a query."""
 
     knn_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: at the end)")] = None
     """Measure the nearest neighbours every so many steps; their accuracy then chooses the checkpoint."""
@@ -197,26 +199,34 @@ class Contrast:
     def _check(self) -> None:
         self.training.check()
         self.view.check()
-        for name, value, known in (("method", self.method, PRETEXTS), ("model", self.model, models.ZOO)):
-            if value not in known:
-                raise unknown(name, value, known)
-        at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes", "knn_every")
+        row = row_of("method", self.method, METHODS).facts
+        if self.model not in models.ZOO:
+            raise unknown("model", self.model, models.ZOO)
+        at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes", "split_statistics", "knn_every")
         divides_by_devices("batch_size", self.batch_size)
-        row = PRETEXTS[self.method]
-        for name in ("temperature", "queue", "prototypes"):
+        for name in ("temperature", "queue", "prototypes", "split_statistics"):
             if getattr(self, name) is not None and getattr(row, name) is None:
-                raise InputError(f"--{name}: {self.method} has none; leave it out")
+                raise InputError(f"--{name.replace('_', '-')}: {self.method} has none; leave it out")
         if self.projection and min(self.projection) < 1:
             raise InputError(f"--projection: sizes are at least 1; got {' '.join(map(str, self.projection))}")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(f"--temperature must be positive and finite; got {self.temperature}")
         if self.view.crops and not row.crops:
-            listed = ", ".join(name for name, one in PRETEXTS.items() if one.crops)
+            listed = ", ".join(names_with(METHODS, "crops"))
             raise InputError(f"--crops: {self.method} compares two views; small ones are for {listed}")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        parts, devices = self.split_statistics or 1, jax.device_count()
+        if self.batch_size % parts:
+            raise InputError(f"--split-statistics must divide --batch-size {self.batch_size}; got {parts}")
+        if self.training.mode == "pmap" and parts > 1 and parts % devices:
+            raise InputError(f"--split-statistics must be a multiple of the {devices} devices under pmap; got {parts}")
 
     def _config(self, train: jt.data.Dataset, training: RunOptions) -> dict[str, Any]:
         mean, std = statistics(train)
-        row = PRETEXTS[self.method]
+        row = METHODS[self.method].facts
+        parts = {} if self.split_statistics is None else {"split_statistics": self.split_statistics}
         return config_of(
             "contrast",
             self.data,
@@ -239,11 +249,12 @@ class Contrast:
             resize=self.image_shape is not None,
             mean=mean,
             std=std,
+            **parts,
         )
 
     def _queue_for(self, train: jt.data.Dataset) -> int | None:
         """Returns the length of the queue: what was asked for, or the usual, cut so that no image is in it twice."""
-        usual, count, size = PRETEXTS[self.method].queue, len(train), self.batch_size
+        usual, count, size = METHODS[self.method].facts.queue, len(train), self.batch_size
         if usual is None:
             return None
         most = count - size
@@ -271,8 +282,13 @@ class Contrast:
         """Returns what trains: the method, and the probe beside it."""
         net = net if self.micro_batch is None else jt.micro_batched(net, self.micro_batch)
         told = {name: config[name] or 0 for name in ("temperature", "queue", "prototypes")}
-        settings = Settings(**told, crops=self.view.names(), steps=config["steps"])
-        objective = PRETEXTS[self.method].build(net, settings)
+        settings = Settings(
+            **told,
+            crops=self.view.names(),
+            steps=config["steps"],
+            split_statistics=self.split_statistics or 1,
+        )
+        objective = METHODS[self.method].build(net, settings)
         classes = len(config["class_names"])
         return objective + jt.online_probe(net, classes, beside=objective) if classes > 1 else objective
 

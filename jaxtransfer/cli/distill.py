@@ -17,8 +17,9 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
 from jaxtransfer.cli.classes import places_in, with_classes_of
-from jaxtransfer.cli.lessons import LESSONS, LOGITS, lesson, taps_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, statistics
+from jaxtransfer.cli.registry.distillation import LOGITS, LOSSES, taps_of, term_of
+from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.classes import Places
@@ -44,22 +45,17 @@ class Distill:
     training: TrainOptions
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
     """Student; `jaxtransfer models` lists networks."""
-    loss: Annotated[str, tyro.conf.arg(metavar="NAME")] = "kd"
-    """What draws the student to the teacher:
-    - kd, kd-standardized, dkd, dist: the class probabilities (Hinton 2015, Sun 2024, Zhao 2022, Huang 2022).
-    - hint, vid, review-kd: the maps, through adapters (Romero 2015, Ahn 2019, Chen 2021).
-    - attention-transfer, nst, fsp: what the maps attend to (Zagoruyko 2017, Huang 2017, Yim 2017).
-    - similarity-preserving, rkd, pkt, correlation-congruence: how examples relate (Tung, Park, Passalis, Peng).
-    - crd: each example against all others (Tian 2020).
-    """
+    loss: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(LOSSES))] = "kd"
+    """What draws the student to the teacher:"""
     temperature: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 4; 1 for dist)")
+        float | None,
+        tyro.conf.arg(metavar="FLOAT", help_behavior_hint=having(LOSSES, "temperature", "usual for --loss")),
     ] = None
-    """Of kd, kd-standardized, dkd and dist."""
+    """Of the losses that have one."""
     weight: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --loss)")
     ] = None
-    """Of the lesson; 0.9 for kd."""
+    """Of the loss; 0.9 for kd."""
     label_weight: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: usual for --loss)")
     ] = None
@@ -82,7 +78,7 @@ class Distill:
                 raise InputError(
                     f"{directory} is a run of meta, which knows no fixed classes; expected one of pretrain"
                 )
-            if LESSONS[self.loss].taps == LOGITS:
+            if LOSSES[self.loss].facts.taps == LOGITS:
                 check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
         shape = tuple(runs[0].config["image_shape"]) if self.resize else None
         train, test = load_pair(
@@ -120,8 +116,7 @@ class Distill:
             raise InputError("--teacher: expected a run directory, or several; got none")
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
-        if self.loss not in LESSONS:
-            raise unknown("loss", self.loss, LESSONS)
+        row_of("loss", self.loss, LOSSES)
         at_least(self, 0, "weight", "label_weight")
         at_least(self, 1, "generations")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
@@ -140,7 +135,7 @@ class Distill:
 
     def _prepared(self, train: jt.data.Dataset, runs: list[Run]) -> jt.data.Dataset:
         """Returns the whole training split with the columns that the lesson reads."""
-        if LESSONS[self.loss].loss is None:
+        if LOSSES[self.loss].facts.own:
             train = train.with_columns({"index": np.arange(len(train), dtype=np.int32)})
         if self.cache is not None:
             found = self._found(runs[0], train, self.teacher[0])
@@ -155,7 +150,7 @@ class Distill:
         try:
             return places_in(run, train, directory)
         except InputError as error:
-            if LESSONS[self.loss].taps != LOGITS:
+            if LOSSES[self.loss].facts.taps != LOGITS:
                 return None
             raise InputError(
                 f"--loss {self.loss} compares classes: {directory} knows {len(run.config['class_names'])}, "
@@ -165,7 +160,7 @@ class Distill:
 
     def _config(self, runs: list[Run], train: jt.data.Dataset, training: TrainOptions) -> dict[str, Any]:
         mean, std = statistics(train)
-        row = LESSONS[self.loss]
+        row = LOSSES[self.loss].facts
         return config_of(
             "distill",
             self.data,
@@ -191,11 +186,11 @@ class Distill:
 
     @property
     def _temperature(self) -> float:
-        return self.temperature or (1.0 if self.loss == "dist" else 4.0)
+        return self.temperature or LOSSES[self.loss].facts.temperature or 4.0
 
     def _stages(self, model: jt.Model, live: list[Any], train: jt.data.Dataset, training: TrainOptions) -> list[Phase]:
         """Returns a phase for each generation."""
-        row = LESSONS[self.loss]
+        row = LOSSES[self.loss].facts
         weight, labels = (
             given if given is not None else usual
             for given, usual in ((self.weight, row.weight), (self.label_weight, row.labels))
@@ -206,7 +201,7 @@ class Distill:
 
         def objective(teachers: Sequence[Teacher], given: Any) -> jt.Objective:
             taps = taps_of(self.loss, self.taps, mine, given, source)
-            term = lesson(self.loss, model, teachers, temperature=self._temperature, taps=taps, examples=examples)
+            term = term_of(self.loss, model, teachers, temperature=self._temperature, taps=taps, examples=examples)
             objective = weight * term.named(self.loss)
             if labels:
                 objective = labels * jt.classification(model, label_smoothing=self.training.label_smoothing) + objective

@@ -10,9 +10,9 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.features import measured
-from jaxtransfer.cli.learners import check_episodes, check_ways
 from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
+from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, check_fits, load_run
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES, EPISODES

@@ -1,7 +1,6 @@
 """`jaxtransfer finetune`: move what a run has learned to another data set."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,24 +9,14 @@ import numpy as np
 import tyro
 
 import jaxtransfer as jt
-from jaxtransfer.cli.classes import pick_classes, places_in, with_classes_of
+from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
+from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients
+from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.stages import train_stages
-from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES
-
-METHODS: dict[str, Callable] = {  # where a name on the command line becomes code
-    "full": lambda make: jt.methods.full(make.model, make.optimizer, **make.loss),
-    "linear-probe": lambda make: jt.methods.linear_probe(make.model, make.optimizer, **make.loss),
-    "lp-ft": lambda make: make.lp_ft(),
-    "l2-sp": lambda make: make.anchored(),
-    "l2-sp-fisher": lambda make: make.anchored(fisher=make.fisher()),
-    "layerwise-decay": lambda make: jt.methods.discriminative(make.model, make.optimizer, **make.loss),
-    "gradual-unfreeze": lambda make: jt.methods.gradual(
-        make.model, make.optimizer, every=max(1, make.steps // (2 * len(make.model.stages))), **make.loss
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +30,9 @@ class Finetune:
     """Run directory to start from: its best checkpoint."""
     data: DataOptions
     training: TrainOptions
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full"
-    """How to move the weights:
-    - full: train all of them.
-    - linear-probe: train the head on frozen features, in inference mode.
-    - lp-ft: linear-probe for half of the steps, then full (Kumar et al. 2022).
-    - l2-sp: full, drawn back to the source's weights (Li et al. 2018).
-    - l2-sp-fisher: l2-sp, each weight by its importance for the source.
-    - layerwise-decay: full, lower layers more slowly (Howard & Ruder 2018).
-    - gradual-unfreeze: the head first, then layer by layer (the same); frozen ones in inference mode.
-    Inference mode: batch norm by its running statistics, which stay, and no dropout.
+    method: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(METHODS))] = "full"
+    """How to move the weights. Frozen ones run in inference mode: batch norm by its running statistics, which stay,
+    and no dropout.
     """
     head_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --lr)")] = None
     """Peak learning rate of the head, a new one's say, where it differs from that of the body."""
@@ -66,15 +48,14 @@ class Finetune:
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        row = row_of("method", self.method, METHODS)
         at_least(self, 0, "strength", "head_strength")
         positive(self, "head_rate")
         source = load_run(self.source)
         if self.keep_head:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
-        if self.method == "l2-sp-fisher":
-            check_knows_classes(source, self.source, "--method l2-sp-fisher weighs by the source's own loss")
+        if row.facts.weighs:
+            check_knows_classes(source, self.source, f"--method {self.method} weighs by the source's own loss")
         shape = tuple(source.config["image_shape"]) if self.resize else None
         train, test = load_pair(self.data, shape, seed=self.training.seed, batch_size=self.training.batch_size)
         check_fits(source, train, self.source)
@@ -102,7 +83,7 @@ class Finetune:
         command, anchor = dataclasses.replace(self, training=training), {model.name: kept.params[source.model.name]}
         make = Ingredients(command, source, model, anchor, places)
         train_stages(
-            METHODS[self.method](make),
+            row.build(make),
             config,
             training,
             train,
@@ -133,72 +114,3 @@ def _kept(command: Finetune, source: Run, train: jt.data.Dataset) -> tuple[Run, 
             f"{train.name} has {train.classes}; leave it out to start with a new head: {error}"
         ) from None
     return with_classes_of(source, train, command.source, found), found.places
-
-
-@dataclasses.dataclass(frozen=True)
-class Ingredients:
-    """What a method is made of."""
-
-    command: Finetune
-    source: Run
-    model: jt.Model
-    anchor: Any
-    places: np.ndarray | None  # of the classes in the source, where its head is kept
-
-    @property
-    def steps(self) -> int:
-        """Updates in all."""
-        return self.command.training.updates
-
-    @property
-    def optimizer(self):
-        """The optimiser, its schedule over all steps."""
-        return self.optimizer_for(self.steps)
-
-    def optimizer_for(self, steps: int):
-        """Returns the optimiser with a schedule over `steps`; the head has its own rate where one is asked for."""
-        training, rate = self.command.training, self.command.head_rate
-        optimizer = training.optimizer_for(steps)
-        if rate is None:
-            return optimizer
-        return jt.optim.scale_rate(optimizer, rate / training.lr, f"{self.model.name}/(?:{self.model.head})")
-
-    @property
-    def loss(self) -> dict[str, Any]:
-        """Arguments of `classification`."""
-        return {"label_smoothing": self.command.training.label_smoothing}
-
-    def lp_ft(self):
-        """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""
-        probe, rest = (self.optimizer_for(n) for n in jt.methods.split_steps(self.steps, [0.5, 0.5]))
-        return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
-
-    def anchored(self, fisher: Any = None):
-        """Returns the stage under L2-SP, weighted by the Fisher diagonal where one is given."""
-        return jt.methods.anchored(
-            self.model,
-            self.optimizer,
-            self.anchor,
-            fisher=fisher,
-            strength=self.command.strength,
-            head_strength=self.command.head_strength,
-            new_head=not self.command.keep_head,
-            **self.loss,
-        )
-
-    def fisher(self) -> Any:
-        """Returns the Fisher diagonal of the source's weights on (up to 2,000 of) the source's own data."""
-        config = self.source.config
-        data = jt.data.load(
-            config["data"],
-            config["split"],
-            data_dir=self.command.data.data_dir,
-            image_shape=tuple(config["image_shape"]),
-        ).take(2000)
-        data = data.as_classes(config["class_names"], whose=str(self.command.source))
-        batches = jt.data.eval_batches(data, min(50, len(data)))
-        objective = jt.classification(self.source.model)
-        fisher = jt.fisher_diagonal(objective, self.source.params, self.source.state, batches)
-        if self.places is None:
-            return fisher
-        return {name: pick_classes(config, values, self.places) for name, values in fisher.items()}

@@ -14,7 +14,6 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models
-from jaxtransfer.cli.learners import LEARNERS, STATISTICS, learner
 from jaxtransfer.cli.options import (
     DataDir,
     RunOptions,
@@ -25,6 +24,8 @@ from jaxtransfer.cli.options import (
     divides_by_devices,
 )
 from jaxtransfer.cli.options import statistics as image_statistics
+from jaxtransfer.cli.registry.fewshot import METHODS, STATISTICS, learner
+from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.devices import device_mesh
@@ -106,14 +107,8 @@ class Meta:
 
     episodes: EpisodeOptions
     training: RunOptions
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "prototypical"
-    """How to learn new classes:
-    - prototypical, matching, relation: compare with the support (Snell 2017, Vinyals 2016, Sung 2018).
-    - r2d2: ridge regression on the support's features (Bertinetto 2019).
-    - maml, fomaml, anil, boil, meta-sgd, maml++: adapt by gradient (Finn 2017 and relatives).
-    - reptile, imaml: adapt without differentiating through it (Nichol 2018, Rajeswaran 2019).
-    - linear-head, simpleshot, baseline++: train an ordinary classifier, then fit a head to the support.
-    """
+    method: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(METHODS))] = "prototypical"
+    """How to learn new classes:"""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "conv4"
     """Network; `jaxtransfer models` lists them. conv4-strided is faster to adapt."""
     inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by the method)")] = (
@@ -130,8 +125,8 @@ class Meta:
     """Steps of adaptation at test; of what maml++ learns for each step, further ones take the last."""
     statistics: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transductive"
     """What batch norm of an adapted network normalises by: transductive (each set's own), running, or per-step."""
-    batch_size: int = 128
-    """Examples per update of linear-head, simpleshot and baseline++."""
+    batch_size: Annotated[int, tyro.conf.arg(help_behavior_hint=having(METHODS, "labelled", "128"))] = 128
+    """Examples per update of the methods that learn without episodes."""
     test_episodes: int = 1000
     """Test episodes, for the accuracy and its 95 % interval."""
 
@@ -142,15 +137,17 @@ class Meta:
         check_memory(self.episodes.images, train.image_shape, "--tasks, --ways, --shots, --queries:")
         check_memory(self.batch_size, train.image_shape)
         mean, std = image_statistics(train)
-        kind = LEARNERS[self.method]
+        kind = METHODS[self.method].facts
         steps = self.inner_steps or kind.steps
         training = self.training.for_data(len(train), self.batch_size)
-        names = [f"way {way + 1}" for way in range(self.episodes.ways)] if kind.episodic else list(train.class_names)
+        names = (
+            [f"way {way + 1}" for way in range(self.episodes.ways)] if not kind.labelled else list(train.class_names)
+        )
         config = config_of(
             "meta",
             self.episodes,
             training,
-            knows=[EPISODES] if kind.episodic else [EPISODES, CLASSES],
+            knows=[EPISODES, CLASSES] if kind.labelled else [EPISODES],
             method=self.method,
             model=self.model,
             inner_steps=steps,
@@ -170,7 +167,7 @@ class Meta:
             own = learner(model, config)
             validation = self._validation(valid)
             tests = test_episodes(self.episodes, test, self.test_episodes, self.training.seed)
-            data, first = self._training_data(train, kind.episodic)
+            data, first = self._training_data(train, kind.labelled)
             jt.init(own.train, optax.identity(), jax.random.key(0), first)  # raises where the method doesn't fit
         training.say_steps()
         mesh = device_mesh() if self.training.mode == "jit" else None
@@ -203,8 +200,8 @@ class Meta:
 
     def _check(self) -> None:
         self.training.check()
+        kind = row_of("method", self.method, METHODS).facts
         for name, value, known in (
-            ("method", self.method, LEARNERS),
             ("model", self.model, models.ZOO),
             ("statistics", self.statistics, STATISTICS),
         ):
@@ -215,11 +212,11 @@ class Meta:
         at_least(self.episodes, 1, "shots", "queries", "train_queries", "tasks", "val_classes")
         if self.inner_lr is not None and not (self.inner_lr > 0 and math.isfinite(self.inner_lr)):
             raise InputError(f"--inner-lr must be positive and finite; got {self.inner_lr}")
-        if self.training.epochs is not None and LEARNERS[self.method].episodic:
+        if self.training.epochs is not None and not kind.labelled:
             raise InputError(f"--epochs: {self.method} learns from episodes, which have none; give --steps")
         divides_by_devices("tasks", self.episodes.tasks)
         divides_by_devices("batch_size", self.batch_size)
-        if LEARNERS[self.method].fixed_ways and self.episodes.train_ways not in (None, self.episodes.ways):
+        if kind.fixed_ways and self.episodes.train_ways not in (None, self.episodes.ways):
             raise InputError(f"--train-ways: {self.method} has one output per way and trains on --ways; leave it out")
 
     def _validation(self, valid: jt.data.Dataset) -> jt.data.EpisodeBatches:
@@ -228,10 +225,10 @@ class Meta:
         episodes = self.episodes.episodes(valid, tasks=tasks, seed=self.training.seed)
         return episodes.test_set(tasks * max(1, _VALIDATION // tasks))
 
-    def _training_data(self, train: jt.data.Dataset, episodic: bool) -> tuple[dict[str, Any], Any]:
+    def _training_data(self, train: jt.data.Dataset, labelled: bool) -> tuple[dict[str, Any], Any]:
         """Returns what `fit` trains on, a sampler on the device or a pipeline of the host, and a batch like its own."""
         seed = self.training.seed
-        if not episodic:
+        if labelled:
             batches = jt.data.pipeline(train, self.batch_size, seed=seed)
             return {"data": batches}, batches.batch(0)
         episodes = self.episodes.episodes(train, tasks=self.episodes.tasks, seed=seed, train=True)

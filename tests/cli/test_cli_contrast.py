@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+import jaxtransfer as jt
 from jaxtransfer.cli import main
-from jaxtransfer.cli.pretexts import PRETEXTS
+from jaxtransfer.cli.registry.selfsupervised import METHODS
 from jaxtransfer.runs import checkpoints
 
 SMALL = ("--data", "digits/upright", "--split", "train[:200]", "--eval-split", "test[:64]", "--steps", "4")
@@ -81,11 +83,24 @@ def test_the_usual_queue_is_cut_to_what_the_data_allow(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PRETEXTS)
+def test_parts_of_a_batch_have_statistics_of_their_own(run, tmp_path):
+    words = ("contrast", *SMALL, "--steps", "1", "--method", "moco", "--queue", "64")
+    run(*words, "--split-statistics", "4", "--out", tmp_path / "parts")
+    run(*words, "--out", tmp_path / "whole")
+    parts, whole = (jt.load_run(tmp_path / name) for name in ("parts", "whole"))
+    assert parts.config["split_statistics"] == 4
+    assert "split_statistics" not in whole.config  # as before there was such an option: those runs can be resumed
+    ends = [checkpoints.read(one.directory / "checkpoints").leaves for one in (parts, whole)]
+    changed = [path for path in ends[0] if not np.allclose(ends[0][path], ends[1][path])]
+    assert any("/projection/" in path for path in changed)  # the head has batch norm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(run, tmp_path, method):
-    crops = ("--crops", "2") if PRETEXTS[method].crops else ()
+    crops = ("--crops", "2") if METHODS[method].facts.crops else ()
     micro = ("--micro-batch", "16") if method == "info-nce" else ()
-    queue = ("--queue", "64") if PRETEXTS[method].queue else ()
+    queue = ("--queue", "64") if METHODS[method].facts.queue else ()
     run("contrast", *SMALL[:-2], "--method", method, *crops, *micro, *queue, "--out", tmp_path / "out")
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
     assert f"train/{method.replace('-', '_')}" in first
@@ -105,6 +120,12 @@ def test_every_method_runs(run, tmp_path, method):
         (("--method", "byol", "--temperature", "0.5"), "--temperature: byol has none; leave it out"),
         (("--queue", "64"), "--queue: simclr has none; leave it out"),
         (("--method", "moco", "--prototypes", "64"), "--prototypes: moco has none; leave it out"),
+        (("--split-statistics", "2"), "--split-statistics: simclr has none; leave it out"),
+        (("--method", "moco", "--split-statistics", "3"), "--split-statistics must divide --batch-size 16; got 3"),
+        (
+            ("--method", "moco", "--split-statistics", "2", "--mode", "pmap"),
+            "--split-statistics must be a multiple of the 8 devices under pmap; got 2",
+        ),
         (("--size", "6"), "mlp takes images of one size, and is evaluated on whole ones, (8, 8, 1): leave --size out"),
         (("--crops", "2"), "--crops: simclr compares two views; small ones are for swav, dino"),
         (("--size", "2"), "--size must be at least 4; got 2"),

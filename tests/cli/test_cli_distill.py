@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from jaxtransfer.cli.lessons import LESSONS
+from jaxtransfer.cli.registry.distillation import LOSSES
 from jaxtransfer.runs import checkpoints
 
 SMALL = (
@@ -32,7 +32,7 @@ def cache(source, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("loss", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LESSONS])
+@pytest.mark.parametrize("loss", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LOSSES])
 def test_every_loss_runs(run, source, tmp_path, loss):
     out = tmp_path / "out"
     run("distill", "--teacher", source, *SMALL, "--loss", loss, "--out", out)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.cli.learners import LEARNERS, learner
+from jaxtransfer.cli.registry.fewshot import METHODS, learner
 from jaxtransfer.cli.runs import build_model
 
 EPISODES = [
@@ -38,7 +38,7 @@ FAST = ("meta-sgd", "linear-head")
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in LEARNERS]
+    "method", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 )
 def test_every_method_fits_its_data(method, rng):
     def part(rows):
@@ -49,7 +49,7 @@ def test_every_method_fits_its_data(method, rng):
 
     episodes, own = {"support": part(3), "query": part(6)}, config(method, test_steps=3)
     made = learner(build_model(own), own)
-    batch = episodes if LEARNERS[method].episodic else jax.tree.map(lambda x: x[0], episodes["query"])
+    batch = episodes if not METHODS[method].facts.labelled else jax.tree.map(lambda x: x[0], episodes["query"])
     state = jt.init(made.train, optax.adam(1e-3), jax.random.key(0), batch)
     means = [jax.tree.map(lambda x: x[0], episodes["query"])]
     for objective in (made.validate, made.test(state, lambda: means)):

@@ -11,8 +11,8 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.cli import main
-from jaxtransfer.cli.finetune import METHODS
 from jaxtransfer.cli.options import OPTIMIZERS, RunOptions
+from jaxtransfer.cli.registry.finetuning import METHODS
 from jaxtransfer.cli.runs import load_run
 from jaxtransfer.runs import checkpoints
 

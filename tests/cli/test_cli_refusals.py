@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from jaxtransfer.cli import main
-from jaxtransfer.cli.finetune import METHODS
+from jaxtransfer.cli.registry.finetuning import METHODS
 from jaxtransfer.runs import checkpoints
 
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")

@@ -14,7 +14,7 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli import COMMANDS, main
-from jaxtransfer.cli.finetune import METHODS
+from jaxtransfer.cli.registry.finetuning import METHODS
 from jaxtransfer.runs import checkpoints
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")  # which the other commands here don't see

@@ -1,4 +1,7 @@
-"""Few-shot learners by name: what trains, and what is tested on episodes of new classes."""
+"""Few-shot methods by name: what trains, and what is tested on episodes of new classes.
+
+A row is built from `Ingredients` into a `Learner`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -9,6 +12,7 @@ import jax
 import optax
 
 import jaxtransfer as jt
+from jaxtransfer.cli.registry.row import Row
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import (
     COUNT,
@@ -41,22 +45,20 @@ class Learner(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """A row of the table.
+class FewShot:
+    """What the command knows of a few-shot method.
 
     Attributes:
-      build: from the ingredients to the learner.
       steps: of the inner loop or of the head's training, where the option is left out.
       rate: its learning rate, likewise.
       fixed_ways: whether the network's outputs are the ways, so that training and test have the same number.
-      episodic: whether it trains on episodes; otherwise on labelled batches of the training classes.
+      labelled: whether it trains on labelled batches of the training classes; otherwise on episodes.
     """
 
-    build: Callable[["Ingredients"], Learner]
     steps: int = 1
     rate: float = 0.4
     fixed_ways: bool = False
-    episodic: bool = True
+    labelled: bool = False
 
 
 class Ingredients(NamedTuple):
@@ -161,48 +163,55 @@ def _maml_plus_plus(make: Ingredients) -> Learner:
 
 
 STATISTICS = {"transductive": jt.meta.transductive, "running": jt.meta.running, "per-step": jt.meta.per_step}
-LEARNERS: dict[str, Kind] = {  # where a name on the command line becomes code
-    "prototypical": Kind(lambda make: make.metric(jt.meta.prototypical)),
-    "matching": Kind(lambda make: make.metric(jt.meta.matching)),
-    "relation": Kind(_relation),
-    "r2d2": Kind(lambda make: make.metric(jt.meta.r2d2)),
-    "maml": Kind(lambda make: make.adapting(), fixed_ways=True),
-    "fomaml": Kind(lambda make: make.adapting(first_order=True), fixed_ways=True),
-    "anil": Kind(lambda make: make.adapting(adapt=make.model.head), fixed_ways=True),
-    "boil": Kind(lambda make: make.adapting(adapt=make.model.stages[:-1]), fixed_ways=True),
-    "meta-sgd": Kind(
+_COMPARE, _ADAPT = "compare with the support", "adapt by gradient"
+_WITHIN = "adapt without differentiating through it"
+_BASELINE = "train an ordinary classifier, then fit a head to the support"
+METHODS: dict[str, Row[FewShot]] = {
+    "prototypical": Row(lambda make: make.metric(jt.meta.prototypical), _COMPARE, FewShot(), "Snell 2017"),
+    "matching": Row(lambda make: make.metric(jt.meta.matching), _COMPARE, FewShot(), "Vinyals 2016"),
+    "relation": Row(_relation, _COMPARE, FewShot(), "Sung 2018"),
+    "r2d2": Row(
+        lambda make: make.metric(jt.meta.r2d2),
+        "ridge regression on the support's features",
+        FewShot(),
+        "Bertinetto 2019",
+    ),
+    "maml": Row(lambda make: make.adapting(), _ADAPT, FewShot(fixed_ways=True), "Finn 2017 and relatives"),
+    "fomaml": Row(lambda make: make.adapting(first_order=True), _ADAPT, FewShot(fixed_ways=True)),
+    "anil": Row(lambda make: make.adapting(adapt=make.model.head), _ADAPT, FewShot(fixed_ways=True)),
+    "boil": Row(lambda make: make.adapting(adapt=make.model.stages[:-1]), _ADAPT, FewShot(fixed_ways=True)),
+    "meta-sgd": Row(
         lambda make: make.adapting(inner=optax.sgd(1.0), rates=jt.meta.per_parameter(make.config["inner_lr"])),
-        fixed_ways=True,
+        _ADAPT,
+        FewShot(fixed_ways=True),
     ),
-    "maml++": Kind(_maml_plus_plus, steps=5, rate=0.1, fixed_ways=True),
-    "reptile": Kind(_reptile, steps=8, rate=1e-3, fixed_ways=True),
-    "imaml": Kind(_implicit, steps=16, rate=0.1, fixed_ways=True),
-    "linear-head": Kind(
+    "maml++": Row(_maml_plus_plus, _ADAPT, FewShot(steps=5, rate=0.1, fixed_ways=True)),
+    "reptile": Row(_reptile, _WITHIN, FewShot(steps=8, rate=1e-3, fixed_ways=True), "Nichol 2018"),
+    "imaml": Row(_implicit, _WITHIN, FewShot(steps=16, rate=0.1, fixed_ways=True), "Rajeswaran 2019"),
+    "linear-head": Row(
         lambda make: make.baseline(make.classify, jt.meta.linear_head(make.model, **make.head)),
-        steps=100,
-        rate=1e-2,
-        episodic=False,
+        _BASELINE,
+        FewShot(steps=100, rate=1e-2, labelled=True),
     ),
-    "simpleshot": Kind(_simpleshot, episodic=False),
-    "baseline++": Kind(
+    "simpleshot": Row(_simpleshot, _BASELINE, FewShot(labelled=True)),
+    "baseline++": Row(
         lambda make: make.baseline(
             jt.meta.cosine_classification(make.model, classes=len(make.config["class_names"])),
             jt.meta.baseline_plus_plus(make.model, **make.head),
         ),
-        steps=100,
-        rate=1e-2,
-        episodic=False,
+        _BASELINE,
+        FewShot(steps=100, rate=1e-2, labelled=True),
     ),
 }
 
 
 def learner(model: jt.Model, config: dict[str, Any]) -> Learner:
     """Returns the learner of a run's configuration."""
-    return LEARNERS[config["method"]].build(Ingredients(model, config))
+    return METHODS[config["method"]].build(Ingredients(model, config))
 
 
 _ENTRIES: dict[str, Rule] = {
-    "method": (lambda name: isinstance(name, str) and name in LEARNERS, f"one of {', '.join(LEARNERS)}"),
+    "method": (lambda name: isinstance(name, str) and name in METHODS, f"one of {', '.join(METHODS)}"),
     "statistics": (lambda name: isinstance(name, str) and name in STATISTICS, f"one of {', '.join(STATISTICS)}"),
     **dict.fromkeys(("ways", "shots", "queries", "tasks", "train_ways", "inner_steps"), COUNT),
     **dict.fromkeys(("test_steps", "batch_size", "steps"), COUNT),
@@ -224,7 +233,7 @@ def check_episodes(config: dict[str, Any], directory: Path) -> None:
 
 def check_ways(config: dict[str, Any], ways: int) -> None:
     """Raises where a method can't be tested on another number of ways than it was trained on."""
-    if LEARNERS[config["method"]].fixed_ways and ways != config["ways"]:
+    if METHODS[config["method"]].facts.fixed_ways and ways != config["ways"]:
         raise InputError(
             f"{config['method']} has one output per way: it was trained on {config['ways']} ways and can't be tested "
             f"on {ways}"

@@ -1,0 +1,131 @@
+"""Fine-tuning methods by name. A row is built from `Ingredients` into the phases that train."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import jaxtransfer as jt
+from jaxtransfer.cli.classes import pick_classes
+from jaxtransfer.cli.registry.row import Row
+from jaxtransfer.cli.runs import Run
+
+if TYPE_CHECKING:
+    from jaxtransfer.cli.finetune import Finetune
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """What the command knows of a fine-tuning method.
+
+    Attributes:
+      weighs: whether it weighs by the source's own loss, so that the source must know classes.
+    """
+
+    weighs: bool = False
+
+
+METHODS: dict[str, Row[Finetuning]] = {
+    "full": Row(
+        lambda make: jt.methods.full(make.model, make.optimizer, **make.loss), "train all of them", Finetuning()
+    ),
+    "linear-probe": Row(
+        lambda make: jt.methods.linear_probe(make.model, make.optimizer, **make.loss),
+        "train the head on frozen features",
+        Finetuning(),
+    ),
+    "lp-ft": Row(
+        lambda make: make.lp_ft(), "linear-probe for half of the steps, then full", Finetuning(), "Kumar et al. 2022"
+    ),
+    "l2-sp": Row(
+        lambda make: make.anchored(), "full, drawn back to the source's weights", Finetuning(), "Li et al. 2018"
+    ),
+    "l2-sp-fisher": Row(
+        lambda make: make.anchored(fisher=make.fisher()),
+        "l2-sp, each weight by its importance for the source",
+        Finetuning(weighs=True),
+    ),
+    "layerwise-decay": Row(
+        lambda make: jt.methods.discriminative(make.model, make.optimizer, **make.loss),
+        "full, lower layers more slowly",
+        Finetuning(),
+        "Howard & Ruder 2018",
+    ),
+    "gradual-unfreeze": Row(
+        lambda make: jt.methods.gradual(
+            make.model, make.optimizer, every=max(1, make.steps // (2 * len(make.model.stages))), **make.loss
+        ),
+        "the head first, then layer by layer",
+        Finetuning(),
+        "Howard & Ruder 2018",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """What a method is made of."""
+
+    command: "Finetune"
+    source: Run
+    model: jt.Model
+    anchor: Any
+    places: np.ndarray | None  # of the classes in the source, where its head is kept
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return self.command.training.updates
+
+    @property
+    def optimizer(self):
+        """The optimiser, its schedule over all steps."""
+        return self.optimizer_for(self.steps)
+
+    def optimizer_for(self, steps: int):
+        """Returns the optimiser with a schedule over `steps`; the head has its own rate where one is asked for."""
+        training, rate = self.command.training, self.command.head_rate
+        optimizer = training.optimizer_for(steps)
+        if rate is None:
+            return optimizer
+        return jt.optim.scale_rate(optimizer, rate / training.lr, f"{self.model.name}/(?:{self.model.head})")
+
+    @property
+    def loss(self) -> dict[str, Any]:
+        """Arguments of `classification`."""
+        return {"label_smoothing": self.command.training.label_smoothing}
+
+    def lp_ft(self):
+        """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""
+        probe, rest = (self.optimizer_for(n) for n in jt.methods.split_steps(self.steps, [0.5, 0.5]))
+        return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
+
+    def anchored(self, fisher: Any = None):
+        """Returns the stage under L2-SP, weighted by the Fisher diagonal where one is given."""
+        return jt.methods.anchored(
+            self.model,
+            self.optimizer,
+            self.anchor,
+            fisher=fisher,
+            strength=self.command.strength,
+            head_strength=self.command.head_strength,
+            new_head=not self.command.keep_head,
+            **self.loss,
+        )
+
+    def fisher(self) -> Any:
+        """Returns the Fisher diagonal of the source's weights on (up to 2,000 of) the source's own data."""
+        config = self.source.config
+        data = jt.data.load(
+            config["data"],
+            config["split"],
+            data_dir=self.command.data.data_dir,
+            image_shape=tuple(config["image_shape"]),
+        ).take(2000)
+        data = data.as_classes(config["class_names"], whose=str(self.command.source))
+        batches = jt.data.eval_batches(data, min(50, len(data)))
+        objective = jt.classification(self.source.model)
+        fisher = jt.fisher_diagonal(objective, self.source.params, self.source.state, batches)
+        if self.places is None:
+            return fisher
+        return {name: pick_classes(config, values, self.places) for name, values in fisher.items()}
