@@ -21,7 +21,8 @@ demo: $(READY)   ## compares six ways of transfer on two real domain shifts, off
 	$(BIN)/python -m experiments.demo
 
 test: lint       ## checks style and types, runs the tests
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" --unoptimised -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and optimised" -n $(WORKERS) --dist worksteal
 
 test-all: lint   ## runs every test, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

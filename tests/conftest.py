@@ -1,12 +1,14 @@
 """Strict settings for every test: eight virtual devices, no rank promotion, no captured constants.
 
 Compiled programs are kept between runs, shared by workers and the processes that tests start: see `compile_cache.py`.
+`--unoptimised` compiles them without optimisation, and leaves out the tests that need it: see `quick_compilation.py`.
 """
 
 import os
 import signal
 
 import compile_cache
+import quick_compilation
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -21,6 +23,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 1_000_000)  # a warning, and warnings are errors
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--unoptimised", action="store_true", help="compile without optimisation; leave out tests marked optimised"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("unoptimised"):
+        quick_compilation.turn_on()
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("unoptimised"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("optimised")])
+        items[:] = [item for item in items if not item.get_closest_marker("optimised")]
 
 
 def pytest_sessionfinish(session):

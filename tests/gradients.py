@@ -10,8 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compilation
 
 import jaxtransfer as jt
+
+UNFUSED = {  # as eager, operation by operation, yet one program: the same to rounding, in a tenth of the time
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_disable_hlo_passes": "fusion",
+}
 
 
 def cast(tree, dtype):
@@ -71,7 +78,7 @@ def filled(shapes, rng):
     return jax.tree.map_with_path(leaf, shapes)
 
 
-def assert_right(loss, params, *parts, single=None, differences=True, eager=False, h=1e-7):
+def assert_right(loss, params, *parts, single=None, differences=True, eager=False, unfused=False, h=1e-7):
     """The compiled gradient of `loss(params)` is right in all parameters, and in those of each part, a path pattern.
 
     Args:
@@ -81,8 +88,10 @@ def assert_right(loss, params, *parts, single=None, differences=True, eager=Fals
       single: the gradient in float32, where the caller has compiled it.
       differences: false where the loss depends on the parameters through what is not differentiated as well.
       eager: whether to compare with the gradient computed eagerly too, for which many small programs are compiled.
+      unfused: whether to compare with the gradient computed operation by operation in one program.
       h: step of the differences.
     """
+    assert not quick_compilation.is_on(), "mark the test optimised: only such a program can be wrong"
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):
         wide = cast(params, np.float64)
@@ -98,5 +107,7 @@ def assert_right(loss, params, *parts, single=None, differences=True, eager=Fals
             assert inner(compiled, direction) == pytest.approx(difference, rel=1e-6), part
         if eager:
             close(compiled, jax.grad(loss)(wide), 1e-8)
+        if unfused:
+            close(compiled, jax.jit(jax.grad(loss), compiler_options=UNFUSED)(wide), 1e-8)
     single = jax.jit(jax.grad(loss))(cast(params, np.float32)) if single is None else single
     close(single, compiled, 1e-3)

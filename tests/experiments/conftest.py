@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick_compilation
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def module():
     """Runs `python -m NAME ...` as a user does, on one device; returns exit code, stdout and stderr."""
 
     def go(name, *words):
-        environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+        environment = {**os.environ, "XLA_FLAGS": quick_compilation.of_one_device()}
         command = [sys.executable, "-m", name, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
         return done.returncode, done.stdout, done.stderr

@@ -6,6 +6,7 @@ import pytest
 from experiments import max_gradient
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["place", "window"])
 def test_maxima_by_place(name, x64):
     difference, *derivatives = max_gradient.derivatives(max_gradient.MAXIMA[name])

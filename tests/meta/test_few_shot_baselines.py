@@ -168,6 +168,7 @@ def test_mean_features_counts_each_example_once(rng):
         jt.meta.mean_features(model, params, state, batches, output="maps4")
 
 
+@pytest.mark.optimised
 def test_cosine_classification_is_the_formula(rng, x64):
     batch = {"input": rng.normal(size=(6, 5)), "label": np.array([0, 1, 2, 3, 1, 0])}
     batch["mask"] = np.array([1.0, 1, 0, 1, 1, 1])
@@ -251,6 +252,7 @@ def test_heads_leave_encoder_and_statistics_alone(rng):
     assert tasks.scores(objective, params, state, batch)["loss"] == pytest.approx(float(trained), rel=1e-6)
 
 
+@pytest.mark.optimised
 def test_simpleshots_gradient_equals_finite_differences(rng, x64):
     objective = jt.meta.simpleshot(tasks.linear_encoder(), ways=WAYS, center=rng.normal(size=4), view="input")
     tasks.assert_the_gradient_is_that_of_differences(objective, tasks.vectors(rng))

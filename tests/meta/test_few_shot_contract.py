@@ -44,6 +44,7 @@ def everything(model, **kwargs):
     return tasks.total({name: learner(model, WAYS, **kwargs) for name, learner in LEARNERS.items()})
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "shots", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 2, 3)]
 )  # fewer and more examples than features
@@ -53,6 +54,7 @@ def test_gradients_equal_finite_differences(shots, rng, x64):
     tasks.assert_the_gradient_is_that_of_differences(tasks.total(learners), tasks.vectors(rng, shots=shots))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_meta_gradients_through_max_pooling_are_right(steps, rng):
     """Second derivatives, tasks and weights batched: compiled against differences, below the pooling and in all."""

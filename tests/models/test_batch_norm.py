@@ -114,6 +114,7 @@ def split_over(devices):
     return NamedSharding(line, PartitionSpec()), NamedSharding(line, PartitionSpec("batch"))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bits_are_the_same_on_any_number_of_devices(rng, shape):
     x, v = rng.normal(1, 2, shape).astype(np.float32), variables(rng, shape[-1])
@@ -131,6 +132,7 @@ def test_the_bits_are_the_same_on_any_number_of_devices(rng, shape):
     chex.assert_trees_all_equal((y.reshape(shape), state), want)
 
 
+@pytest.mark.optimised
 def test_bits_can_differ(rng):
     """The test above can tell: a plain mean has other bits on four devices."""
     x = rng.normal(1, 2, (16, 4, 4, 64)).astype(np.float32)
@@ -139,6 +141,7 @@ def test_bits_can_differ(rng):
     assert np.any(got != np.asarray(want))
 
 
+@pytest.mark.optimised
 def test_rows_are_sent_in_one_message(rng):
     _, split = split_over(8)
     program = jax.jit(sum_rows, in_shardings=split).lower(np.ones((256, 4), np.float32)).compile().as_text()
@@ -146,6 +149,7 @@ def test_rows_are_sent_in_one_message(rng):
     assert not any(f" {name}(" in program for name in ("all-gather", "collective-permute", "all-to-all"))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "rows",
     [pytest.param(5, marks=pytest.mark.slow), 20, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (25, 48))],

@@ -10,6 +10,8 @@ import pytest
 import jaxtransfer as jt
 from tests import gradients
 
+pytestmark = pytest.mark.optimised
+
 
 def of_two_classes():
     """The relation network, whose one output stands for the first of two classes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_compilation
 
 SCRIPT = """
 import sys
@@ -49,7 +50,7 @@ def script(tmp_path_factory):
 
 
 def start(script, out):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_compilation.of_one_device()}
     return subprocess.Popen([sys.executable, str(script), str(out)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
