@@ -46,7 +46,9 @@ def test_the_cache_is_the_teacher(source, cache):
         np.testing.assert_allclose(column, other[name], rtol=1e-4, atol=1e-5)
     batch = jt.data.pipeline(attached.subset(per_class=5), 16, seed=3).batch(2)
     variables = {"params": run.params["model"], **run.state["model"]}
-    again = run.model.apply(variables, batch["image"], train=False, key=None)[0]["logits"]
+    again = jax.jit(lambda images: run.model.apply(variables, images, train=False, key=None)[0]["logits"])(
+        batch["image"]
+    )
     np.testing.assert_allclose(batch["teacher_logits"], again, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"column 'teacher_features' was computed on unaugmented images"):
         jt.data.pipeline(attached, 16, augment=jt.data.augment.random_flip())

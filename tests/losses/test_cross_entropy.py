@@ -7,7 +7,8 @@ import pytest
 
 import jaxtransfer as jt
 
-cross_entropy, top_k = jt.losses.cross_entropy, jt.losses.top_k
+cross_entropy = jax.jit(jt.losses.cross_entropy, static_argnames="label_smoothing")  # one program, not one an operation
+top_k = jax.jit(jt.losses.top_k, static_argnames="k")
 
 
 def softmax_loop(row):
@@ -63,11 +64,11 @@ def test_labels_of_every_integer_type(rng, dtype):
     labels = np.array([3, 44, 100])
     expected = reference(logits, labels, 0.0)
     for given in (labels.astype(dtype), jnp.asarray(labels.astype(dtype))):
-        np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), given), expected, rtol=1e-5)
+        np.testing.assert_allclose(jt.losses.cross_entropy(jnp.asarray(logits), given), expected, rtol=1e-5)
     hit = logits.copy()
     hit[np.arange(3), labels] = 9
-    np.testing.assert_array_equal(top_k(jnp.asarray(hit), labels.astype(dtype)), np.ones(3))
-    np.testing.assert_array_equal(top_k(jnp.asarray(hit), labels.astype(dtype), k=5), np.ones(3))
+    np.testing.assert_array_equal(jt.losses.top_k(jnp.asarray(hit), labels.astype(dtype)), np.ones(3))
+    np.testing.assert_array_equal(jt.losses.top_k(jnp.asarray(hit), labels.astype(dtype), k=5), np.ones(3))
 
 
 @pytest.mark.parametrize(("given", "expected"), [("bfloat16", "float32"), ("float16", "float32"), ("float32",) * 2])
@@ -157,12 +158,12 @@ def test_gradient_three_ways(rng, x64, kind, smoothing):
 def test_wrong_shapes_are_refused(rng):
     logits = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     for labels in (jnp.zeros((4, 3), jnp.int32), jnp.zeros(3, jnp.int32), jnp.zeros(4), jnp.zeros((4, 2))):
-        for loss in (cross_entropy, top_k):
+        for loss in (jt.losses.cross_entropy, jt.losses.top_k):
             with pytest.raises(jt.InputError, match=r"expected \(4.*got"):
                 loss(logits, labels)
     for wrong in (jnp.zeros(4), jnp.zeros((4, 3, 1))):
         with pytest.raises(jt.InputError, match=r"logits must be \[batch, classes\]"):
-            cross_entropy(wrong, jnp.zeros(4, jnp.int32))
+            jt.losses.cross_entropy(wrong, jnp.zeros(4, jnp.int32))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -30,8 +31,9 @@ def problem(rng, dtype):
 
 def directional_error(f, gradient, params, rng):
     """The relative error of a directional derivative, at the best of four step widths."""
-    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
-    exact = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params)  # NumPy's: no program an operation
+    params, gradient = jax.tree.map(np.asarray, (params, gradient))
+    exact = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
     errors = []
     for width in (1e-4, 1e-5, 1e-6, 1e-7):
         ahead, behind = (f(jax.tree.map(lambda p, d: p + s * width * d, params, direction)) for s in (1, -1))  # noqa: B023
@@ -58,10 +60,15 @@ def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
 def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
     params, support, _ = problem(rng, jnp.float32)
     optimizer = OPTIMIZERS[name]
-    expected, state = params, optimizer.init(params)
+    expected, state = params, jax.jit(optimizer.init)(params)
+
+    @jax.jit
+    def updated(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params, support), state, params)
+        return optax.apply_updates(params, updates), state
+
     for _ in range(steps):
-        updates, state = optimizer.update(jax.grad(loss)(expected, support), state, expected)
-        expected = optax.apply_updates(expected, updates)
+        expected, state = updated(expected, state)
     got = jt.meta.adapt(loss, params, support, optimizer=optimizer, steps=steps, remat=remat)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -69,8 +76,9 @@ def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
 def test_the_first_order_gradient_is_that_at_the_adapted_point(rng, x64):
     params, support, query = problem(rng, jnp.float64)
     kwargs = {"optimizer": optax.sgd(0.1), "steps": 3}
-    got = jax.grad(lambda p: loss(jt.meta.adapt(loss, p, support, first_order=True, **kwargs), query))(params)
-    expected = jax.grad(loss)(jt.meta.adapt(loss, params, support, **kwargs), query)
+    got = jax.jit(jax.grad(lambda p: loss(jt.meta.adapt(loss, p, support, first_order=True, **kwargs), query)))(params)
+    adapted = jax.jit(lambda p: jt.meta.adapt(loss, p, support, **kwargs))(params)
+    expected = jax.jit(jax.grad(loss))(adapted, query)
     chex.assert_trees_all_close(got, expected, rtol=1e-12)
 
 
@@ -120,9 +128,10 @@ def test_dead_units_make_no_nan(optimizer, dtype, rng, x64):
         x, y = batch
         return jnp.mean((jax.nn.relu(x @ params["w"] + params["b"][None]) @ params["v"] - y) ** 2)
 
-    gradient = jax.grad(lambda p: dead_loss(jt.meta.adapt(dead_loss, p, support, optimizer=optimizer, steps=3), query))(
-        params
-    )
+    def outer(params):
+        return dead_loss(jt.meta.adapt(dead_loss, params, support, optimizer=optimizer, steps=3), query)
+
+    gradient = jax.jit(jax.grad(outer))(params)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
     assert float(jnp.max(jnp.abs(gradient["w"][:, 0]))) == 0
     assert float(jnp.max(jnp.abs(gradient["w"][:, 1:]))) > 0
