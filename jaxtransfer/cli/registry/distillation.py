@@ -1,6 +1,7 @@
 """Distillation losses by name: what is compared, through which adapter, and the weight that is usual.
 
-A row is built from the temperature into the loss of two outputs; `crd` is an objective of its own, see `term_of`.
+A row is built from the temperature into the loss of two outputs, or, where it has a memory of its own, from student,
+teacher and outputs into the objective: see `term_of`.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ class Distillation:
       weight: of the loss, usual for it.
       labels: weight of the labels, likewise.
       temperature: the usual one; None where the loss has none.
-      own: whether it is an objective of its own, with a memory of all examples.
+      own: whether it is an objective of its own, of one teacher, with a memory of all examples.
     """
 
     taps: str = LOGITS
@@ -88,9 +89,7 @@ LOSSES: dict[str, Row[Distillation]] = {
         Distillation(FEATURES, adapters.regressor, weight=0.02),
         "Peng 2019",
     ),
-    "crd": Row(
-        _plain(_L.crd), "each example against all others", Distillation(FEATURES, weight=0.8, own=True), "Tian 2020"
-    ),
+    "crd": Row(jt.crd, "each example against all others", Distillation(FEATURES, weight=0.8, own=True), "Tian 2020"),
 }
 
 
@@ -114,7 +113,7 @@ def term_of(
         (pair,) = taps.items() if len(taps) == 1 else [(None, None)]
         if pair[0] is None:
             raise InputError(f"--loss {name} compares one pair of outputs; got {len(taps)}")
-        return jt.crd(student, teachers[0], examples=examples, tap=pair[0], teacher_tap=pair[1])
+        return row.build(student, teachers[0], examples=examples, tap=pair[0], teacher_tap=pair[1])
     adapter = row.facts.adapter() if row.facts.adapter is not None else None
     return jt.distillation(student, teachers, loss=row.build(temperature), taps=taps, adapter=adapter)
 
