@@ -73,7 +73,7 @@ class CacheTeacher:
     def _given(self, run: Run) -> dict[str, jax.ShapeDtypeStruct]:
         """The outputs that are asked for, of one example."""
         image = jax.ShapeDtypeStruct((1, *run.config["image_shape"]), np.uint8)
-        known = jax.eval_shape(lambda images: _apply(run, run.params, run.state, images), image)
+        known = jax.eval_shape(lambda images: _apply(run, run.model.complete(run.variables), images), image)
         if not self.outputs:
             raise InputError(f"--outputs: expected names of outputs, got none; known: {', '.join(sorted(known))}")
         for name in self.outputs:
@@ -86,16 +86,16 @@ class CacheTeacher:
         """The outputs of batch after batch, without its padding."""
 
         @jax.jit
-        def compute(params, state, images):
-            outputs = _apply(run, params, state, images)
+        def compute(variables, images):
+            outputs = _apply(run, variables, images)
             return {name: outputs[name].astype(jnp.float32) for name in given}
 
-        params, state = jax.device_put((run.params, run.state))
+        variables = jax.device_put(run.model.complete(run.variables))
         done = 0
         with progress_bar(len(dataset), 0, show=None) as update:
             for batch in jt.data.eval_batches(dataset, batch_for(dataset, self.batch_size), shard=(0, 1), cache=None):
                 size = int(batch["mask"].sum())
-                outputs = jax.device_get(compute(params, state, batch["image"]))
+                outputs = jax.device_get(compute(variables, batch["image"]))
                 with np.errstate(over="ignore"):  # an infinite value is an error below
                     part = {name: outputs[name][:size].astype(given[name].dtype) for name in given}
                 for name, values in part.items():
@@ -164,6 +164,5 @@ def attach_cache(
     return jt.data.attach_outputs(dataset, cache, classes=classes)
 
 
-def _apply(run: Run, params, state, images):
-    variables = {"params": params[run.model.name], **state[run.model.name]}
+def _apply(run: Run, variables, images):
     return run.model.apply(variables, images, train=False, key=None)[0]

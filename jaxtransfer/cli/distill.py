@@ -278,7 +278,7 @@ def _count(variables: Any) -> int:
 
 def _images_per_second(model: jt.Model, variables: Any, images: np.ndarray) -> int:
     run = jax.jit(lambda variables, images: model.apply(variables, images, train=False, key=None)[0]["logits"])
-    variables, images = jax.device_put((variables, images))
+    variables, images = jax.device_put((model.complete(variables), images))
     run(variables, images).block_until_ready()
     times = []
     for _ in range(5):

@@ -48,17 +48,17 @@ class Predict:
             raise InputError(f"there is no image {files[0]}")
 
         @jax.jit
-        def probabilities(params, state, inputs):
-            variables = {"params": params[run.model.name], **state[run.model.name]}
+        def probabilities(variables, inputs):
             return jax.nn.softmax(run.model.apply(variables, inputs, train=False, key=None)[0]["logits"])
 
+        variables = jax.device_put(run.model.complete(run.variables))
         size, bad = min(self.batch_size, len(files)), 0
         check_memory(size, shape)
         for begin in range(0, len(files), size):
             part = files[begin : begin + size]
             inputs, errors = _read(part, size, shape)
             bad += len(errors)
-            rows = np.asarray(probabilities(run.params, run.state, inputs)) if len(errors) < len(part) else inputs
+            rows = np.asarray(probabilities(variables, inputs)) if len(errors) < len(part) else inputs
             for file, row in zip(part, rows, strict=False):
                 if file in errors:
                     print(json.dumps({"image": str(file), "error": errors[file]}))

@@ -122,6 +122,7 @@ def alternate(*turns: Turn) -> tuple[Objective, optax.GradientTransformation]:
         models=tuple(model for one in objectives for model in one.models),
         peers=tuple(model for one in objectives for model in one.peers if model not in trained),
         per_update=tuple(entry for one in objectives for entry in one.per_update),
+        kept=tuple(average for one in objectives for average in one.kept),
         apart=max((one.apart for one in objectives if one.apart is not None), default=None),
     )
 

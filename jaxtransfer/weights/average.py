@@ -42,7 +42,7 @@ class Average:
 
     def example(self, key: Any, inputs: Any) -> Tree:
         """Returns fresh variables of the model."""
-        return self.model.init(key, inputs)
+        return self.model.family[-1].init(key, inputs)  # of a twin the whole, by the model that it shares with
 
     def init(self, params: Tree, state: Tree, *, moves: int = 0) -> dict[str, Tree]:
         """Returns its entries of the state as the model begins, from all models' weights and statistics.

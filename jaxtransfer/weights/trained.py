@@ -28,7 +28,7 @@ class Trained:
 
     def example(self, key: Any, inputs: Any) -> Tree:
         """Returns fresh variables."""
-        return self.model.init(key, inputs)
+        return self.model.family[-1].init(key, inputs)  # of a twin the whole, by the model that it shares with
 
     def init(self, params: Tree, state: Tree, *, moves: int = 0) -> dict[str, Tree]:
         """Returns nothing: the objective makes a model's fresh weights."""

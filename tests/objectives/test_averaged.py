@@ -138,6 +138,19 @@ def test_other_terms_may_run_the_average_that_it_keeps():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_turn_among_others_keeps_one():
+    model, data = network(), batches(3)
+    objective = jt.classification(model) + jt.averaged(model, 0.5)
+    states = []
+    for whole, optimizer in ((objective, optax.sgd(0.1)), jt.alternate(jt.Turn("one", objective, optax.sgd(0.1)))):
+        state, step = jt.init(whole, optimizer, KEY, data[0]), jt.train_step(whole, optimizer)
+        for batch in data:
+            state, _ = step(state, batch)
+        states.append(state.state["net_ema"])
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_misuse_is_told():
     model, data = network(), batches(1)
     state = jt.init(jt.classification(model), optax.sgd(0.1), KEY, data[0])

@@ -161,6 +161,9 @@ OBJECTIVES = {
     "frozen": lambda net: jt.classification(net) + jt.distillation(net, jt.frozen(net.named("t"), _frozen(net))),
     "maml": lambda net: jt.maml(jt.classification(net), inner=optax.sgd(0.0), steps=2),
     "prototypical": lambda net: jt.meta.prototypical(net, ways=3),
+    "balanced": lambda net: jt.balance(
+        jt.classification(net) + jt.classification(net, label_smoothing=0.1).named("smooth"), jt.multitask.pcgrad
+    ),
     "a term's own": lambda net: _own_term(net),
 }
 
@@ -183,7 +186,10 @@ def _own_term(net):
     return jt.Objective("own", (), loss, setup=setup, models=(net,))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+SLOW = pytest.param("balanced", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW if name == "balanced" else name for name in OBJECTIVES])
 def test_objectives_read_it_wherever_they_run_the_model(name):
     """The loss with the delta is that with merged weights, and the gradient reaches the delta alone."""
     model = network()

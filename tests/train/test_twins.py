@@ -199,6 +199,8 @@ def test_a_twin_of_statistics_alone_has_no_parameters_of_its_own():
     objective = jt.classification(model).on("source") + jt.classification(twin).on("target")
     params, state = objective.init(KEY, two_domains())
     assert params["twin"] == {}
+    whole = jt.shapes_of(jt.Forward.of(model.twin("other", own="head")), two_domains()["source"])
+    assert whole["features"].shape == (B, H)  # a term sizes its own layers by a twin's outputs
     assert set(state) == {"net", "twin"}
     _, new, _ = objective(params, state, two_domains(), jt.Context(key=KEY))
     assert np.abs(np.asarray(new["twin"]["stats"]["mean"]) - new["net"]["stats"]["mean"]).max() > 1e-2
