@@ -251,7 +251,8 @@ class Dataset(Derived):
         if not -size <= index < size:
             raise IndexError(f"example {index} of {size}")
         index %= size
-        example = self._checked(index, self.source[index if self.rows is None else int(self.rows[index])])
+        row = index if self.rows is None else int(self.rows[index])
+        example = self._checked(index, self.source[row], self.sourced_entries)
         return example | {name: column[np.array([index])][0] for name, column in self.columns.items()}
 
     def read(self, indices) -> dict[str, np.ndarray]:
@@ -274,7 +275,7 @@ class Dataset(Derived):
         known = self.sourced_entries
         found = {name: np.empty((len(indices), *entry.shape), entry.dtype) for name, entry in known.items()}
         for position, (index, example) in enumerate(zip(indices, self.source.many(rows), strict=True)):
-            for name, value in self._checked(int(index), example).items():
+            for name, value in self._checked(int(index), example, known).items():
                 found[name][position] = value
         return found
 
@@ -283,9 +284,9 @@ class Dataset(Derived):
         """Name and split, for messages."""
         return f"{self.name} ({self.split})"
 
-    def _checked(self, index: int, example: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(self, index: int, example: Mapping[str, Any], known: Mapping[str, Entry]) -> dict[str, Any]:
         checked = {}
-        for name, entry in self.sourced_entries.items():
+        for name, entry in known.items():
             value = example[name]
             if entry.shape and np.shape(value) != entry.shape:
                 value = self._resized(name, value, entry, index)

@@ -154,6 +154,10 @@ class Derived:
         Raises:
           InputError: names a class that occurs here and is not among them; or where names don't tell.
         """
+        if not self.entry_of("label").is_label:
+            raise InputError(
+                f"{self.title}: as_classes is of one class per example, and 'label' is {self.entries['label']}"
+            )
         found = match_classes(self.class_names, class_names, of=self.title, whose=whose).places
         for label in np.flatnonzero(found < 0):
             if label in self.labels:

@@ -175,11 +175,12 @@ def check_class(name: str, value: Any, entry: Entry, title: str, index: int) -> 
       InputError: where it is none of them, or one label no whole number.
     """
     assert entry.class_names is not None
-    if entry.is_label:
+    if not entry.shape:
         value = whole_label(value, title, index)
-    elif not np.size(value):
-        return value
-    for end in (np.min(value), np.max(value)):
+        ends = (value,)
+    else:
+        ends = (np.min(value), np.max(value)) if np.size(value) else ()
+    for end in ends:
         if not 0 <= end < len(entry.class_names):
             raise out_of_range(index, end, entry.class_names, title, name)
     return value

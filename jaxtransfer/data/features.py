@@ -61,12 +61,14 @@ class Chosen(NamedTuple):
       entries: what is known of the columns.
       of_image: those with a value per pixel of the image.
       pictures: the features that are stored as image files, chosen or not.
+      flat: the columns that are such pictures of classes, [H, W] without the one channel that is stored.
     """
 
     features: dict[str, str]
     entries: dict[str, Entry]
     of_image: frozenset[str]
     pictures: tuple[str, ...]
+    flat: frozenset[str] = frozenset()
 
 
 def choose(name: str, features: Any, asked: Asked, image_shape: Sequence[int] | None = None) -> Chosen:
@@ -116,7 +118,8 @@ def choose(name: str, features: Any, asked: Asked, image_shape: Sequence[int] | 
                 f"its features: {', '.join(sorted(known))}"
             )
     pictures = tuple(feature for feature, kind in known.items() if _is_picture(kind))
-    return Chosen(wanted, entries, frozenset(of_image), pictures)
+    flat = frozenset(name for name, feature in wanted.items() if len(entries[name].shape) < len(_shape(known[feature])))
+    return Chosen(wanted, entries, frozenset(of_image), pictures, flat)
 
 
 def image_and_classes(name: str, features: Any) -> tuple[tuple, tuple[str, ...]]:
@@ -152,13 +155,6 @@ def image_and_classes(name: str, features: Any) -> tuple[tuple, tuple[str, ...]]
             "class per image, or name it as a column: jt.data.load(..., columns=('label',))"
         )
     return tuple(image.shape), tuple(label.names)
-
-
-def value_of(value: Any, entry: Entry) -> Any:
-    """Returns an example's value as its entry has it: a picture of classes without its one channel."""
-    if len(np.shape(value)) == len(entry.shape) + 1 and np.shape(value)[-1] == 1:
-        return value[..., 0]
-    return value
 
 
 def renamed(names: Names, what: str) -> dict[str, str]:
@@ -214,6 +210,10 @@ def _entry(name: str, feature: str, kind: Any) -> Entry:
 def _class_names(kind: Any) -> tuple[str, ...]:
     kind = getattr(kind, "feature", kind)  # of a sequence
     return tuple(kind.names) if getattr(kind, "num_classes", None) else ()
+
+
+def _shape(kind: Any) -> tuple[int | None, ...]:
+    return () if isinstance(kind.shape, dict) else tuple(kind.shape)
 
 
 def _is_picture(kind: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtransfer.data import cache, folder, images, prepared
 from jaxtransfer.data.builders import builder_of, check_all_features, reason_of
 from jaxtransfer.data.dataset import Dataset
-from jaxtransfer.data.features import Asked, Names, choose, value_of
+from jaxtransfer.data.features import Asked, Names, choose
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.data.sources import ArraySource, ListSource
 from jaxtransfer.errors import InputError, unknown
@@ -200,7 +200,7 @@ def _read_sequential(builder, name, split, image_shape, asked):
     if not examples:
         raise InputError(f"split {split!r} of {name} has no examples; its splits: {', '.join(builder.info.splits)}")
     read = [
-        {column: value_of(example[feature], chosen.entries[column]) for column, feature in chosen.features.items()}
+        {name: example[key][..., 0] if name in chosen.flat else example[key] for name, key in chosen.features.items()}
         for example in examples
     ]
     options = {"entries": chosen.entries, "of_image": chosen.of_image, "resize": image_shape is not None}

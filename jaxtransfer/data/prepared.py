@@ -1,5 +1,6 @@
 """tfds data sets that are prepared on disk: finding, opening and reading them without TensorFlow."""
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.dataset import Dataset
-from jaxtransfer.data.features import USUAL, Asked, Chosen, choose, value_of
+from jaxtransfer.data.features import USUAL, Asked, Chosen, choose
 from jaxtransfer.data.fingerprint import of_array, of_records
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
@@ -46,8 +47,12 @@ class TfdsSource:
         return map(self._columns, self._read(self.examples, [int(index) for index in indices]))
 
     def _columns(self, example):
-        entries = self.chosen.entries
-        return {name: value_of(example[feature], entries[name]) for name, feature in self.chosen.features.items()}
+        return {name: example[feature][..., 0] if flat else example[feature] for name, feature, flat in self._plan}
+
+    @functools.cached_property
+    def _plan(self) -> list[tuple[str, str, bool]]:
+        """Each column with its feature, and whether that is a picture of classes, whose one channel goes."""
+        return [(name, feature, name in self.chosen.flat) for name, feature in self.chosen.features.items()]
 
     def _read(self, examples, indices: list[int]):
         """The records; an unreadable one is named with its file."""
@@ -78,12 +83,13 @@ class TfdsSource:
     def read_column(self, name: str) -> np.ndarray:
         """All values of a column [N]; decodes images only for one that is stored as such."""
         feature, entry = self.chosen.features[name], self.chosen.entries[name]
+        flat = name in self.chosen.flat
         examples = self.examples if feature in self.chosen.pictures else self.undecoded
         dtype = np.int64 if entry.dtype.kind in "iu" else entry.dtype
         values = np.empty((len(self), *entry.shape), dtype)
         for start in range(0, len(self), 1024):
             part = self._read(examples, list(range(start, min(start + 1024, len(self)))))
-            values[start : start + 1024] = [value_of(example[feature], entry) for example in part]
+            values[start : start + 1024] = [example[feature][..., 0] if flat else example[feature] for example in part]
         return values
 
     def fingerprint(self, rows) -> dict[str, Any]:

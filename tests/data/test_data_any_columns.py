@@ -102,6 +102,8 @@ def test_images_or_labels_may_be_missing():
     assert labelled.as_classes(["b", "c", "a"]).labels.tolist() == [2, 0, 2, 2]
     assert sorted(labelled.subset(per_class=1).labels) == [0, 1]
     numbers = Dataset.from_columns(label=np.array([[0.5], [2.0]]))
+    with pytest.raises(InputError, match=r"as_classes is of one class per example, and 'label' is float32 \[1\]"):
+        numbers.as_classes(["a"])
     with pytest.raises(InputError, match=r"labels are numbers \(float32 \[1\]\), not classes"):
         _ = numbers.classes
     assert numbers.labels.shape == (2, 1)
