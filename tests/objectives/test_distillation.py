@@ -57,7 +57,8 @@ def a_teacher(model, seed=1):
 
 
 def outputs_of(model, variables, batch):
-    return jax.tree.map(np.asarray, model.apply(variables, batch["image"], train=True, key=None)[0])
+    run = jax.jit(lambda variables, x: model.apply(variables, x, train=True, key=None)[0])
+    return jax.tree.map(np.asarray, run(variables, batch["image"]))
 
 
 def np_kd(student, teacher, temperature):
@@ -71,7 +72,8 @@ def np_kd(student, teacher, temperature):
 
 
 def loss_of(objective, params, state, batch, **ctx):
-    return objective(params, state, batch, jt.Context(key=KEY, **ctx))
+    """One program, not one an operation."""
+    return jax.jit(lambda *given: objective(*given, jt.Context(key=KEY, **ctx)))(params, state, batch)
 
 
 @pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 0.5), (4.0, 0.9), (7.5, 0.1)])

@@ -62,8 +62,8 @@ def test_its_targets_are_its_own_and_pass_no_gradient():
     teacher = jax.tree.map(lambda e, w: 0.5 * e + 0.5 * w, old, params["student"])
     fixed = jt.distillation(model, jt.frozen(student("teacher"), {"params": teacher}), temperature=2.0)
     ctx = jt.Context(step=jnp.asarray(3), key=KEY)
-    got = jax.value_and_grad(lambda p: objective(p, state, batch, ctx)[0])(params)
-    expected = jax.value_and_grad(lambda p: fixed(p, {"student": {}}, batch, ctx)[0])(params)
+    got = jax.jit(jax.value_and_grad(lambda p: objective(p, state, batch, ctx)[0]))(params)
+    expected = jax.jit(jax.value_and_grad(lambda p: fixed(p, {"student": {}}, batch, ctx)[0]))(params)
     for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 

@@ -28,11 +28,21 @@ def a_batch(seed=0, rows=B):
     return {k: v.astype(np.float32) for k, v in views.items()} | {"label": rng.integers(0, 3, rows).astype(np.int32)}
 
 
+def run(objective, params, state, batch, ctx=None):
+    """Loss, state and metrics by one program, not one an operation."""
+    ctx = jt.Context(key=KEY) if ctx is None else ctx
+    return jax.jit(lambda *given: objective(*given, ctx))(params, state, batch)
+
+
+def outputs(model, variables, x):
+    return jax.jit(lambda *given: model.apply(*given, train=True, key=None)[0])(variables, x)
+
+
 def both(model, params, state, batch, tap="projection"):
     """The embeddings of both views, run together, float64."""
     x = np.stack([batch["image"], batch["image2"]], 1).reshape(-1, 3, 3, 1)
     variables = {"params": params[model.name], **state[model.name]}
-    z = np.float64(model.apply(variables, x, train=True, key=None)[0][tap]).reshape(len(batch["image"]), 2, -1)
+    z = np.float64(outputs(model, variables, x)[tap]).reshape(len(batch["image"]), 2, -1)
     return z[:, 0], z[:, 1]
 
 
@@ -50,7 +60,7 @@ def test_info_nce_of_one_tower():
     model, batch = network(), a_batch()
     objective = jt.info_nce(model, temperature=0.3, symmetric=False)
     params, state = objective.init(KEY, batch)
-    loss = objective(params, state, batch, jt.Context(key=KEY))[0]
+    loss = run(objective, params, state, batch)[0]
     np.testing.assert_allclose(loss, np_info_nce(*both(model, params, state, batch), 0.3), rtol=1e-5)
 
 
@@ -63,7 +73,7 @@ def test_a_learned_temperature_returns_from_its_bound():
         here = {**params, "model_temperature": {"log_scale": jnp.float32(np.log(100) + beyond)}}
         value, slopes = jax.value_and_grad(lambda p: objective(p, state, batch, jt.Context(key=KEY))[0])(here)
         exact = jt.info_nce(model, temperature=0.01)
-        np.testing.assert_allclose(value, exact(params, state, batch, jt.Context(key=KEY))[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(value, run(exact, params, state, batch)[0], rtol=1e-5, err_msg=name)
         assert slopes["model_temperature"]["log_scale"] > 0, name  # of random embeddings: a smaller scale is better
     with pytest.raises(jt.InputError, match=r"at least 0\.01 to be learned; got 0\.005"):
         jt.info_nce(model, temperature=0.005, learn_temperature=True)
@@ -75,12 +85,12 @@ def test_a_mask_weighs_examples_alike_in_all():
     for build in (jt.simclr, jt.siglip, jt.byol, jt.simsiam, jt.swav, jt.dino):
         objective = build(model)
         params, state = objective.init(KEY, batch)
-        _, _, metrics = objective(params, state, batch, jt.Context(key=KEY))
+        _, _, metrics = run(objective, params, state, batch)
         assert float(metrics[objective.name].count) == 2.25, objective.name
     for build in (jt.moco, jt.nnclr):
         objective = build(model, queue=8)
         params, state = objective.init(KEY, batch)
-        assert float(objective(params, state, batch, jt.Context(key=KEY))[2][objective.name].count) == 2.25
+        assert float(run(objective, params, state, batch)[2][objective.name].count) == 2.25
 
 
 def test_two_towers_and_a_learned_temperature():
@@ -91,7 +101,7 @@ def test_two_towers_and_a_learned_temperature():
     assert set(params) == {"model", "psi", "model_temperature"}
     loss, _, metrics = jax.jit(lambda p: objective(p, state, batch, jt.Context(key=KEY)))(params)
     z = [
-        np.float64(m.apply({"params": params[n], **state[n]}, batch[v], train=True, key=None)[0]["projection"])
+        np.float64(outputs(m, {"params": params[n], **state[n]}, batch[v])["projection"])
         for m, n, v in ((phi, "model", "image"), (psi, "psi", "text"))
     ]
     np.testing.assert_allclose(loss, (np_info_nce(*z, 0.2) + np_info_nce(*z[::-1], 0.2)) / 2, rtol=1e-5)
@@ -114,7 +124,7 @@ def test_micro_batches_give_the_same_gradient():
         objective = jt.info_nce(model, micro_batch=size)
         params, state = objective.init(KEY, batch)
         values.append(
-            jax.value_and_grad(lambda p, o=objective, s=state: o(p, s, batch, jt.Context(key=KEY))[0])(params)
+            jax.jit(jax.value_and_grad(lambda p, o=objective, s=state: o(p, s, batch, jt.Context(key=KEY))[0]))(params)
         )
     for one, two in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max())
@@ -132,7 +142,7 @@ def test_supcon_sees_labels_and_views():
         sums = np.log(sum(np.exp(z[i] @ z[j] / 0.3) for j in others))
         alike = [j for j in others if label[j] == label[i]]
         total += np.mean([sums - z[i] @ z[j] / 0.3 for j in alike]) * 0.3 / 0.07
-    loss = objective(params, state, batch, jt.Context(key=KEY))[0]
+    loss = run(objective, params, state, batch)[0]
     np.testing.assert_allclose(loss, total / (2 * B), rtol=1e-5)
 
 
@@ -142,7 +152,7 @@ def test_byol_predicts_the_slow_projection():
     params, state = objective.init(KEY, batch)
     moved = {"model": jax.tree.map(lambda w: 1.3 * w + 0.1, params["model"])}
     ctx = jt.Context(step=jnp.asarray(3), key=KEY)
-    loss, after, _ = objective(moved, state, batch, ctx)
+    loss, after, _ = run(objective, moved, state, batch, ctx)
     slow = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params["model"], moved["model"])
     p1, p2 = both(model, moved, state, batch, "prediction")
     t1, t2 = both(model, {"model": slow}, state, batch)
@@ -158,19 +168,19 @@ def test_simsiam_holds_its_targets():
     params, state = objective.init(KEY, batch)
     p1, p2 = both(model, params, state, batch, "prediction")
     t1, t2 = both(model, params, state, batch)
-    loss, gradient = jax.value_and_grad(lambda p: objective(p, state, batch, jt.Context(key=KEY))[0])(params)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: run(objective, p, state, batch)[0]))(params)
     np.testing.assert_allclose(
         loss, -np.mean([np.sum(unit(p) * unit(t), -1) for p, t in ((p1, t2), (p2, t1))]), rtol=1e-5
     )
     fixed = {"t1": jnp.asarray(t1, jnp.float32), "t2": jnp.asarray(t2, jnp.float32)}
 
     def held(p):
-        outputs, _ = objective.run(p, state, batch, jt.Context(key=KEY))
-        (one, two) = outputs[objective.forwards[0]]
+        found, _ = objective.run(p, state, batch, jt.Context(key=KEY))
+        (one, two) = found[objective.forwards[0]]
         cosine = jt.losses.negative_cosine
         return jnp.mean(cosine(one["prediction"], fixed["t2"]) + cosine(two["prediction"], fixed["t1"])) / 2
 
-    for one, two in zip(*map(jax.tree.leaves, (gradient, jax.grad(held)(params))), strict=True):
+    for one, two in zip(*map(jax.tree.leaves, (gradient, jax.jit(jax.grad(held))(params))), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
@@ -183,11 +193,11 @@ def test_moco_remembers_its_keys():
     for step in range(3):
         batch, before = a_batch(step), keys.copy()
         ctx = jt.Context(step=jnp.asarray(step), key=KEY)
-        loss, after, _ = objective(params, state, batch, ctx)
+        loss, after, _ = run(objective, params, state, batch, ctx)
         variables = {"params": params["model"], **state["model"]}
         slow = {"params": params["model"], **{k: v for k, v in state["model_ema"].items() if k != "params"}}
         q, k = (
-            unit(np.float64(model.apply(v, batch[view], train=True, key=None)[0]["projection"]))
+            unit(np.float64(outputs(model, v, batch[view])["projection"]))
             for v, view in ((variables, "image"), (slow, "image2"))
         )
         expected = [
@@ -199,7 +209,7 @@ def test_moco_remembers_its_keys():
         np.testing.assert_allclose(after["model_queue"]["keys"], keys, rtol=1e-4, atol=1e-6)
         state = after
     assert int(state["model_queue"]["place"]) == 3 * B % queue
-    still = objective(params, state, batch, jt.Context(step=jnp.asarray(3), train=False))[1]
+    still = run(objective, params, state, batch, jt.Context(step=jnp.asarray(3), train=False))[1]
     assert np.array_equal(still["model_queue"]["keys"], state["model_queue"]["keys"])
 
 
@@ -210,7 +220,7 @@ def test_nnclr_looks_up_neighbours():
     support = np.float64(state["model_queue"]["keys"])
     (z1, z2), (p1, p2) = both(model, params, state, batch), both(model, params, state, batch, "prediction")
     ways = [np_info_nce(support[(unit(z) @ support.T).argmax(1)], p, 0.2) for z, p in ((z1, p2), (z2, p1))]
-    loss, after, _ = objective(params, state, batch, jt.Context(key=KEY))
+    loss, after, _ = run(objective, params, state, batch)
     np.testing.assert_allclose(loss, np.mean(ways), rtol=1e-5)
     np.testing.assert_allclose(after["model_queue"]["keys"][:B], unit(z1), rtol=1e-4, atol=1e-5)
 
@@ -247,7 +257,7 @@ def test_dino_moves_its_centre():
     objective = jt.dino(model, decay=0.5, center_momentum=0.8, teacher_temperature=lambda step: 0.04 + 0.01 * step)
     params, state = objective.init(KEY, batch)
     ctx = jt.Context(step=jnp.asarray(0), key=KEY)
-    loss, after, _ = objective(params, state, batch, ctx)
+    loss, after, _ = run(objective, params, state, batch, ctx)
     t1, t2 = both(model, params, state, batch)
     np.testing.assert_allclose(
         after["model_center"]["value"], 0.2 * (t1.mean(0) + t2.mean(0)) / 2, rtol=1e-4, atol=1e-6
