@@ -144,6 +144,7 @@ OBJECTIVES = {
         jt.vicreg(model, tap="features") + jt.online_probe(model, 4, beside=jt.vicreg(model, tap="features"))
     ),
     "moco": lambda model, w, rng: jt.moco(model, tap="features", queue=40, decay=0.9),
+    "moco v3": lambda model, w, rng: jt.moco_v3(model, prediction="features", projection="features", decay=0.9),
     "nnclr": lambda model, w, rng: jt.nnclr(model, prediction="features", projection="features", queue=40),
     "swav": lambda model, w, rng: jt.swav(model, tap="features", prototypes=5),
     "dino": lambda model, w, rng: jt.dino(model, tap="logits", decay=0.9),
@@ -170,7 +171,7 @@ ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupl
 ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
 
 STOPPED = {"crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning"}
-STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "dino"), "unfused")
+STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino"), "unfused")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in OBJECTIVES])

@@ -86,6 +86,12 @@ METHODS: dict[str, Row[SelfSupervised]] = {
     ),
     "dcl": Row(_tempered(jt.decoupled), _BATCH, SelfSupervised(temperature=0.1), "Yeh 2022"),
     "siglip": Row(_tempered(jt.siglip), _BATCH, SelfSupervised(temperature=0.1), "Zhai 2023"),
+    "moco-v3": Row(
+        lambda net, s: jt.moco_v3(net, temperature=s.temperature, decay=_rising(0.99, s.steps)),
+        _BATCH,
+        SelfSupervised(projection=(512, 512, 128), prediction=_predictor, last_norm=True, temperature=0.2),
+        "Chen, Xie & He 2021",
+    ),
     "supcon": Row(_tempered(jt.supcon), "find all of the same label", SelfSupervised(temperature=0.1), "Khosla 2020"),
     "moco": Row(
         lambda net, s: jt.moco(

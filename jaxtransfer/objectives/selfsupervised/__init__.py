@@ -6,6 +6,7 @@ from jaxtransfer.objectives.selfsupervised.decoupled import decoupled
 from jaxtransfer.objectives.selfsupervised.dino import dino
 from jaxtransfer.objectives.selfsupervised.info_nce import info_nce
 from jaxtransfer.objectives.selfsupervised.moco import moco
+from jaxtransfer.objectives.selfsupervised.moco_v3 import moco_v3
 from jaxtransfer.objectives.selfsupervised.nnclr import nnclr
 from jaxtransfer.objectives.selfsupervised.online_probe import online_probe
 from jaxtransfer.objectives.selfsupervised.over_views import over_views
@@ -23,6 +24,7 @@ __all__ = [
     "dino",
     "info_nce",
     "moco",
+    "moco_v3",
     "nnclr",
     "online_probe",
     "over_views",
