@@ -214,6 +214,11 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def without_frozen(variables: Variables) -> dict[str, Any]:
+    """Returns a model's variables without what is frozen: those of a module inside, which reads none of it."""
+    return {kind: value for kind, value in variables.items() if kind != FROZEN}
+
+
 def state_of(variables: Variables) -> dict[str, Any]:
     """Returns the running state among a model's variables: what is neither trained nor frozen."""
     return {kind: value for kind, value in variables.items() if kind not in ("params", FROZEN)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, without_frozen
 from jaxtransfer.models.foreign import Keys, accepted, check_fit, in_types_of, leaf_at, named_outputs, nest
 from jaxtransfer.models.frozen_layers import StillParts, untold
 
@@ -62,6 +62,7 @@ def equinox(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), out
         return jax.tree.map(jnp.array, variables)  # copies: what the caller gave may be donated
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
+        variables = without_frozen(variables)
         check_fit(variables, shapes, name)
         module, state = _join(eqx, parts, variables)
         module = eqx.nn.inference_mode(module, value=not train)

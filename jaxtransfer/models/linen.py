@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, state_of, without_frozen
 from jaxtransfer.models.frozen_layers import StillLayers
 
 
@@ -71,7 +71,7 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
             return module.init(keys, inputs, **arguments(False))
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
-        state = {k: v for k, v in variables.items() if k != "params"}
+        variables, state = without_frozen(variables), state_of(variables)
         layers = StillLayers(still, name) if train and still is not None else None
         with _one_line_errors(name, inputs), layers.intercepted() if layers else contextlib.nullcontext():
             outputs, new = over(axis, variables, train).apply(

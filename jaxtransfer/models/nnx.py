@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.model import Model
+from jaxtransfer.model import Model, without_frozen
 from jaxtransfer.models.foreign import (
     Keys,
     accepted,
@@ -71,6 +71,7 @@ def nnx(make: Any, *, name: str = "model", stages: tuple[str, ...] = (), output:
         return _variables(_split(library, _make(library, make, key, name))[1])
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
+        variables = without_frozen(variables)
         check_fit(variables, shapes, name)
         streams = _streams(found.get(STREAMS, {}), key)
         leaves = {p: leaf_at(variables[kind], p) for kind, own in found.items() if kind != STREAMS for p in own}

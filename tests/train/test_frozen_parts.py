@@ -2,11 +2,14 @@
 
 import gc
 
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxtransfer as jt
 from jaxtransfer.micro_batches import micro_batched
@@ -149,6 +152,27 @@ def test_models_made_of_it_pass_on_what_is_frozen(name):
         assert jax.tree.structure(got) == jax.tree.structure(expected)  # and so what is frozen is not in the state
         for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+MODULES = {
+    "linen": lambda: jt.models.linen(nn.Dense(3)),
+    "nnx": lambda: jt.models.nnx(lambda rngs: nnx.Linear(D, 3, rngs=rngs)),
+    "equinox": lambda: jt.models.equinox(lambda key: eqx.nn.Linear(D, 3, key=key)),
+}
+
+
+@pytest.mark.parametrize("library", MODULES)
+def test_a_module_of_any_library_may_be_the_base(library):
+    """It is given what is frozen along with its own, and reads none of it."""
+    model, x = MODULES[library](), jnp.asarray(a_batch()["image"])
+    variables = model.init(KEY, x)
+    net = low_rank(model, variables, rank=2, only="kernel|weight")
+    own = net.init(KEY, x)
+    assert len(own["params"]) == 1
+    for train in (True, False):
+        got, state = net.apply(net.complete(own), x, train=train, key=KEY)
+        np.testing.assert_array_equal(got["logits"], model.apply(variables, x, train=train, key=KEY)[0]["logits"])
+        assert state == {}
 
 
 def episodes(batch):
