@@ -19,16 +19,18 @@ class Asked(NamedTuple):
       image: the one that becomes `image`; by default the feature of that name, where there is one.
       label: the one that becomes `label`; or several, under their own names, or new names to theirs.
       columns: further ones, likewise.
+      tokens: texts that are read apart.
     """
 
     image: str | None = None
     label: Names = None
     columns: Names = ()
+    tokens: Names = ()
 
     @property
     def anything(self) -> bool:
         """Whether anything was named."""
-        return self.image is not None or self.label is not None or bool(self.columns)
+        return self.image is not None or self.label is not None or bool(self.columns) or bool(self.tokens)
 
     def by_name(self) -> dict[str, str]:
         """Returns the named features by the names of the columns they become.
@@ -105,7 +107,7 @@ def choose(name: str, features: Any, asked: Asked, image_shape: Sequence[int] | 
         raise InputError(f"{name}: image_shape= is of images, and none is loaded; leave it out")
     for column, feature in wanted.items():
         stored = tuple(known[feature].shape[:2])
-        if column == "image" or "image" not in entries or not _is_picture(known[feature]):
+        if column == "image" or "image" not in entries or not is_picture(known[feature]):
             continue
         if stored == tuple(known[wanted["image"]].shape[:2]):
             of_image.add(column)
@@ -117,7 +119,7 @@ def choose(name: str, features: Any, asked: Asked, image_shape: Sequence[int] | 
                 f"{name}: the shape of {wanted[column]!r}, {entry.shape}, varies, and batches need one; name others of "
                 f"its features: {', '.join(sorted(known))}"
             )
-    pictures = tuple(feature for feature, kind in known.items() if _is_picture(kind))
+    pictures = tuple(feature for feature, kind in known.items() if is_picture(kind))
     flat = frozenset(name for name, feature in wanted.items() if len(entries[name].shape) < len(_shape(known[feature])))
     return Chosen(wanted, entries, frozenset(of_image), pictures, flat)
 
@@ -198,9 +200,10 @@ def _entry(name: str, feature: str, kind: Any) -> Entry:
             "need one shape; name others of its features, or read it by tfds and pad it: Dataset.from_columns(...)"
         )
     if np.dtype(dtype).kind in "OSU":
-        raise InputError(f"{name}: {feature!r} is text, and batches are of numbers; leave it out, or number its words")
+        words = "leave it out" if tuple(shape) else f"as words of a vocabulary: tokens={feature!r}"
+        raise InputError(f"{name}: {feature!r} is text, and batches are of numbers; {words}")
     names = _class_names(kind)
-    if names and _is_picture(kind):
+    if names and is_picture(kind):
         return Entry(tuple(shape[:2]) if shape[2:] == (1,) else tuple(shape), np.dtype(dtype), names)
     if names:
         return Entry(tuple(shape), LABEL_DTYPE, names)
@@ -216,7 +219,8 @@ def _shape(kind: Any) -> tuple[int | None, ...]:
     return () if isinstance(kind.shape, dict) else tuple(kind.shape)
 
 
-def _is_picture(kind: Any) -> bool:
+def is_picture(kind: Any) -> bool:
+    """Whether a feature is stored as image files."""
     from tensorflow_datasets.core.features import Image
 
     return isinstance(kind, Image)

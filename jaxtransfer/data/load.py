@@ -12,6 +12,7 @@ from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.features import Asked, Names, choose
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.data.sources import ArraySource, ListSource
+from jaxtransfer.data.tfds_texts import OPTIONS, with_tokens
 from jaxtransfer.errors import InputError, unknown
 
 
@@ -60,7 +61,7 @@ def load(
       label: the feature that becomes `label`, a class or a number; or several features.
       columns: further features; their names, or new names to theirs.
       **table: of a table: `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`, `fill` as for
-        `jt.data.from_frame`; `split_by` and `train`.
+        `jt.data.from_frame`; `split_by` and `train`. Of a tfds set `tokens`, `length`, `words` and `train` for texts.
 
     Returns:
       The data set: `image` uint8 [H, W, C] and `label` int per example, or what was named.
@@ -86,9 +87,12 @@ def load(
         from jaxtransfer.data.tables import load_table
 
         return load_table(name.removeprefix("table:"), split, label=label, columns=columns, **table)
-    if table:
-        raise InputError(f"{min(table)}= is of tables, 'table:PATH', and {name!r} is none; leave it out")
-    asked = Asked(image, label, columns)
+    texts = {**OPTIONS, **table}
+    if strange := sorted(texts.keys() - OPTIONS.keys()):
+        raise InputError(f"{strange[0]}= is of tables, 'table:PATH', and {name!r} is none; leave it out")
+    if table and not texts["tokens"]:
+        raise InputError(f"{min(table)}= is of texts; name the feature that becomes tokens: tokens=")
+    asked = Asked(image, label, columns, texts["tokens"])
     asked.by_name()  # raises
     if name.startswith("folder:"):
         if asked.anything:
@@ -98,15 +102,17 @@ def load(
             )
         return folder.load_folder(name.removeprefix("folder:"), split, image_shape)
     if name.partition("/")[0].partition(":")[0] == "digits":
+        if asked.tokens:
+            raise InputError("the digits have no texts; leave tokens= out")
         return _load_digits(name, split, image_shape, asked)
     for root in cache.data_dirs(data_dir):
         if found := prepared.find(name, root):
-            return _open(_folder_builder(name, found), name, split, image_shape, asked)
+            return _open(_folder_builder(name, found), name, split, image_shape, asked, texts)
     with quiet_tfds():
         builder = _catalogue_builder(name, data_dir)
         if not builder.is_prepared() or not _random_access(builder):
             builder = _prepare(name, builder, data_dir)
-        return _open(builder, name, split, image_shape, asked)
+        return _open(builder, name, split, image_shape, asked, texts)
 
 
 def known_names(data_dir=None) -> list[str]:
@@ -183,9 +189,12 @@ def _prepare(name, builder, data_dir):
     return builder
 
 
-def _open(builder, name, split, image_shape, asked):
+def _open(builder, name, split, image_shape, asked, texts):
     if _random_access(builder):
-        return prepared.open_builder(builder, name, split, image_shape, asked)
+        dataset = prepared.open_builder(builder, name, split, image_shape, asked)
+        return with_tokens(dataset, builder, **texts) if asked.tokens else dataset
+    if asked.tokens:
+        raise InputError(f"{name} is not in array_record form, from which alone texts are read; prepare it in that")
     if importlib.util.find_spec("tensorflow") is None:
         _prepare(name, builder, None)  # raises with the remedy
     return _read_sequential(builder, name, split, image_shape, asked)

@@ -130,9 +130,29 @@ def test_classes_of_pixels_are_brought_to_the_shape_of_the_image(made):
     np.testing.assert_array_equal(twice, np.kron(values["ground"][2, ..., 0], np.ones((2, 2), int)))
 
 
+def test_texts_become_tokens(made):
+    folder, values = made
+    data = load("scenes", "train[2:5]", data_dir=folder, label="pose", tokens="id", words=4)
+    assert data.entries["tokens"].class_names == ("<padding>", "<unknown>", "scene", "0", "1", "2")
+    assert data.column("tokens").tolist() == [[2, 5], [2, 1], [2, 1]]
+    assert data.column("tokens_mask").all()
+    np.testing.assert_array_equal(data.labels, values["pose"][2:5])
+    alone = load("scenes", "train", data_dir=folder, tokens={"name": "id"}, length=3, train="train[:1]").take(2)
+    assert alone.read([1, 0])["name"].tolist() == [[3, 1, 0], [3, 2, 0]]
+    for options, message in (
+        ({"tokens": "objects"}, "'objects' is not one text per example"),
+        ({"tokens": "ids"}, r"unknown feature of scenes 'ids' \(did you mean 'id'"),
+        ({"tokens": "id", "train": "test"}, "cannot read the texts of split 'test' .* by train="),
+        ({"length": 3}, "length= is of texts"),
+        ({"tokens": "id", "drop": ("age",)}, "drop= is of tables"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load("scenes", "train", data_dir=folder, **options)
+
+
 REFUSED = [
     ({}, "no uint8 feature 'image'.*Name those to load.*image=.*label="),
-    ({"label": "id"}, "'id' is text, and batches are of numbers"),
+    ({"label": "id"}, "'id' is text, and batches are of numbers; as words of a vocabulary: tokens='id'"),
     ({"columns": "objects"}, "'objects' has .*bbox.* of varying length.*boxes"),
     ({"label": "poze"}, r"unknown feature of scenes 'poze' \(did you mean 'pose'\?\)"),
     ({"columns": {"mask": "ground"}}, "can't be called 'mask'"),
@@ -158,6 +178,8 @@ def test_folders_and_the_digits():
     np.testing.assert_array_equal(rows.labels, plain.labels)
     assert len(set(rows.column("index"))) == len(rows)
     assert list(load("digits/upright", "test", label=()).entries) == ["image"]
+    with pytest.raises(InputError, match="the digits have no texts"):
+        load("digits/upright", "test", tokens="row")
 
 
 @needs_data
