@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, stop, tmp_path):
     same_bits(again.state, whole[0])
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_it_is_the_same_on_a_mesh(whole, mode, mesh_of):
     state = fit(mesh=mesh_of(4), mode=mode).state
     for a, b in zip(*map(jax.tree.leaves, (state[2:4], whole[0][2:4])), strict=True):

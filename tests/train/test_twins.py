@@ -116,7 +116,7 @@ def test_domain_specific_batch_norm_is_the_written_out_loop(trained):
     assert np.abs(np.asarray(got[0]["own"]["bias"]) - got[0]["norm"]["bias"]).max() > 1e-2
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_it_is_the_same_on_several_devices(trained, mode, mesh_of):
     _, _, objective, batches, _, expected, _ = trained
     state = jt.init(objective, optax.sgd(0.3), jax.random.key(0), batches[0])
