@@ -18,7 +18,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
 
-def test_python(capsys):
+def test_python(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
@@ -57,6 +58,15 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert len(COMMAND_LINES) >= 6
     for line in COMMAND_LINES:
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+
+
+def test_what_is_added_has_its_room():
+    """The files and folders of the table "where to add what" are there."""
+    table = README.split("## Where to add what")[1]
+    named = re.findall(r"`((?:jaxtransfer|tests|experiments)/[^`]*)`", table)
+    assert len(named) > 15
+    for path in named:
+        assert (Path(__file__).parents[1] / path).exists(), path
 
 
 def test_targets():

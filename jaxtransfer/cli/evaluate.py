@@ -10,7 +10,7 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.features import measured
-from jaxtransfer.cli.meta import class_splits, episode_options, test_episodes, tested
+from jaxtransfer.cli.meta import check_episodes_asked, class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, check_fits, load_run
@@ -56,6 +56,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluates and prints."""
         at_least(self, 1, "batch_size", "episodes", "ways", "shots", "queries")
+        check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
         run = load_run(self.directory)
         if EPISODES in run.knows:

@@ -18,6 +18,7 @@ from jaxtransfer.cli.options import (
     DataDir,
     RunOptions,
     at_least,
+    at_most,
     check_folder,
     check_memory,
     config_of,
@@ -37,6 +38,7 @@ from jaxtransfer.runs.report import write_report
 
 _ON_DEVICE = 2 * 2**30  # bytes; larger sets of training images stay on the host
 _VALIDATION = 200  # episodes
+_MOST_EPISODES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +210,7 @@ class Meta:
             if value not in known:
                 raise unknown(name, value, known)
         at_least(self, 1, "inner_steps", "test_steps", "batch_size", "test_episodes")
+        check_episodes_asked(self, "test_episodes")
         at_least(self.episodes, 2, "ways", "train_ways")
         at_least(self.episodes, 1, "shots", "queries", "train_queries", "tasks", "val_classes")
         if self.inner_lr is not None and not (self.inner_lr > 0 and math.isfinite(self.inner_lr)):
@@ -268,6 +271,11 @@ def class_splits(options: EpisodeOptions, seed: int) -> Sequence[jt.data.Dataset
         )
     train, valid = jt.data.split_classes(train, (len(present) - held_out, held_out), seed=seed)
     return train, valid, test
+
+
+def check_episodes_asked(options: Any, name: str) -> None:
+    """Raises for more test episodes than can tell anything new: their mean is known to a tenth of a per cent then."""
+    at_most(options, _MOST_EPISODES, "whose interval is about a tenth of a per cent wide", name)
 
 
 def test_episodes(options: EpisodeOptions, dataset: jt.data.Dataset, count: int, seed: int) -> jt.data.EpisodeBatches:

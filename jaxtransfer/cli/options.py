@@ -195,6 +195,13 @@ def at_least(options: Any, least: float, *names: str) -> None:
             raise InputError(f"{option} must be at least {least}; got {value}")
 
 
+def at_most(options: Any, most: int, why: str, *names: str) -> None:
+    """Raises for an option that is set and larger than `most`, and says why that is enough."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value > most:
+            raise InputError(f"--{name.replace('_', '-')} must be at most {most}, {why}; got {value}")
+
+
 def check_memory(batch_size: int, image_shape: Sequence[int], option: str = "--batch-size") -> None:
     """Raises for a batch that this machine could not even hold as images, before anything tries to."""
     needed = batch_size * math.prod(image_shape) * 5  # uint8, and float32 in the network

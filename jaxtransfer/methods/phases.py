@@ -64,7 +64,7 @@ def train_phases(
     state: Any = None,
     out: str | Path | None = None,
     log: Callable[[str, dict[str, Any]], None] | None = None,
-    after: Callable[[Phase, Path | None, Fitted], None] | None = None,
+    after: Callable[[Phase, Any, Fitted], None] | None = None,
     **options: Any,
 ) -> Fitted:
     """Trains each phase from the weights of the one before; with `out`, phases that are done are not repeated.
@@ -81,7 +81,8 @@ def train_phases(
       state: batch statistics likewise.
       out: the run directory.
       log: called with a phase's name, empty where there is one phase, and each record of it.
-      after: called after each phase with the phase, its directory and what came out, before the next one begins.
+      after: called after each phase, before the next one begins, with the phase, its directory (None without `out`)
+        and what came out.
       **options: further arguments of `jt.fit`, the same for all phases.
 
     Returns:

@@ -1,5 +1,7 @@
 """Stopping between two steps: a signal is noticed, the step finished and saved, and only then the run ends."""
 
+import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -7,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_LOG = logging.getLogger("jaxtransfer")
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -68,7 +71,7 @@ class Signals:
 
 @contextmanager
 def noticed(*, active: bool) -> Iterator[Signals]:
-    """Notices SIGINT and SIGTERM in place of what they do by default; the second one does it at once.
+    """Notices SIGINT and SIGTERM in place of what they do by default, and says so; the second one does it at once.
 
     Handlers of somebody else, signals that are ignored (under nohup), and other threads than the main one, which
     can't handle any, stay as they are. So does everything afterwards.
@@ -81,6 +84,9 @@ def noticed(*, active: bool) -> Iterator[Signals]:
     def notice(number: int, frame: Any) -> None:
         signals.seen = number
         restore()
+        with contextlib.suppress(RuntimeError):  # it came while the same stream was being written
+            name = signal.Signals(number).name
+            _LOG.warning("%s: the step under way is finished and saved first; once more ends it at once", name)
 
     def restore() -> None:
         for number, handler in replaced.items():

@@ -109,6 +109,7 @@ def test_more_steps_at_test_than_in_training(run, tmp_path):
         ([*EPISODES, "--split-classes", "8", "2", "2"], "10 classes with examples"),
         ([*EPISODES, "--method", "maml", "--train-ways", "3"], "--train-ways: maml has one output per way"),
         ([*EPISODES, "--test-episodes", "0"], "--test-episodes must be at least 1"),
+        ([*EPISODES, "--test-episodes", "1000001"], "--test-episodes must be at most 1000000, whose interval is about"),
         ([*EPISODES, "--method", "relation", "--model", "mlp"], "stage4"),
     ],
 )

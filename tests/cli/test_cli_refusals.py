@@ -161,6 +161,11 @@ def test_listing_a_folder_runs_none_of_its_code(run, refused, tmp_path, monkeypa
     assert not (tmp_path / "trace").exists()
 
 
+def test_episodes_that_would_take_for_ever(refused):
+    told = refused("evaluate", "x", "--episodes", "2000000000")
+    assert told.startswith("--episodes must be at most 1000000, whose interval is about a tenth of a per cent wide")
+
+
 def test_listing_refuses(refused, tmp_path):
     assert "there is no folder" in refused("datasets", "--data-dir", tmp_path / "none")
     assert "--classes must be at least 1" in refused("models", "--classes", "0")

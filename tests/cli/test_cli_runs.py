@@ -253,7 +253,9 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(run, capsys, monke
         patched.setattr(jt.data.Pipeline, "batch", batch)
         assert main([*words, str(killed)]) == code
     err = capsys.readouterr().err
-    (line,) = [line for line in err.splitlines() if not line.startswith("step ")]
+    at_once, line = [line for line in err.splitlines() if not line.startswith("step ")]
+    name = signal.Signals(number).name
+    assert at_once == f"{name}: the step under way is finished and saved first; once more ends it at once"
     step = checkpoints.steps(killed / "checkpoints")[-1]
     assert line == (
         f"jaxtransfer: stopped by {signal.Signals(number).name} after step {step}, which is saved in {killed}; resume "
@@ -281,7 +283,7 @@ def test_a_signal_to_the_process(run, tmp_path, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 2
     assert "resume with the same command" in err
     (step,) = checkpoints.steps(tmp_path / "run" / "checkpoints")
     assert 80 <= step < 2000  # between two evaluations

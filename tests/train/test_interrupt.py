@@ -81,7 +81,10 @@ def test_the_step_is_saved_and_the_run_ends_as_the_unbroken_one(tmp_path, whole,
     assert at - 2 <= saved <= at + 1  # two batches are made ahead
     with caplog.at_level("INFO", logger="jaxtransfer"):
         resumed = fit(tmp_path / "run")
-    assert caplog.messages == [f"{tmp_path / 'run'}: resumes from step {saved} of 12"]
+    at_once = (
+        f"{signal.Signals(number).name}: the step under way is finished and saved first; once more ends it at once"
+    )
+    assert caplog.messages == [at_once, f"{tmp_path / 'run'}: resumes from step {saved} of 12"]
     assert_ends_as(whole, resumed, tmp_path / "run")
 
 
