@@ -106,12 +106,12 @@ def choice_of(*, label, columns, tokens, features, drop, categorical, numeric, l
     return TableChoice(taken, frozenset(labels), texts, features, length=length, words=words, fill=fill, **rest)
 
 
-def dataset_of(frame: Any, recipe: Recipe, name: str, split: str) -> Dataset:
-    """Returns the rows of a frame as a recipe makes them."""
+def dataset_of(frame: Any, recipe: Recipe, name: str, split: str, data: str | None = None) -> Dataset:
+    """Returns the rows of a frame as a recipe makes them; a fingerprint calls them `data`, or by their name."""
     arrays, entries = recipe(frame, f"{name} ({split})")
     if not arrays:
         raise InputError(f"{name} ({split}): nothing is left of its columns; name some: label=, features=, tokens=")
-    return Dataset(name, split, source=ArraySource(arrays), entries=entries, recipe=recipe)
+    return Dataset(name, split, source=ArraySource(arrays, data=data), entries=entries, recipe=recipe)
 
 
 def _frame(frame: Any) -> Any:

@@ -50,10 +50,12 @@ class ArraySource:
     """Examples held in memory: `arrays` [N, ...] by name.
 
     `origin` is the source that they were decoded from, with the numbers of its examples, or None for all of them.
+    `data` is what a fingerprint calls them in place of the data set's name, where that says in which place they lie.
     """
 
     arrays: Mapping[str, np.ndarray]
     origin: tuple[Any, np.ndarray | None] | None = None
+    data: str | None = None
 
     @property
     def images(self) -> np.ndarray:
@@ -82,7 +84,8 @@ class ArraySource:
         """Digests of the examples `rows`, or of all: `labels`, `images` and, by name, `arrays`."""
         digests = {name: of_array(array if rows is None else array[rows]) for name, array in self.arrays.items()}
         usual = {key: digests.pop(name) for name, key in (("label", "labels"), ("image", "images")) if name in digests}
-        return {**usual, **({"arrays": dict(sorted(digests.items()))} if digests else {})}
+        named = {} if self.data is None else {"data": self.data}
+        return {**named, **usual, **({"arrays": dict(sorted(digests.items()))} if digests else {})}
 
 
 @dataclass(frozen=True, eq=False)

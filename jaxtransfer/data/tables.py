@@ -64,7 +64,7 @@ def load_table(
         raise InputError(f"{name} has no split {source!r}; its splits: {', '.join(splits)}; {hint}")
     rows, learned = _rows(split, splits, name), _rows(source, splits, name)
     recipe = learn(frame.iloc[learned], frame, choice, name)
-    return dataset_of(frame.iloc[rows], recipe, name, split)
+    return dataset_of(frame.iloc[rows], recipe, name, split, data="table")
 
 
 _USUAL = {

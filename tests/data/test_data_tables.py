@@ -228,6 +228,17 @@ def test_files_of_every_kind_hold_the_same(tmp_path, csv):
     assert texts.column("tokens").tolist() == [[3, 2], [2, 4], [0, 0]]
 
 
+def test_a_fingerprint_does_not_say_where_a_table_lies(tmp_path, csv):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "copy.csv").write_text(LINES)
+    here, there = table(csv, "north"), table(tmp_path / "else" / "copy.csv", "north")
+    assert fingerprint(here) == fingerprint(there)
+    assert fingerprint(here.select([2, 0])) == fingerprint(there.select([2, 0]).decoded())
+    (tmp_path / "else" / "copy.csv").write_text(LINES.replace("40,m", "41,m"))
+    changed = fingerprint(table(tmp_path / "else" / "copy.csv", "north"))
+    assert {key for key, value in fingerprint(here).items() if changed[key] != value} == {"arrays"}
+
+
 def test_quotes_in_a_tsv_are_signs(tmp_path):
     (tmp_path / "t.tsv").write_text('label\ttext\n0\t"open\n1\tshut"\n1\tnull\n')
     data = load(f"table:{tmp_path}/t.tsv", "all", label="label", tokens="text", train="all")
