@@ -49,7 +49,12 @@ def test_a_maximum_is_found():
     assert not of_gradient(lambda x: jax.nn.logsumexp(x) + jax.nn.relu(x).sum() + jnp.sort(x)[0, 0], x)
 
 
-@pytest.mark.parametrize("name", nets.NETS)
+SISTERS = ("resnet, small images", "vgg, batch norm")  # of the same code as the others
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SISTERS else ()) for name in nets.NETS]
+)
 def test_networks(name):
     build, shape = nets.NETS[name]
     batch = {"image": np.ones((4, *shape), np.float32), "label": np.arange(4, dtype=np.int32) % 2}

@@ -24,6 +24,20 @@ def source(own_cache, tmp_path_factory):
     return out
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Learning curves of a test's own runs are one pixel, as drawing takes as long as such a run; those of `source` are
+    drawn.
+    """
+    pixel = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+
+    def stand_in(curves, path):
+        assert curves
+        path.exists() or path.write_bytes(pixel)
+
+    monkeypatch.setattr("jaxtransfer.runs.report.plot_curves", stand_in)
+
+
 @pytest.fixture
 def run(capsys):
     """Runs a command that succeeds; returns its lines on stdout and on stderr."""

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -33,14 +34,31 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "vit-b-16": 86_567_656,
 }
 
-DEEP = {name for name in models.ZOO if re.search(r"(34|44|56|101|110|16|19)(?!\d)|vit-[sb]", name)}  # of the same code
+DEEP = {
+    name for name in models.ZOO if re.search(r"(34|44|56|101|110|16|19)(?!\d)|vit-[sb]|wrn-(28|40)", name)
+}  # of the same code
 FAMILIES = ["mlp", "linear", "small-cnn", "conv4", "conv4-strided", "resnet20", "preact-resnet20", "resnet18"]
 FAMILIES += ["resnet18-imagenet", "resnet50", "vgg11-bn", "vgg11", "wrn-16-2"]
 FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16"]
 
 
+SISTERS = {"resnet18-imagenet", "resnet50", "vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-16"}  # of others here
+
+
+def sparing(names, slow):
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
 def classes_of(name):
     return 1000 if models.ZOO[name].image == (224, 224, 3) else 10
+
+
+@functools.cache  # tracing the initialisation is what takes time
+def model_and_shapes(name):
+    """A network named "student", two of its images, and its variables, in shapes."""
+    model = models.create(name, classes_of(name), name_in_params="student")
+    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
+    return model, images, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16-bn-imagenet", "vit-b-16"])
@@ -54,16 +72,11 @@ def test_conv4_has_the_parameters_of_the_few_shot_papers():
     assert models.count_parameters(models.conv4(5), (28, 28, 1)) == 112_261
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in models.ZOO]
-)
+@pytest.mark.parametrize("name", sparing(models.ZOO, DEEP | SISTERS))
 def test_counts_and_stages(name):
     """The papers' numbers, and stages that partition the parameters."""
-    classes = classes_of(name)
-    model = models.create(name, classes, name_in_params="student")
+    model, _, variables = model_and_shapes(name)
     assert model.name == "student"
-    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert count == PAPERS.get(name, count)
@@ -77,18 +90,15 @@ def test_counts_and_stages(name):
     assert model.head == "head"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sparing(FAMILIES, SISTERS))
 def test_outputs_and_state(name):
-    classes = classes_of(name)
-    model = models.create(name, classes)
-    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    model, images, variables = model_and_shapes(name)
 
     def forward(variables, images):
         return model.apply(variables, images, train=True, key=jax.random.key(1))
 
     outputs, state = jax.eval_shape(forward, variables, images)
-    assert outputs["logits"].shape == (2, classes)
+    assert outputs["logits"].shape == (2, classes_of(name))
     assert outputs["features"].shape == (2, variables["params"]["head"]["kernel"].shape[0])
     assert all(o.shape[0] == 2 and 0 not in o.shape for o in outputs.values())
     assert {f"stage{i}" for s in model.stages for i in re.findall(r"stage(\d+)", s)} <= set(outputs)
@@ -109,18 +119,14 @@ def test_outputs_and_state(name):
     ],
 )
 def test_maps(name, stem, stages):
-    model = models.create(name, 3)
-    images = jax.ShapeDtypeStruct((1, *models.ZOO[name].image), jnp.float32)
-
-    def forward(x):
-        return model.apply(model.init(jax.random.key(0), x), x, train=False, key=None)[0]
-
-    shapes = {k: v.shape[1:] for k, v in jax.eval_shape(forward, images).items()}
+    model, images, variables = model_and_shapes(name)
+    forward = functools.partial(model.apply, train=False, key=None)
+    shapes = {k: v.shape[1:] for k, v in jax.eval_shape(forward, variables, images)[0].items()}
     assert shapes.get("stem") == stem
     assert [shapes[f"stage{i}"] for i in range(1, len(stages) + 1)] == stages
 
 
-@pytest.mark.parametrize("name", FAMILIES[:13])
+@pytest.mark.parametrize("name", sparing(FAMILIES[:13], {"resnet50", "vgg11-bn"}))
 @pytest.mark.parametrize("size", [pytest.param((5, 3), marks=pytest.mark.slow), (1, 1)])
 def test_small_and_odd_images_fit(name, size):
     model = models.create(name, 3)
@@ -153,17 +159,28 @@ def test_impossible_sizes_are_refused(make):
         make()
 
 
-def test_named_constructors_are_the_general_ones():
-    count = models.count_parameters
-    for depth in (20, 32, 44, 56, 110):
-        assert count(getattr(models, f"resnet{depth}")(10), (8, 8, 3)) == PAPERS[f"resnet{depth}"]
-    for depth in (18, 34, 50, 101):
-        make = getattr(models, f"resnet{depth}")
-        assert count(make(1000), (8, 8, 3)) == PAPERS[f"resnet{depth}-imagenet"]
-    for depth in (11, 13, 16, 19):
-        make = getattr(models, f"vgg{depth}")
+@pytest.mark.parametrize(
+    ("make", "depth"),
+    [
+        *(("cifar_resnet", depth) for depth in (20, 32)),
+        *(("resnet", depth) for depth in (18,)),
+        *(("vgg", depth) for depth in (11,)),
+        *(pytest.param("cifar_resnet", depth, marks=pytest.mark.slow) for depth in (44, 56, 110)),
+        *(pytest.param("resnet", depth, marks=pytest.mark.slow) for depth in (34, 50, 101)),
+        *(pytest.param("vgg", depth, marks=pytest.mark.slow) for depth in (13, 16, 19)),
+    ],
+)
+def test_named_constructors_are_the_general_ones(make, depth):
+    def count(model):
+        return models.count_parameters(model, (8, 8, 3))
+
+    if make == "vgg":
         small = {"batch_norm": False, "small_images": True}
-        assert count(make(9, **small), (8, 8, 3)) == count(models.vgg(depth, 9, **small), (8, 8, 3))
+        assert count(getattr(models, f"vgg{depth}")(9, **small)) == count(models.vgg(depth, 9, **small))
+    elif make == "resnet":
+        assert count(getattr(models, f"resnet{depth}")(1000)) == PAPERS[f"resnet{depth}-imagenet"]
+    else:
+        assert count(getattr(models, f"resnet{depth}")(10)) == PAPERS[f"resnet{depth}"]
 
 
 @pytest.mark.parametrize("classes", [0, -3, 2.5, "10", None])
