@@ -22,7 +22,7 @@ def test_two_phases_are_two_runs_written_out(batches, tmp_path):
     model, rates, seen = linear(), (0.1, 0.3), []
     phases = jt.methods.lp_ft(model, optax.sgd(rates[1]), probe_optimizer=optax.sgd(rates[0]))
     done = jt.methods.train_phases(
-        phases, batches, steps=5, key=3, out=tmp_path / "run", model=model, dataset=batches.dataset,
+        phases, batches, steps=5, key=3, out=tmp_path / "run", model=model,
         after=lambda phase, out, fitted: seen.append((phase.name, out.name, int(fitted.state.step))),
     )  # fmt: skip
     assert seen == [("linear-probe", "stage-1-linear-probe", 2), ("full", "run", 3)]
@@ -47,9 +47,7 @@ def test_two_phases_are_two_runs_written_out(batches, tmp_path):
 
     run = jt.load_run(tmp_path / "run")
     assert (run.step, run.finished, run.config["steps"]) == (3, True, 5)
-    again = jt.methods.train_phases(
-        phases, batches, steps=5, key=3, out=tmp_path / "run", model=model, dataset=batches.dataset
-    )
+    again = jt.methods.train_phases(phases, batches, steps=5, key=3, out=tmp_path / "run", model=model)
     assert again.timing == {}
     assert jax.tree.all(jax.tree.map(np.array_equal, again.state.params, done.state.params))
 

@@ -96,6 +96,8 @@ def train_phases(
     if out is not None and not (Path(out) / CONFIG).exists():  # or the last phase would find a foreign folder there
         with open_run(out, config):
             pass
+    if options.get("model") is not None:
+        options.setdefault("dataset", getattr(data, "dataset", None))
     first, fitted = 0, None
     for number, (phase, own_steps) in enumerate(zip(phases, parts, strict=True), 1):
         earlier = "" if number == len(phases) else f"stage-{number}-{phase.name}"

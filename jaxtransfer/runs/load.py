@@ -97,7 +97,7 @@ def load_run(
     directory: str | Path,
     *,
     checkpoint: str | int = BEST,
-    model: Model | None = None,
+    model: Any = None,
     average: bool | None = None,
     needs: Sequence[str] = (),
 ) -> Run:
@@ -107,7 +107,8 @@ def load_run(
       directory: the run directory.
       checkpoint: `"best"`, by the metric that the run monitors (the newest where nothing was evaluated); `"last"`; or
         the number of a step that was kept. Of a damaged one the next is read, with a warning, unless it was named.
-      model: what was trained; only where it is not of the zoo, so that the run can't say how it was made.
+      model: what was trained, or `jt.ema` of it; only where it is not of the zoo, so that the run can't say how it was
+        made.
       average: whether to read the moving average, `jt.ema`, of the model in place of the model; None as the run was
         noted: `fit(model=jt.ema(model))` says that the run is its average.
       needs: entries that its configuration must have.
@@ -123,6 +124,10 @@ def load_run(
     config = known(read_config(directory))
     if given := model is not None:
         check_config(config, directory)
+        if entries := getattr(model, "entries", ()):  # a moving average: it has a name and a model
+            config, model, average = {**config, "average": entries[0]}, model.model, True
+        if not isinstance(model, Model):
+            raise InputError(f"load_run: model= is what was trained, a jt.Model; got a {type(model).__name__}")
     else:
         if config.get("model", "") is None:
             raise _not_described(directory)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import describe
 from jaxtransfer.runs.configuration import CLASSES, FEATURES, FORMAT, check_config
@@ -45,6 +47,11 @@ def noted(
     if trained is None:
         names = sorted(one.name for one in objective.models)
         raise InputError(f"fit: model= is the one that the run is for, of those that the objective trains: {names}")
+    if averaged and averaged[0] not in {kept.name for kept in objective.averages}:
+        raise InputError(
+            f"fit: model= is the average {averaged[0]!r}, which no term keeps; add jt.averaged(model), or "
+            f"pass the model"
+        )
     if inner is not trained and not _alike(inner, trained):
         raise InputError(
             f"fit: the objective trains another model {trained.name!r} than model=; pass the one that it was made of"
@@ -73,7 +80,7 @@ def noted(
         "maximize": None if maximize else False,
     }
     entries |= {name: value for name, value in more.items() if value not in _NONE}
-    entries |= {"shots": None, "seed": seed if type(seed) is int and 0 <= seed < 2**32 else 0}
+    entries |= {"shots": None, "seed": int(seed) if isinstance(seed, int | np.integer) and 0 <= seed < 2**32 else 0}
     check_config({**entries, **own}, "fit(config=)")
     return {**entries, **own}
 

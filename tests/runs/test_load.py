@@ -160,6 +160,10 @@ def test_a_run_that_is_its_average(data, tmp_path, capsys):
     run, plain = (jt.load_run(tmp_path / "run", checkpoint="last", average=one) for one in (None, False))
     np.testing.assert_array_equal(kernel(run.variables["params"]), kernel(fitted.state.state["model_ema"]["params"]))
     np.testing.assert_array_equal(kernel(plain.variables["params"]), kernel(fitted.state.params["model"]))
+    asked = jt.load_run(tmp_path / "run", checkpoint="last", model=average)
+    np.testing.assert_array_equal(kernel(asked.variables["params"]), kernel(run.variables["params"]))
+    with pytest.raises(jt.InputError, match=r"a jt\.Model; got a dict"):
+        jt.load_run(tmp_path / "run", model={})
     facts = json.loads(said(capsys, "evaluate", tmp_path / "run", "--split", "test[:60]")[0])
     assert facts["accuracy"] == pytest.approx(jt.load_run(tmp_path / "run").result["accuracy"], abs=1e-6)
     assert facts["step"] == fitted.best["step"]
@@ -269,6 +273,8 @@ def test_what_fit_refuses(data):
     few = data["train"].subset(per_class=2)
     with pytest.raises(jt.InputError, match="has 10 outputs, and dataset= 2 classes"):
         fit(model=model, dataset=few.as_classes(few.class_names) if few.classes == 2 else two_classes(data["train"]))
+    with pytest.raises(jt.InputError, match="average 'model_ema', which no term keeps"):
+        fit(model=jt.ema(model))
     with pytest.raises(jt.InputError, match="'knows' should be a list"):
         fit(model=model, config={"knows": "features"})
 
