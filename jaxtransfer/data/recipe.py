@@ -198,6 +198,9 @@ def _check_names(frame: Any, choice: TableChoice, title: str) -> None:
     for name in [*asked, *choice.categorical, *choice.numeric]:
         if name not in known:
             raise unknown(f"column of {title}", name, known)
+    used = {*choice.taken.values(), *choice.tokens.values(), *choice.drop}
+    if twice := [name for name in choice.features or () if name in used]:
+        raise InputError(f"{title}: features= has {twice[0]!r}, which is a label, a column by itself or left out")
     new = [*choice.taken, *choice.tokens, *(f"{name}_mask" for name in choice.tokens)]
     for name in new:
         if name in (FEATURES, "mask", "image") or new.count(name) > 1:

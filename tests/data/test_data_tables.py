@@ -169,6 +169,7 @@ REFUSED = [
     ({"tokens": "text", "columns": {"tokens_mask": "x"}}, "can't be called 'tokens_mask'"),
     ({"features": ("inf",)}, "'inf' has infinite numbers"),
     ({"drop": ("x", "y", "text", "when", "inf")}, "nothing is left of its columns"),
+    ({"label": "x", "features": ("y", "x")}, "features= has 'x', which is a label"),
     ({"label": 4}, "label= takes a name, names"),
 ]
 
