@@ -16,11 +16,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
 FLOORS = [
     {"errors"},
-    {"tree", "in_flight", "files", "formats", "masks", "parts", "devices"},
+    {"tree", "files", "formats", "masks", "parts"},
     {"twins"},
     {"model"},
     {"weights"},
-    {"losses", "forward", "micro_batches"},
+    {"losses", "forward", "micro_batches", "devices"},
     {"context"},
     {"terms", "mixing"},
     {"objective"},

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.in_flight import InFlight
+from jaxtransfer.devices.in_flight import InFlight
 
 MODEL = jt.models.mlp(3, hidden=(4,))
 COUNT = 12
@@ -99,7 +99,7 @@ def calls(monkeypatch):
             super().add(outputs)
             seen.append(outputs)
 
-    for module in ("train.loop", "train.evaluation", "train.episodes", "objectives.fisher"):
+    for module in ("train.loop", "train.evaluation", "train.episodes", "objectives.anchored.fisher"):
         monkeypatch.setattr(f"jaxtransfer.{module}.InFlight", Watched)
     return seen
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.placement import Placement
 from jaxtransfer.errors import InputError
-from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.train.arguments import check_batches, check_objective, check_state, lacking
-from jaxtransfer.train.placement import Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made
 

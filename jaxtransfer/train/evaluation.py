@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
-from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
-from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made
 

@@ -12,8 +12,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.placement import check_single_process
 from jaxtransfer.errors import InputError
-from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.runs import loggers, selection
 from jaxtransfer.runs.checkpoints import Checkpoints, fill
@@ -25,7 +26,6 @@ from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.identity import Identity, of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
-from jaxtransfer.train.placement import check_single_process
 from jaxtransfer.train.plan import Plan
 from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of, warn_of_missing
 from jaxtransfer.train.refresh import Refresh, check_refresh

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 
 from jaxtransfer import tree
+from jaxtransfer.devices.placement import check_whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
-from jaxtransfer.train.placement import check_whole
 from jaxtransfer.train.turns import Turn, first_states, moved_by, turns_of
 
 _MANY = 2**30  # updates after which an average is no longer warming up

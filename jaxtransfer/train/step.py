@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
-from jaxtransfer.in_flight import InFlight
 from jaxtransfer.objective import Batch, Objective, named_key
 from jaxtransfer.train.arguments import check_kind, check_objective, check_optimizer, check_rows, check_takes
-from jaxtransfer.train.placement import AXIS, Placement
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import turns_of
 from jaxtransfer.train.update import update_of

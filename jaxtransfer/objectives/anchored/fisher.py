@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.errors import InputError
-from jaxtransfer.in_flight import InFlight
 from jaxtransfer.masks import check_masks, mask_of
 from jaxtransfer.objective import Context, Objective
 
