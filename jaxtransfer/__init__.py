@@ -7,7 +7,7 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, meta, methods, models, multitask, optim, representation, runs, tree
+from jaxtransfer import data, losses, meta, methods, models, multitask, optim, pretrained, representation, runs, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
@@ -33,6 +33,7 @@ from jaxtransfer.objectives import (
 from jaxtransfer.objectives import selfsupervised as _selfsupervised
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
 from jaxtransfer.outputs import shapes_of
+from jaxtransfer.pretrained import Pretrained, load_pretrained
 from jaxtransfer.representation.features import features
 from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.surgery import Report, Transferred, transfer
@@ -67,6 +68,7 @@ __all__ = [
     "Model",
     "NonFiniteLossError",
     "Objective",
+    "Pretrained",
     "Refresh",
     "Report",
     "Run",
@@ -94,6 +96,7 @@ __all__ = [
     "init",
     "l2",
     "l2_sp",
+    "load_pretrained",
     "load_run",
     "losses",
     "maml",
@@ -106,6 +109,7 @@ __all__ = [
     "mutual_learning",
     "optim",
     "peer",
+    "pretrained",
     "recompute_statistics",
     "regression",
     "representation",

@@ -1,0 +1,9 @@
+"""Somebody's weights for our models: read, translated, proven to fit, with what their images were prepared by."""
+
+from jaxtransfer.pretrained.load import Pretrained as Pretrained
+from jaxtransfer.pretrained.load import load_pretrained as load_pretrained
+from jaxtransfer.pretrained.preprocessing import Preprocessing as Preprocessing
+from jaxtransfer.pretrained.report import WeightsReport as WeightsReport
+from jaxtransfer.pretrained.scheme import Rule as Rule
+from jaxtransfer.pretrained.scheme import Scheme as Scheme
+from jaxtransfer.pretrained.schemes import SCHEMES as SCHEMES

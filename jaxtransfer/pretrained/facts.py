@@ -1,0 +1,112 @@
+"""What stands beside weights in JSON: preprocessing and class names, as timm and transformers write them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.pretrained.preprocessing import Preprocessing
+from jaxtransfer.pretrained.resample import FILTERS
+
+_PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of its filters, as transformers writes them
+
+
+class Facts(NamedTuple):
+    """What is known of weights besides their values.
+
+    Attributes:
+      preprocessing: what images become; None where nothing says it.
+      class_names: of the outputs, in order; empty where nothing says it.
+      heads: number of attention heads; None where nothing says it.
+      origin: the file that says so.
+    """
+
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    heads: int | None = None
+    origin: str = ""
+
+
+def beside(path: Path) -> Facts:
+    """Returns what `config.json` and `preprocessor_config.json` beside weights say.
+
+    Args:
+      path: the file of weights, or its folder.
+
+    Raises:
+      InputError: where one of them is there and says what can't be.
+    """
+    folder = path if path.is_dir() else path.parent
+    config, prepared = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
+    try:
+        names = _class_names(config)
+        heads = config.get("num_attention_heads")
+        if isinstance(config.get("pretrained_cfg"), Mapping):
+            return Facts(_of_timm(config["pretrained_cfg"]), names, heads, "config.json")
+        if "image_mean" in prepared:
+            return Facts(_of_transformers(prepared), names, heads, "preprocessor_config.json")
+        return Facts(None, names, heads, "config.json")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"what stands beside the weights in {folder} can't be read: {error!r}") from None
+
+
+def _of_timm(entries: Mapping[str, Any]) -> Preprocessing:
+    _, height, width = entries["input_size"]
+    stretched = entries.get("crop_mode") == "squash"
+    return Preprocessing(
+        (int(height), int(width)),
+        None if stretched else float(entries.get("crop_pct") or 1.0),
+        _numbers(entries["mean"]),
+        _numbers(entries["std"]),
+        _known(entries.get("interpolation", "bicubic")),
+    )
+
+
+def _of_transformers(entries: Mapping[str, Any]) -> Preprocessing:
+    size, cropped, crop = entries.get("size"), entries.get("crop_size"), None
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        share = float(entries.get("crop_pct") or 1.0)
+        edge, target = int(size["shortest_edge"]), cropped if entries.get("do_center_crop") else None
+        if target is not None:
+            target = _sides(target)
+            crop = min(target) / edge
+        else:
+            target, crop = (edge, edge), share if edge < 384 else None  # ConvNeXt's rule, which ResNets follow
+    else:
+        target = _sides(size) if size is not None else None
+    mean, std = (_numbers(entries[name]) for name in ("image_mean", "image_std"))
+    if not entries.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    return Preprocessing(target, crop, mean, std, _PILLOW.get(entries.get("resample", 2), "bilinear"))
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (int(size["height"]), int(size["width"])) if isinstance(size, Mapping) else (int(size), int(size))
+
+
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label")
+    if isinstance(names, Mapping) and names:
+        found = tuple(str(names[key]) for key in sorted(names, key=int))
+        return () if all(name == f"LABEL_{number}" for number, name in enumerate(found)) else found
+    names = config.get("label_names")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _known(interpolation: str) -> str:
+    return interpolation if interpolation in FILTERS else "bicubic"
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,196 @@
+"""Translated weights and the leaves of a model held against each other: adapted, left fresh, or told of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer import models, tree
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.pretrained import adapt
+from jaxtransfer.pretrained.match import Match
+from jaxtransfer.pretrained.scheme import Shapes
+from jaxtransfer.pretrained.source import Source
+
+
+class Fit(NamedTuple):
+    """What goes where.
+
+    Attributes:
+      values: by path.
+      adapted: what changed, by path.
+      fresh: why a leaf stays as initialised, by path.
+      left: why a tensor is left behind, by name.
+      columns: of leaves that were mapped by class name: for each output whether it is the weights'.
+    """
+
+    values: dict[str, np.ndarray]
+    adapted: dict[str, str]
+    fresh: dict[str, str]
+    left: dict[str, str]
+    columns: dict[str, list[bool]]
+
+
+def shape_of(model: Model, inputs: Any) -> Any:
+    """Returns the shapes of the inputs that a model is laid out for.
+
+    Args:
+      model: the network.
+      inputs: a batch, its shapes, or None.
+
+    Raises:
+      InputError: for None, where the model is not of the zoo.
+    """
+    if inputs is not None:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    described = models.describe(model)
+    if described is None:
+        raise InputError(f"model {model.name!r} is not of the zoo: pass inputs=, a batch or its jax.ShapeDtypeStruct")
+    return jax.ShapeDtypeStruct((1, *models.ZOO[described["model"]].image), jnp.float32)
+
+
+def without(tensors: Mapping[str, Any], ignore: tree.Patterns) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the tensors that no pattern selects, and the names of the others with the reason.
+
+    Args:
+      tensors: by name, words between dots or slashes.
+      ignore: the patterns.
+    """
+    paths = {name: name.replace(".", "/") for name in tensors}
+    tree.check_used(ignore, paths.values(), "ignore")
+    out = {name: "ignored" for name, path in paths.items() if tree.matches(path, ignore)}
+    return {name: value for name, value in tensors.items() if name not in out}, out
+
+
+def check_heads(source: Source, shapes: Shapes) -> None:
+    """Raises where the weights say that they have another number of attention heads than the model.
+
+    Args:
+      source: the weights.
+      shapes: of the model's leaves: nothing in values of one size would show it.
+    """
+    ours = next((shape[0] for path, shape in shapes.items() if path.endswith("attention/query/bias")), None)
+    if None not in (ours, source.facts.heads) and ours != source.facts.heads:
+        raise InputError(f"{source.name} has {source.facts.heads} attention heads, the model {ours}; make it so")
+
+
+def fit(
+    matched: Match,
+    shapes: Shapes,
+    inputs: Any,
+    reinit: tree.Patterns,
+    class_names: Sequence[str],
+    source_class_names: Sequence[str],
+) -> Fit:
+    """Returns what goes where, as far as it fits.
+
+    Args:
+      matched: the weights.
+      shapes: of the model's leaves.
+      inputs: shapes of the inputs.
+      reinit: patterns of leaves that stay fresh.
+      class_names: of the model's outputs, to map the head by.
+      source_class_names: of the weights'.
+
+    Raises:
+      InputError: for a pattern that selects nothing, and for class names that don't count the outputs.
+    """
+    tree.check_used(reinit, shapes.keys() | matched.values.keys(), "reinit")
+    out = Fit({}, {}, {path: "reinit" for path in shapes if tree.matches(path, reinit)}, {}, {})
+    for path, value in matched.values.items():
+        if tree.matches(path, reinit):
+            out.left[matched.names[path]] = "reinit"
+            continue
+        if class_names and path.endswith(("head/kernel", "head/bias")) and path in shapes:
+            value, mapped = _by_name(value, shapes[path], class_names, source_class_names)
+            out.columns[path] = mapped
+            out.adapted[path] = f"{sum(mapped)} of {len(mapped)} classes by name"
+        elif path in shapes and value.shape != shapes[path]:
+            value, how = _adapted(path, value, shapes, inputs)
+            if how:
+                out.adapted[path] = how
+        out.values[path] = value
+    return out
+
+
+def fill(values: np.ndarray, drawn: np.ndarray, columns: Sequence[bool]) -> None:
+    """Writes fresh values into the outputs of a head that the weights don't have.
+
+    Args:
+      values: the leaf [..., C], changed.
+      drawn: a fresh one.
+      columns: for each output whether it is the weights'.
+    """
+    fresh = np.flatnonzero(~np.asarray(columns))
+    values[..., fresh] = drawn[..., fresh]
+
+
+def check(
+    found: Fit, matched: Match, shapes: Shapes, tensors: Mapping[str, np.ndarray], source: str, model: str
+) -> None:
+    """Raises where something doesn't fit, with the scheme that is closest and what it leaves over.
+
+    Args:
+      found: what fits.
+      matched: the weights, as the scheme reads them.
+      shapes: of the model's leaves.
+      tensors: the weights, by name.
+      source: its name.
+      model: its name.
+    """
+    wanted = {path: shape for path, shape in shapes.items() if path not in found.fresh}
+    missing = [f"{path} {shape}" for path, shape in wanted.items() if path not in found.values]
+    astray = [matched.names[path] for path in found.values if path not in shapes]
+    over = [f"{name} {tensors[name].shape}" for name in dict.fromkeys([*matched.unknown, *astray])]
+    other = [
+        f"{path}: expected {shape}, got {found.values[path].shape}"
+        for path, shape in wanted.items()
+        if path in found.values and found.values[path].shape != shape
+    ]
+    if not (missing or over or other):
+        return
+    told = [
+        f"{len(items)} {what}: {tree.listed(items, limit=6)}"
+        for what, items in (("left over", over), ("missing", missing), ("of another shape", other))
+        if items
+    ]
+    fits = len(wanted) - len(missing) - len(other)
+    heads = all("head" in text for text in (*missing, *other)) and not over
+    remedy = "start the head afresh, reinit='head'" if heads else "choose the network that they were trained in"
+    raise InputError(
+        f"the weights ({source}) don't fit model {model!r}: the closest scheme is {matched.scheme.name}, by which "
+        f"{fits} of {len(wanted)} leaves fit; {'; '.join(told)}. To go on, {remedy}"
+        + ("" if heads else ", or name what to leave in ignore= and what to start afresh in reinit=")
+    )
+
+
+def _by_name(value, shape, class_names, source_class_names):
+    for what, names, outputs in (
+        ("class_names", class_names, shape[-1]),
+        ("source_class_names", source_class_names, value.shape[-1]),
+    ):
+        if len(names) != outputs:
+            raise InputError(f"expected {what} of {outputs} outputs, to map the head by name; got {len(names)}")
+    rows = adapt.rows_by_name(class_names, source_class_names)
+    picked = value[..., [0 if row is None else row for row in rows]]
+    return picked, [row is not None for row in rows]
+
+
+def _adapted(path: str, value: np.ndarray, shapes: Shapes, inputs: Any) -> tuple[np.ndarray, str]:
+    """Returns a value brought to the model's shape and how, or as it is and "" where nothing does it."""
+    shape = shapes[path]
+    if path.endswith("stem_position") and value.ndim == 3 and value.shape[::2] == shape[::2]:
+        patch = shapes[path.removesuffix("stem_position") + "stem_conv/kernel"][:2]
+        rows, columns = (side // size for side, size in zip(inputs.shape[1:3], patch, strict=True))
+        side = round((value.shape[1] - 1) ** 0.5)
+        return adapt.positions(value, (rows, columns)), f"interpolated from {side}×{side} to {rows}×{columns}"
+    if (
+        path.endswith("stem_conv/kernel")
+        and value.ndim == 4
+        and value.shape[:2] + value.shape[3:] == (*shape[:2], shape[3])
+    ):
+        return adapt.stem(value, shape[2]), f"from {value.shape[2]} to {shape[2]} channels"
+    return value, ""

@@ -1,0 +1,62 @@
+"""Where weights come from, and what they are: tensors by name, with what is known of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxtransfer import tree
+from jaxtransfer.errors import InputError
+from jaxtransfer.formats import read_tensors
+from jaxtransfer.formats.checkpoint import tensors_in
+from jaxtransfer.pretrained import hub
+from jaxtransfer.pretrained.facts import Facts, beside
+from jaxtransfer.pretrained.preprocessing import Preprocessing
+from jaxtransfer.runs.load import Run, load_run
+
+
+class Source(NamedTuple):
+    """Weights as they were found.
+
+    Attributes:
+      name: for reports and errors.
+      tensors: by name.
+      facts: what is known of them.
+    """
+
+    name: str
+    tensors: dict[str, np.ndarray]
+    facts: Facts
+
+
+def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) -> Source:
+    """Returns the weights behind a name, a path, a run, or those that are in memory.
+
+    Args:
+      source: see `load_pretrained`.
+      part: the key of a checkpoint's state dict that is meant.
+
+    Raises:
+      InputError: where there is nothing to be read.
+    """
+    if isinstance(source, Run):
+        return _of_run(source)
+    if isinstance(source, Mapping):
+        inner = {kind: source[kind] for kind in ("params", "batch_stats") if isinstance(source.get(kind), Mapping)}
+        given = tree.leaves_by_path(inner) if "params" in inner else source
+        return Source("a dict", tensors_in(given, part), Facts())
+    if not isinstance(source, str | Path):
+        hint = "pass its state_dict()" if hasattr(source, "state_dict") else "pass a path, a name, a run or a dict"
+        raise InputError(f"expected weights, got {type(source).__name__}; {hint}")
+    path = hub.fetch(source) if isinstance(source, str) and hub.is_name(source) else Path(source)
+    if (path / "checkpoints").is_dir():
+        return _of_run(load_run(path))
+    return Source(str(source), read_tensors(path, part), beside(path))
+
+
+def _of_run(run: Run) -> Source:
+    shape, mean, std = run.preprocessing
+    known = Preprocessing(None if shape is None else (shape[0], shape[1]), None, mean, std)
+    tensors = {path: np.asarray(leaf) for path, leaf in tree.leaves_by_path(run.variables).items()}
+    return Source(f"the run {run.directory}", tensors, Facts(known, run.class_names, None, "its configuration"))

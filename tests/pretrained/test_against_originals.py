@@ -1,0 +1,159 @@
+"""Lively random weights of the original libraries give in ours what they give there: logits, features, maps.
+
+Checked with PyTorch 2.14, torchvision 0.29, timm 1.0.31, transformers 5.24.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtransfer as jt
+
+torch = pytest.importorskip("torch")
+
+import originals  # noqa: E402
+
+RESNET_MAPS = {f"layer{i}": f"stage{i}" for i in range(1, 5)}
+STAGES = {f"resnet.encoder.stages.{i - 1}": f"stage{i}" for i in range(1, 5)}
+
+
+def check(net, model, x, maps, features, tolerance=1e-4, train=(False, True), source=None):
+    """Holds our network with these weights against theirs."""
+    net = originals.lively(net)
+    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    loaded = jt.load_pretrained(net.state_dict() if source is None else source(net), model, inputs=shape)
+    assert not loaded.report.fresh
+    apply = jax.jit(functools.partial(model.apply, key=None), static_argnames="train")
+    for mode in train:
+        logits, found = originals.run(net, x, train=mode, modules=[*maps, *([features] if features else [])])
+        outputs, _ = apply(loaded.variables, x, train=mode)
+        assert originals.error(outputs["logits"], logits) < tolerance, mode
+        for theirs, ours in maps.items():
+            assert originals.error(outputs[ours], found[theirs]) < tolerance, (ours, mode)
+        if features:
+            assert originals.error(outputs["features"], found[features].reshape(len(x), -1)) < tolerance, mode
+    return loaded
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize("depth", [slow(18), slow(34), slow(50), slow(101)])
+def test_resnet(library, depth):
+    pytest.importorskip(library)
+    if library == "torchvision":
+        import torchvision
+
+        net = getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+        features = "avgpool"
+    else:
+        import timm
+
+        net = timm.create_model(f"resnet{depth}", num_classes=7)
+        features = "global_pool"
+    loaded = check(net, jt.models.resnet(depth, 7), originals.images((2, 65, 48, 3)), RESNET_MAPS, features)
+    assert loaded.report.scheme == "torchvision or timm ResNet"
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("depth", [slow(18), slow(50)])
+def test_huggingface_resnet(depth):
+    transformers = pytest.importorskip("transformers")
+    kind, depths = ("basic", [2, 2, 2, 2]) if depth == 18 else ("bottleneck", [3, 4, 6, 3])
+    sizes = [64, 128, 256, 512] if depth == 18 else [256, 512, 1024, 2048]
+    config = transformers.ResNetConfig(layer_type=kind, depths=depths, hidden_sizes=sizes, num_labels=7)
+    net = transformers.ResNetForImageClassification(config)
+    x = originals.images((2, 65, 48, 3))
+    check(net, jt.models.resnet(depth, 7), x, STAGES, "resnet.pooler")
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("depth", [slow(11), slow(13), slow(16), slow(19)])
+def test_vgg(depth, norm):
+    torchvision = pytest.importorskip("torchvision")
+    net = getattr(torchvision.models, f"vgg{depth}{'_bn' * norm}")(num_classes=7, dropout=0.0)
+    model = jt.models.vgg(depth, 7, batch_norm=norm, dropout=0.0)
+    check(net, model, originals.images((2, 224, 224, 3)), {"features": "stage5"}, "classifier.4")
+
+
+@pytest.mark.slow
+def test_timm_vgg():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vgg11_bn", num_classes=7)
+    check(net, jt.models.vgg(11, 7, dropout=0.0), originals.images((2, 224, 224, 3)), {"features": "stage5"}, None)
+
+
+@pytest.mark.parametrize("size", ["tiny", slow("b")])
+def test_torchvision_vit(size):
+    torchvision = pytest.importorskip("torchvision")
+    if size == "b":
+        net, model, depth = torchvision.models.vit_b_16(num_classes=7), jt.models.vit_b(7), 12
+        x = originals.images((1, 224, 224, 3))
+    else:
+        net = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 128, num_classes=7)
+        model, depth, x = jt.models.vit(32, 2, 2, 7), 2, originals.images((2, 32, 32, 3))
+    maps = {f"encoder.layers.encoder_layer_{i}": f"stage{i + 1}" for i in range(depth)}
+    loaded = check(net, model, x, maps, None)
+    assert loaded.report.scheme == "torchvision ViT"
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "size"),
+    [
+        (None, lambda n: jt.models.vit(32, 2, 2, n, patch=4), 16),
+        slow("vit_tiny_patch16_224", jt.models.vit_ti, 224),
+        slow("deit_small_patch16_224", jt.models.vit_s, 224),
+        slow("vit_small_patch32_224", functools.partial(jt.models.vit_s, patch=32), 224),
+        slow("deit_base_patch16_224", jt.models.vit_b, 224),
+    ],
+)
+def test_timm_vit(name, make, size):
+    timm = pytest.importorskip("timm")
+    if name is None:
+        net = timm.models.VisionTransformer(16, 4, num_classes=7, embed_dim=32, depth=2, num_heads=2)
+    else:
+        net = timm.create_model(name, num_classes=7)
+    maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(len(net.blocks))}
+    loaded = check(net, make(7), originals.images((2, size, size, 3)), maps, "fc_norm")
+    assert loaded.report.scheme == "timm ViT"
+    assert loaded.preprocessing is None  # it differs among them
+
+
+def test_huggingface_vit(tmp_path):
+    """By the names in memory, and by those that it writes to files."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, num_labels=7
+    )
+    config.image_size, config.patch_size, config.layer_norm_eps = 16, 4, 1e-6
+    net = transformers.ViTForImageClassification(config)
+    x = originals.images((2, 16, 16, 3))
+    model = jt.models.vit(32, 2, 2, 7, patch=4)
+    loaded = check(net, model, x, {}, None)
+    assert loaded.report.scheme == "Hugging Face ViT"
+
+    def saved(net):
+        net.save_pretrained(tmp_path)
+        return tmp_path
+
+    check(net, model, x, {}, None, source=saved)
+    with pytest.raises(jt.InputError, match="has 2 attention heads, the model 4; make it so"):
+        jt.load_pretrained(tmp_path, jt.models.vit(32, 2, 4, 7, patch=4), inputs=jax.ShapeDtypeStruct(x.shape, x.dtype))
+
+
+def test_positions_are_interpolated_as_timm_does():
+    timm = pytest.importorskip("timm")
+    net = originals.lively(timm.models.VisionTransformer(32, 4, num_classes=7, embed_dim=32, depth=1, num_heads=2))
+    for height, width in ((48, 40), (16, 24)):
+        x = originals.images((1, height, width, 3))
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        loaded = jt.load_pretrained(net.state_dict(), jt.models.vit(32, 1, 2, 7, patch=4), inputs=shape)
+        grid = (height // 4, width // 4)
+        wanted = timm.layers.resample_abs_pos_embed(net.pos_embed.detach(), list(grid))
+        np.testing.assert_allclose(loaded.variables["params"]["stem_position"], wanted.numpy(), atol=1e-5)
+        assert loaded.report.adapted == {"params/stem_position": f"interpolated from 8×8 to {grid[0]}×{grid[1]}"}
