@@ -13,7 +13,7 @@ import jaxtransfer as jt
 from jaxtransfer.devices.in_flight import InFlight
 
 MODEL = jt.models.mlp(3, hidden=(4,))
-COUNT = 12
+COUNT = 8
 
 
 def batch(rows=8):

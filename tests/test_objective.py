@@ -459,7 +459,8 @@ def test_masked_rows_contribute_neither_value_nor_gradient(rng, poison):
     params, state = objective.init(KEY, clean)
 
     def both(batch):
-        return jax.value_and_grad(lambda p: objective(p, state, batch, jt.Context(key=KEY))[0])(params)
+        value = jax.value_and_grad(lambda p, batch: objective(p, state, batch, jt.Context(key=KEY))[0])
+        return jax.jit(value)(params, batch)
 
     expected = both({k: v[[0, 2, 3]] for k, v in clean.items() if k != "mask"})
     for batch in (clean, poisoned, soft):
@@ -537,18 +538,19 @@ class TestJoinedViews:
         batch = {name: rng.normal(size=(6, 5, 4, 1)).astype(np.float32) for name in ("image", "image2")}
         params, state = objective.init(jax.random.key(0), batch)
         runs.clear()
-        value, after, _ = objective(params, state, batch, jt.Context())
+        value, after, _ = jax.jit(lambda *given: objective(*given, jt.Context()))(params, state, batch)
         assert runs == [(12, 5, 4, 1)]
         variables = {"params": params["model"], **state["model"]}
         both = np.concatenate([batch["image"], batch["image2"]])
-        outputs, expected = model.apply(variables, both, train=True, key=None)
+        outputs, expected = jax.jit(lambda *given: model.apply(*given, train=True, key=None))(variables, both)
         one, two = np.split(np.asarray(outputs["features"]), 2)
         np.testing.assert_allclose(value, np.mean(np.sum(one * two, -1)), rtol=1e-5)
         for got, want in zip(jax.tree.leaves(after["model"]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
         under = objective.on("source")
         assert under.forwards[0].views == (("source", "image"), ("source", "image2"))
-        np.testing.assert_allclose(under(params, state, {"source": batch}, jt.Context())[0], value, rtol=1e-6)
+        again = jax.jit(lambda *given: under(*given, jt.Context())[0])(params, state, {"source": batch})
+        np.testing.assert_allclose(again, value, rtol=1e-6)
 
     def test_a_view_that_is_missing_is_named(self):
         objective = jt.Objective("x", (Forward.of(jt.models.mlp(3), ("image", "image2")),), lambda *a: None)

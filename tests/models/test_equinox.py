@@ -76,7 +76,7 @@ def test_a_step_gives_the_numbers_of_the_network_written_out():
         own = jnp.take_along_axis(logits, BATCH["label"][:, None], 1)[:, 0]
         return (jax.nn.logsumexp(logits, 1) - own).mean(), (mean, var)
 
-    (value, (mean, var)), gradients = jax.value_and_grad(loss, has_aux=True)(first["params"])
+    (value, (mean, var)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(first["params"])
     params, state, ours = stepped(NET)
     close(1e-6)(params, jax.tree.map(lambda p, g: p - 0.5 * g, first["params"], gradients))
     np.testing.assert_allclose(ours, value, atol=1e-6)

@@ -71,8 +71,8 @@ def test_inference_ignores_training():
     assert (model.name, model.stages) == (plain.name, plain.stages)
     images = np.float32(BYTES / 255.0)
     variables = model.init(KEY, images)
-    trained, state = model.apply(variables, images, train=True, key=KEY)
-    expected, _ = plain.apply(variables, images, train=False, key=None)
+    trained, state = jax.jit(lambda *given: model.apply(*given, train=True, key=KEY))(variables, images)
+    expected, _ = jax.jit(lambda *given: plain.apply(*given, train=False, key=None))(variables, images)
     np.testing.assert_array_equal(trained["logits"], expected["logits"])
     chex.assert_trees_all_equal(state, {"batch_stats": variables["batch_stats"]})
 
