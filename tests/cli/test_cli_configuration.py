@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxtransfer.cli import main
+
 
 @pytest.fixture
 def broken(source, tmp_path):
@@ -135,6 +137,18 @@ def test_weights_of_another_model(broken, refused, source, change):
     config |= {"mean": config["mean"] * 3, "std": config["std"] * 3} if "image_shape" in change else {}
     message = refused("evaluate", broken(json.dumps(config)))
     assert "are not of the model that its configuration describes" in message
+
+
+def test_a_run_of_an_earlier_version_goes_on(run, source, broken):
+    """Its configuration said neither its format nor what it knows; the same command is no other one for that."""
+    config = json.loads((source / "config.json").read_text())
+    older = {name: value for name, value in config.items() if name not in ("format", "knows")}
+    directory = broken(json.dumps(older))
+    words = ("pretrain", "--data", "digits/upright", "--steps", "20", "--batch-size", "32", "--out", directory)
+    assert run(*words)[0][0].startswith("already done: ")
+    assert json.loads((directory / "config.json").read_text()) == config
+    (directory / "config.json").write_text(json.dumps(older | {"lr": 0.5}))
+    assert main([str(word) for word in words]) == 2
 
 
 def test_a_pipe_is_no_configuration(broken, commands, refused):

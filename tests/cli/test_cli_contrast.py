@@ -45,6 +45,20 @@ def test_a_run_is_done_once_and_resumes(run, views, tmp_path):
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+def test_a_run_of_an_earlier_version_is_one_of_features(run, views, tmp_path):
+    """Its command told so, and that heads stand on its encoder."""
+    older = tmp_path / "older"
+    shutil.copytree(views, older)
+    config = json.loads((older / "config.json").read_text())
+    for entry in ("format", "knows", "heads"):
+        config.pop(entry)
+    (older / "config.json").write_text(json.dumps(config))
+    before, now = (jt.load_run(one) for one in (older, views))
+    assert before.knows == now.knows == ("features",)
+    assert jt.tree.leaves_by_path(before.params).keys() == jt.tree.leaves_by_path(now.params).keys()
+    assert not any("projection" in path for path in jt.tree.leaves_by_path(now.params))
+
+
 def test_others_start_from_it(run, refused, views, tmp_path):
     lines, _ = run("evaluate", views)
     found = json.loads(lines[-1])
