@@ -54,8 +54,8 @@ def mixed(objective: Any, params: Tree, state: Tree, batch: Mapping[str, Any], c
     """Runs an objective with marked terms: `(loss, state, metrics)`, the gradient of the loss the mixed one.
 
     The loss is the sum's. Its derivative in the parameters is defined to be the mixture, computed together with the
-    value from one run of the forwards; a second derivative takes the weights of the mixture as constants. The state is
-    not differentiated.
+    value from one run of the forwards; a second derivative takes the weights of the mixture as constants. Nothing else
+    is differentiated: neither the state nor the batch.
     """
     handles = tuple(ctx.frozen)
     given = (state, batch, ctx.step, ctx.key, tuple(ctx.frozen[handle] for handle in handles))
@@ -119,7 +119,8 @@ def _run(objective: Any, params: Tree, state: Tree, batch: Any, ctx: Context, *,
             told = {f"{mixing.name}/{name}": weights[n] for n, name in enumerate(_names(mixing, parts))}
             if both := sorted(told.keys() & metrics.keys()):
                 raise InputError(
-                    f"two balances report the metric {both[0]!r}; call one of them otherwise: name='other'"
+                    f"a balance and something else report the metric {both[0]!r}; call one of them otherwise: "
+                    f"jt.balance(..., name='other')"
                 )
             metrics = {**metrics, **{name: Mean(weight, jnp.ones_like(weight)) for name, weight in told.items()}}
     return (total, new, metrics), gradient

@@ -152,15 +152,15 @@ OBJECTIVES = {
 }
 
 
-def batches(rng, count):
+def batches(rng, count, rows=16):
     """Learnable batches: the class is the brightest quarter of the image."""
     out = []
     for _ in range(count):
-        label = rng.integers(0, 4, 16)
-        image = 0.3 * rng.normal(size=(16, 4, 4, 1))
+        label = rng.integers(0, 4, rows)
+        image = 0.3 * rng.normal(size=(rows, 4, 4, 1))
         for row, y in enumerate(label):
             image[row, 2 * (y // 2) : 2 * (y // 2) + 2, 2 * (y % 2) : 2 * (y % 2) + 2] += 1
-        index = rng.permutation(16).astype(np.int32)
+        index = rng.permutation(rows).astype(np.int32)
         image2 = image + 0.3 * rng.normal(size=image.shape)
         images = {"image": image.astype(np.float32), "image2": image2.astype(np.float32)}
         out.append({**images, "label": label.astype(np.int32), "index": index})
@@ -215,3 +215,66 @@ def test_contract(name, mesh_of):
     for path, leaf in jt.tree.leaves_by_path(three).items():
         got = np.asarray(jt.tree.leaves_by_path(state.params)[path])
         np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-5 * max(np.abs(leaf).max(), 0.1), err_msg=path)
+
+
+def on_two_domains(model, w, rng):
+    """Two terms of one model, and one with a model of its own that draws once for all devices."""
+    source, target = (jt.classification(model).on(name) for name in ("source", "target"))
+    return source + 0.5 * target + 0.1 * own_term(model, critic()).on("target")
+
+
+def along_a_draw(model):
+    """How long features are along a direction that all devices share, another one in each step."""
+    forward = jt.Forward.of(model)
+
+    def loss(outputs, params, state, batch, ctx):
+        features = outputs[forward]["features"]
+        direction = jax.random.normal(ctx.shared_key("direction"), features.shape[1:])
+        value = ctx.mean(jnp.square(features @ direction))
+        return value.value, state, {"drawn": value}
+
+    return jt.Objective("drawn", (forward,), loss)
+
+
+def beside_target(name):
+    """A row of the contract on source, and the same model on target."""
+
+    def make(model, w, rng):
+        row = OBJECTIVES[name](model, w, rng)
+        (same,) = (one for one in row.models if one.name == "model")  # it may run in inference mode
+        beside = jt.classification(same).named("beside") + 0.1 * along_a_draw(same)
+        return jt.together(row.on("source") + 0.5 * beside.on("target"))
+
+    return make
+
+
+DOMAINS = {
+    "together": lambda *given: jt.together(on_two_domains(*given)),
+    "pcgrad": lambda *given: jt.balance(jt.together(on_two_domains(*given)), jt.multitask.pcgrad, shared="body"),
+    "mgda": lambda *given: jt.balance(on_two_domains(*given), jt.multitask.mgda, shared="body"),
+    **{f"{name} beside target": beside_target(name) for name in OBJECTIVES},
+}
+FAST = {"together", "pcgrad"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in DOMAINS])
+def test_unequal_domains_are_the_same_on_any_devices(name, mesh_of):
+    """Batches of 16 and 8 rows: one device, a mesh of 4 and pmap of 4 end alike, in parameters and in state."""
+    rng, traces = np.random.default_rng(2), []
+    halves = zip(batches(rng, 2), batches(rng, 2, rows=8), strict=True)
+    data, model = [{"source": source, "target": target} for source, target in halves], normalised(traces)
+    weights, _ = jt.classification(model).init(KEY, data[0]["source"])
+    objective, optimizer = DOMAINS[name](model, weights, rng), optax.sgd(0.05, momentum=0.9)
+    ended = []
+    for place in ({}, {"mesh": mesh_of(4)}, {"mesh": mesh_of(4), "mode": "pmap"}):
+        state, step = jt.init(objective, optimizer, KEY, data[0]), jt.train_step(objective, optimizer, **place)
+        for batch in data:
+            state, metrics = step(state, batch)
+        ended.append(jax.tree.map(np.array, (state.params, state.state)))
+        assert np.isfinite(float(metrics["loss"]))
+    assert jt.tree.leaves_by_path(ended[0])
+    for other in ended[1:]:
+        found = jt.tree.leaves_by_path(other)
+        for path, leaf in jt.tree.leaves_by_path(ended[0]).items():
+            atol = 1e-5 * max(np.abs(leaf).max(initial=0), 0.1)
+            np.testing.assert_allclose(found[path], leaf, rtol=1e-5, atol=atol, err_msg=path)
