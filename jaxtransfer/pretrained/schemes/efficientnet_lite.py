@@ -1,0 +1,63 @@
+"""EfficientNet-Lite by the names of efficientnet_lite_pytorch, whose blocks are numbered through, and by timm's."""
+
+import re
+from collections.abc import Sequence
+
+from jaxtransfer.pretrained.preprocessing import Preprocessing
+from jaxtransfer.pretrained.scheme import Rule, Scheme, Shapes
+
+_PARTS = {"_expand_conv": "expand_conv", "_bn0": "expand_norm", "_depthwise_conv": "depthwise_conv"}
+_PARTS |= {"_bn1": "depthwise_norm", "_project_conv": "project_conv", "_bn2": "project_norm"}
+
+
+def rules(shapes: Shapes) -> Sequence[Rule]:
+    """Returns the table for a model with such leaves.
+
+    Args:
+      shapes: of the model's leaves.
+    """
+    blocks = {match[1] for path in shapes if (match := re.match(r"params/(stage\d+_block\d+)/project_conv/", path))}
+    in_order = sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)])
+    return (
+        Rule(r"_conv_stem", "stem_conv"),
+        Rule(r"_bn0", "stem_norm"),
+        *(
+            Rule(rf"_blocks\.{number}\.{part}", f"{block}/{ours}")
+            for number, block in enumerate(in_order)
+            for part, ours in _PARTS.items()
+        ),
+        Rule(r"_conv_head", "final_conv"),
+        Rule(r"_bn1", "final_norm"),
+        Rule(r"_fc", "head"),
+    )
+
+
+EFFICIENTNET_LITE = Scheme(
+    "EfficientNet-Lite",
+    rules,
+    preprocessing=Preprocessing((224, 224), 0.875, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic"),
+)
+
+_BLOCK = r"blocks\.([1-9]\d*)\.(\d+)"
+
+TIMM_EFFICIENTNET_LITE = Scheme(
+    "timm EfficientNet-Lite",
+    (
+        Rule(r"conv_stem", "stem_conv"),
+        Rule(r"bn1", "stem_norm"),
+        Rule(r"blocks\.0\.(\d+)\.conv_dw", r"stage1_block{\1}/depthwise_conv"),
+        Rule(r"blocks\.0\.(\d+)\.bn1", r"stage1_block{\1}/depthwise_norm"),
+        Rule(r"blocks\.0\.(\d+)\.conv_pw", r"stage1_block{\1}/project_conv"),
+        Rule(r"blocks\.0\.(\d+)\.bn2", r"stage1_block{\1}/project_norm"),
+        Rule(rf"{_BLOCK}\.conv_pw", r"stage{\1}_block{\2}/expand_conv"),
+        Rule(rf"{_BLOCK}\.bn1", r"stage{\1}_block{\2}/expand_norm"),
+        Rule(rf"{_BLOCK}\.conv_dw", r"stage{\1}_block{\2}/depthwise_conv"),
+        Rule(rf"{_BLOCK}\.bn2", r"stage{\1}_block{\2}/depthwise_norm"),
+        Rule(rf"{_BLOCK}\.conv_pwl", r"stage{\1}_block{\2}/project_conv"),
+        Rule(rf"{_BLOCK}\.bn3", r"stage{\1}_block{\2}/project_norm"),
+        Rule(r"conv_head", "final_conv"),
+        Rule(r"bn2", "final_norm"),
+        Rule(r"classifier", "head"),
+    ),
+)
+"""Its weights differ in what they expect of images: `tf_...` by 0.5, others by ImageNet's mean."""
