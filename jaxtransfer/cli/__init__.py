@@ -16,6 +16,7 @@ import tyro
 
 from jaxtransfer.cli.cache_teacher import CacheTeacher
 from jaxtransfer.cli.contrast import Contrast
+from jaxtransfer.cli.convert import Convert
 from jaxtransfer.cli.distill import Distill
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.finetune import Finetune
@@ -34,6 +35,7 @@ COMMANDS = {
     "cache-teacher": CacheTeacher,
     "contrast": Contrast,
     "meta": Meta,
+    "convert": Convert,
     "evaluate": Evaluate,
     "predict": Predict,
     "datasets": Datasets,

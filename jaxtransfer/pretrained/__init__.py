@@ -1,5 +1,7 @@
 """Somebody's weights for our models: read, translated, proven to fit, with what their images were prepared by."""
 
+from jaxtransfer.pretrained.as_run import count_outputs as count_outputs
+from jaxtransfer.pretrained.as_run import write_run as write_run
 from jaxtransfer.pretrained.load import Pretrained as Pretrained
 from jaxtransfer.pretrained.load import load_pretrained as load_pretrained
 from jaxtransfer.pretrained.preprocessing import Preprocessing as Preprocessing

@@ -1,0 +1,108 @@
+"""Somebody's weights as a run: what evaluates, predicts, fine-tunes and teaches like a run of our own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer import models, tree
+from jaxtransfer.errors import InputError
+from jaxtransfer.model import Model
+from jaxtransfer.pretrained import fitting
+from jaxtransfer.pretrained.load import Pretrained
+from jaxtransfer.pretrained.match import best_match
+from jaxtransfer.pretrained.schemes import SCHEMES
+from jaxtransfer.pretrained.source import open_source
+from jaxtransfer.runs.checkpoints import Checkpoints
+from jaxtransfer.runs.configuration import CLASSES, FORMAT, check_config
+from jaxtransfer.runs.directory import open_run
+
+
+def write_run(
+    loaded: Pretrained,
+    directory: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    image_shape: tuple[int, int, int] | None = None,
+    data: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes somebody's weights as a run, at step 0, which `load_run` and all commands read.
+
+    Args:
+      loaded: what `load_pretrained` gave, for a model of the zoo.
+      directory: where the run will be.
+      class_names: of the outputs, in order; by default those that the weights bring along, or else numbers.
+      image_shape: (H, W, C) of the images; by default what the weights expect, or the zoo's for this model.
+      data: name of the data set that the classes are of.
+      config: further entries of its configuration.
+
+    Returns:
+      The directory.
+
+    Raises:
+      InputError: for a model that is not of the zoo; where nothing says how images are normalised; for another number
+        of class names than of outputs; where a run of another configuration is there.
+    """
+    described = models.describe(loaded.model)
+    if described is None:
+        raise InputError(f"model {loaded.model.name!r} is not of the zoo: a run can't say how it is made")
+    if described["mean"] is None:
+        raise InputError(
+            f"nothing says how the images of {loaded.report.source} are normalised; say it: load_pretrained(source, "
+            f"jt.models.normalize(model, mean, std)), or --mean and --std"
+        )
+    outputs = described.pop("outputs")
+    names = list(class_names) or list(loaded.class_names) or [str(number) for number in range(outputs)]
+    if len(names) != outputs:
+        raise InputError(f"the weights have {outputs} outputs, and there are {len(names)} class names")
+    shape = image_shape or _shape(loaded, models.ZOO[described["model"]].image)
+    known = loaded.preprocessing
+    entries = {
+        **{"format": FORMAT, **described, "knows": [CLASSES], "class_names": names, "image_shape": list(shape)},
+        **{"data": data or loaded.report.source, "split": "train", "shots": None, "seed": 0, "resize": True},
+        **{"source": loaded.report.source, "scheme": loaded.report.scheme},
+        "preprocessing": None if known is None else known.as_entries(),
+        **(config or {}),
+    }
+    check_config(entries, directory)
+    with open_run(directory, entries) as folder:
+        saved = Checkpoints(folder / "checkpoints")
+        try:
+            saved.save(0, {"params": loaded.params, "state": loaded.state}, {})
+        finally:
+            saved.close()
+    return Path(directory)
+
+
+def count_outputs(source: Any, model: Model, *, part: str | None = None, ignore: tree.Patterns = ()) -> int:
+    """Returns how many outputs the head of some weights has, so that a model can be made for them.
+
+    Args:
+      source: as for `load_pretrained`.
+      model: of the same architecture, with any number of outputs.
+      part: as for `load_pretrained`.
+      ignore: likewise.
+
+    Raises:
+      InputError: where no head is found among them.
+    """
+    found = open_source(source, part)
+    inputs = fitting.shape_of(model, None)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), inputs)
+    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in tree.leaves_by_path(dict(variables)).items()}
+    matched = best_match(fitting.without(found.tensors, ignore)[0], shapes, SCHEMES)
+    bias = matched.values.get("params/head/bias")
+    if bias is None:
+        raise InputError(
+            f"{found.name} has no head that fits model {model.name!r} (the closest scheme is {matched.scheme.name}); "
+            f"choose the network that the weights were trained in"
+        )
+    return bias.shape[0]
+
+
+def _shape(loaded: Pretrained, usual: tuple[int, int, int]) -> tuple[int, int, int]:
+    size = None if loaded.preprocessing is None else loaded.preprocessing.size
+    return usual if size is None else (*size, usual[2])
