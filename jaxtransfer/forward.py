@@ -69,7 +69,7 @@ class Forward:
         gcd(sizes) groups, two rows of the one and one of the other say, as each device has as many groups of its own.
 
         Raises:
-          InputError: for views that differ in more than their number of rows.
+          InputError: for views that differ in more than their number of rows; in their type, say.
         """
         if len(inputs) == 1:
             return inputs[0]
@@ -113,14 +113,14 @@ class Forward:
         rows = [leaves_by_path(view) for view in inputs]
         for path, view in zip(self.views[1:], rows[1:], strict=True):
             for name in {**rows[0], **view}:
-                shapes = [jnp.shape(one[name])[1:] if name in one else None for one in (rows[0], view)]
-                if None in shapes or shapes[0] != shapes[1]:
+                told = [_row_of(one[name]) if name in one else "nothing" for one in (rows[0], view)]
+                if told[0] != told[1]:
                     entries = ["/".join(filter(None, (*whose, name))) for whose in (self.views[0], path)]
-                    told = ["nothing" if shape is None else str(shape) for shape in shapes]
                     raise InputError(
                         f"model {self.model.name!r} runs once on views that join into one batch, so they may differ in "
                         f"their number of rows alone; got {told[0]} a row of {entries[0]!r} and {told[1]} of "
-                        f"{entries[1]!r}. Resize them, or let it run on each by itself"
+                        f"{entries[1]!r}. Make them alike (resize images, scale those of uint8), or let it run on each "
+                        f"by itself"
                     )
 
     def apply(self, variables: Tree, inputs: Any, *, train: bool, key: Any, **how: Any) -> tuple[Any, Tree]:
@@ -133,6 +133,11 @@ class Forward:
     def trained(self) -> bool:
         """Whether it runs on the weights that train."""
         return self.weights.trained
+
+
+def _row_of(leaf: Any) -> str:
+    """What a row is: its type and shape. Bytes among floats would lose what tells a model their scale."""
+    return f"{jnp.result_type(leaf)} {jnp.shape(leaf)[1:]}"
 
 
 def _sizes(inputs: Sequence[Any]) -> list[int]:

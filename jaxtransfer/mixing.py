@@ -128,7 +128,7 @@ def _run(objective: Any, params: Tree, state: Tree, batch: Any, ctx: Context, *,
 
 def _weights(mixing: Mixing, gradients: list[Tree], values: jax.Array, state: Tree, ctx: Context):
     """Returns what a rule says: weights [T] in the type of the Gram matrix, and its new state."""
-    gram = gram_of(gradients, mixing.shared)
+    gram = gram_of(gradients, mixing.shared, ctx.still)
     memory = state[mixing.name] if mixing.remembers else {}
     seen = jax.lax.stop_gradient((gram, values.astype(gram.dtype), memory))
     weights, memory = mixing.rule(*seen[:2], ctx.shared_key(mixing.name), seen[2])
@@ -137,25 +137,44 @@ def _weights(mixing: Mixing, gradients: list[Tree], values: jax.Array, state: Tr
             f"the rule {str(mixing)!r} must return one weight for each of the {mixing.count} tasks and its state; got "
             f"weights of shape {jnp.shape(weights)}"
         )
+    if mixing.remembers:
+        memory = _as_before(seen[2], memory, mixing)
     return jax.lax.stop_gradient((jnp.asarray(weights, gram.dtype), memory))
 
 
-def gram_of(gradients: list[Tree], shared: tree.Patterns = ".*") -> jax.Array:
+def _as_before(old: Tree, new: Tree, mixing: Mixing) -> Tree:
+    """Returns a rule's new state, raising where it isn't like the old one: the next step would be another program."""
+    before, after = ({path: _told(leaf) for path, leaf in tree.leaves_by_path(one).items()} for one in (old, new))
+    if jax.tree.structure(old) != jax.tree.structure(new) or before != after:
+        raise InputError(
+            f"the rule {str(mixing)!r} must return a state of the structure, shapes and types of the one that it was "
+            f"given, {before}; got {after}"
+        )
+    return jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), old, new)  # of a strong type
+
+
+def _told(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)} {jnp.shape(leaf)}"
+
+
+def gram_of(gradients: list[Tree], shared: tree.Patterns = ".*", still: Mapping[str, Tree] | None = None) -> jax.Array:
     """Returns the inner products [T, T] of T gradients over the parameters that the patterns select.
 
-    Summed up leaf by leaf, in at least float32.
+    Summed up leaf by leaf, in at least float32; without those that are `still`, as `Context.still` holds them.
 
     Raises:
       InputError: where a pattern selects nothing.
     """
     by_path = [tree.leaves_by_path(gradient) for gradient in gradients]
     tree.check_used(shared, by_path[0], "shared")
+    held = tree.leaves_by_path(still or {})
     gram = jnp.zeros((len(gradients), len(gradients)))
     for path in by_path[0]:
-        if tree.matches(path, shared):
+        if tree.matches(path, shared) and (flag := held.get(path, False)) is not True:
             leaves = [jnp.ravel(leaves[path]) for leaves in by_path]
             rows = jnp.stack([leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves])
-            gram = gram + jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+            products = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+            gram = gram + (products if flag is False else jnp.where(flag, 0, products))
     return gram
 
 

@@ -32,8 +32,18 @@ def check_tasks(batch: Batch) -> None:
 
 
 def init_on_support(objective: Objective, key: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
-    """Returns fresh `(params, state)` of a task's objective, from the first task's support set."""
+    """Returns fresh `(params, state)` of a task's objective, from the first task's support set.
+
+    Raises:
+      InputError: for what moves once per update, which no task would ever move.
+    """
     check_tasks(batch)
+    if objective.per_update:
+        raise InputError(
+            f"a task's objective keeps {objective.per_update[0]!r}, which moves once per update, but within tasks the "
+            f"state stays as it is: an average goes beside them, maml(...) + jt.averaged(model); a queue, or a rule "
+            f"that remembers, has no place there"
+        )
     return objective.init(key, jax.tree.map(lambda x: x[0], view_of(batch, ("support",))))
 
 

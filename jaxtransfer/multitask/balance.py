@@ -21,8 +21,8 @@ def balance(
     The loss is Σ_t L_t, the direction is not its gradient. On the parameters that `shared` selects it is
     Σ_t a_t ∇L_t; the others, heads of single tasks, get the plain Σ_t ∇L_t. Forwards run once, then one pass backwards
     for each task. The gradients are those of the global batch, averaged over the devices, and so is their Gram matrix
-    G_st = ⟨∇L_s, ∇L_t⟩ over the shared parameters. All that the rules of the field look at are G and the values:
-    `rule(gram [T, T], values [T], key, state) -> (weights [T], state)`.
+    G_st = ⟨∇L_s, ∇L_t⟩ over the shared parameters, but for those that `jt.optim` holds still. All that the rules of the
+    field look at are G and the values: `rule(gram [T, T], values [T], key, state) -> (weights [T], state)`.
 
     A rule with a memory has an attribute `init`: `rule.init(T)` is its first state, a tree of arrays. It is kept in the
     model state under `name`, saved and resumed with it, and moves once per update; other rules get {}. The key is the
@@ -44,7 +44,7 @@ def balance(
 
     Raises:
       InputError: where there is no task, or one is balanced already; when run, for a pattern that selects nothing, and
-        for a rule that doesn't return one weight per task.
+        for a rule that doesn't return one weight per task and a state like the one that it was given.
     """
     tasks = _tasks(terms)
     if any(term.task is not None for task in tasks for _, term in task.terms):

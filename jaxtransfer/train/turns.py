@@ -110,6 +110,7 @@ def alternate(*turns: Turn) -> tuple[Objective, optax.GradientTransformation]:
     if not turns or not all(names) or len(set(names)) < len(names):
         raise InputError(f"expected one turn or more, each with a name of its own; got {names}")
     objectives = [turn.objective for turn in turns]
+    _check_memories(objectives)
     total = _Sum(tuple(part for turn in turns for part in _told(turn)), turns)
     trained = {model for objective in objectives for model in objective.trained}
     objective = Objective(
@@ -135,6 +136,17 @@ def alternate(*turns: Turn) -> tuple[Objective, optax.GradientTransformation]:
     optimizer = Alternating(no_init, no_update)
     optimizer.turns, optimizer.objective = turns, objective
     return objective, optimizer
+
+
+def _check_memories(objectives: list[Objective]) -> None:
+    """Raises where the rules of two balances would remember in one place."""
+    known: dict[str, Any] = {}
+    for mixing in (term.task.mixing for one in objectives for _, term in one.summed.parts if term.task is not None):
+        if mixing.remembers and known.setdefault(mixing.name, mixing) is not mixing:
+            raise InputError(
+                f"two balances keep what their rules remember as {mixing.name!r}; call one of them otherwise: "
+                f"jt.balance(..., name='other')"
+            )
 
 
 def _told(turn: Turn) -> Any:
@@ -179,6 +191,11 @@ def first_states(turns: tuple[Turn, ...], params: Any, key: jax.Array, batch: Ba
         made = jax.eval_shape(lambda key: alone.init(key, batch)[0], key)
         taught = {model.name for model in turn.objective.peers}
         names = tuple(sorted(name for name in made if name not in taught))
+        if not names:
+            raise InputError(
+                f"turn {turn.name!r} would move nothing: its objective trains no model. A penalty goes beside the "
+                f"terms that it is for, in their turn: jt.classification(model) + jt.l2()"
+            )
         return TurnState(names, jax.jit(turn.optimizer.init)({name: params[name] for name in names}))
 
     return {turn.name: own(turn) for turn in turns}

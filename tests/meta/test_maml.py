@@ -261,8 +261,8 @@ def test_misuse_is_one_clear_error(rng):
     batch = episodes(rng)
     key, optimizer = jax.random.key(0), optax.sgd(0.1)
 
-    def start(batch=batch, **kwargs):
-        jt.init(jt.maml(OBJECTIVE, **{"inner": optax.sgd(0.1), "steps": 1, **kwargs}), optimizer, key, batch)
+    def start(batch=batch, objective=OBJECTIVE, **kwargs):
+        jt.init(jt.maml(objective, **{"inner": optax.sgd(0.1), "steps": 1, **kwargs}), optimizer, key, batch)
 
     with pytest.raises(jt.InputError, match="'support'"):
         start(batch={"input": np.zeros((2, 3), np.float32)})
@@ -272,5 +272,9 @@ def test_misuse_is_one_clear_error(rng):
         start(at_once=3)
     with pytest.raises(jt.InputError, match="at least one inner step"):
         start(steps=0, rates=jt.meta.per_parameter(0.1))
+    with pytest.raises(
+        jt.InputError, match=r"keeps 'model_ema', which moves once per update.*maml\(...\) \+ jt.averaged"
+    ):
+        start(objective=OBJECTIVE + jt.averaged(MODEL))
     with pytest.raises(jt.InputError, match="steps_per_call needs sample"):
         jt.train_step(OBJECTIVE, optimizer, steps_per_call=4)

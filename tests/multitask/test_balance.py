@@ -174,6 +174,21 @@ def test_a_rule_that_remembers_and_accumulation():
     assert int(state.state["balance"]["updates"]) == 2  # once per update
 
 
+def test_what_is_frozen_is_no_part_of_a_conflict():
+    """Neither what never moves nor what doesn't yet: the left head trains at once, the right one after an update."""
+    optimizer = jt.optim.gradual_unfreeze(optax.sgd(0.0), ["net/body", "net/right", "net/left"], every=1)
+    objective = jt.balance(tasks_of(two_headed()), lambda gram, *_: (jnp.diagonal(gram), {}))
+    batch = a_batch()
+    state, step = jt.init(objective, optimizer, KEY, batch), jt.train_step(objective, optimizer)
+    _, shared, heads = by_hand(jax.tree.map(np.array, state.params), batch)
+    left, right = ((heads[name] ** 2).sum() for name in ("left", "right"))
+    bodies = (shared**2).sum((1, 2))
+    for want in ((left, 0, 0), (left, right, 0), (left + bodies[0], right + bodies[1], bodies[2])):
+        state, metrics = step(state, batch)
+        got = [metrics[name] for name in ("balance/left/classification", "balance/right/classification", "balance/l2")]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_a_run_resumes_with_what_the_rule_remembers(tmp_path):
     objective, batches = jt.balance(tasks_of(two_headed()), Memory(), shared=SHARED), [a_batch(s) for s in range(6)]
 
@@ -293,6 +308,16 @@ def test_what_a_run_is_knows_the_rule():
     assert program(jt.multitask.mgda) != program(jt.multitask.mgda, ".*")
 
 
+class Forgetful(Memory):
+    """Returns another state than it is given."""
+
+    def __init__(self, **other):
+        self.other = other
+
+    def __call__(self, gram, values, key, state):
+        return values, {**state, **self.other}
+
+
 def test_nonsense_is_refused():
     net, batch = two_headed(), a_batch()
     plain = tasks_of(net)
@@ -308,6 +333,8 @@ def test_nonsense_is_refused():
     for wrong, told in (
         (jt.balance(plain, jt.multitask.mgda, shared="bdoy"), "shared: the pattern 'bdoy' selects no parameter"),
         (jt.balance(plain, lambda *seen: (jnp.ones(2), {})), "one weight for each of the 3 tasks"),
+        (jt.balance(plain, Forgetful(updates=0.5)), r"'updates': 'int32 \(\)'.*; got .*'updates': 'float32 \(\)'"),
+        (jt.balance(plain, Forgetful(more=1)), "a state of the structure, shapes and types"),
         (objective.terms[0][1], "1 of the 3 tasks that jt.balance weighs against each other stand alone"),
         (objective + jt.l2().named("balance/l2"), "the metric 'balance/l2'; call one of them otherwise"),
     ):

@@ -309,6 +309,18 @@ def test_nonsense_is_refused():
     ):
         with pytest.raises(jt.InputError, match=told):
             jt.alternate(*wrong)
+    tasks = [jt.classification(ENCODER, output="features").named(name) for name in "ab"]
+
+    def rule(gram, values, key, state):
+        return values, values
+
+    rule.init = jnp.ones
+    with pytest.raises(jt.InputError, match="two balances keep what their rules remember as 'balance'"):
+        jt.alternate(*(jt.Turn(name, jt.balance(tasks, rule), optax.sgd(0.1)) for name in "ab"))
+    same = jt.balance(tasks, rule)
+    jt.alternate(*(jt.Turn(name, same, optax.sgd(0.1)) for name in "ab"))  # one thing that both move
+    with pytest.raises(jt.InputError, match="turn 'decay' would move nothing"):
+        jt.init(*jt.alternate(own[0], jt.Turn("decay", jt.l2(), optax.sgd(0.1))), KEY, data[0])
     objective, optimizer = jt.alternate(*own)
     for pair, told in (
         ((objective, optax.adam(0.1)), "the optimiser that jt.alternate gave with it"),
