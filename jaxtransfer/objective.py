@@ -17,7 +17,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.mixing import Task, mixed
 from jaxtransfer.model import FROZEN, Model
-from jaxtransfer.terms import Terms, Weight, check_weight, inverse, weight_of
+from jaxtransfer.terms import Terms, Weight, check_weight, inverse, result_of, weight_of
 from jaxtransfer.tree import check_arrays
 from jaxtransfer.weights import Average, Frozen, Weights
 
@@ -157,7 +157,7 @@ class Objective:
         if any(term.task is not None for _, term in self.summed.parts):
             return mixed(self, params, state, batch, ctx)
         outputs, state = self.run(params, state, batch, ctx)
-        return self.loss(outputs, params, state, batch, ctx)
+        return result_of(self, outputs, params, state, batch, ctx)
 
     def run(self, params: Tree, state: Tree, batch: Batch, ctx: Context):
         """Runs each forward once, state threading from left to right; returns the outputs by forward and the state."""
@@ -311,7 +311,7 @@ def _named(objective: Objective, name: str) -> Objective:
 
 def _metrics_renamed(term: Objective, name: str, renamed: Callable[[str], str]) -> Objective:
     def loss(*args):
-        value, state, metrics = term.loss(*args)
+        value, state, metrics = result_of(term, *args)
         return value, state, {renamed(metric): mean for metric, mean in metrics.items()}
 
     return dataclasses.replace(term, name=name, loss=loss)
@@ -329,7 +329,7 @@ def _on(objective: Objective, key: str) -> Objective:
         return {inner: outputs[outer] for inner, outer in moved.items()}
 
     def loss(outputs, params, state, batch, ctx):
-        value, state, metrics = objective.loss(own(outputs), params, state, view_of(batch, (key,)), ctx)
+        value, state, metrics = result_of(objective, own(outputs), params, state, view_of(batch, (key,)), ctx)
         return value, state, {f"{key}/{name}": metric for name, metric in metrics.items()}
 
     return dataclasses.replace(

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtransfer.context import Context
+from jaxtransfer.context import Context, Mean
 from jaxtransfer.errors import InputError
 
 Tree = Any
@@ -44,7 +44,7 @@ class Terms:
         """
         values, metrics = [], {}
         for factors, term in self.parts:
-            value, state, more = term.loss(outputs, params, state, batch, ctx)
+            value, state, more = result_of(term, outputs, params, state, batch, ctx)
             for factor in factors:
                 known = factor(ctx.step) if callable(factor) else factor
                 value = jnp.asarray(known).astype(value.dtype) * value
@@ -108,6 +108,31 @@ def _sum_of(parts: Iterable[tuple[tuple[Weight, ...], Any]]) -> str:
 
 def _without_plus(text: str) -> str:
     return f"-{text[3:]}" if text.startswith(" - ") else text.removeprefix(" + ")
+
+
+def result_of(objective: Any, *arguments: Any) -> tuple[jax.Array, Tree, dict[str, Mean]]:
+    """Returns what an objective's loss gives: `(loss, state, metrics)`, checked as it is traced.
+
+    Raises:
+      InputError: for anything else than a scalar, the state, and a dict of `Mean`s.
+    """
+    found = objective.loss(*arguments)
+    what = f"the loss of objective {objective.name or 'of no name'!r} returns (a scalar, the state, {{name: Mean}})"
+    if not isinstance(found, tuple) or len(found) != 3 or isinstance(found, Mean):
+        several = isinstance(found, tuple) and not isinstance(found, Mean)
+        came = f"{len(found)} values" if several else f"a {type(found).__name__}"
+        raise InputError(f"{what}; got {came}")
+    value, state, metrics = found
+    if isinstance(value, Mean):
+        raise InputError(f"{what}; got a Mean as the first: return its .value")
+    if jnp.shape(value) != ():
+        raise InputError(f"{what}; got a loss of shape {jnp.shape(value)}: ctx.mean(values, mask).value is their mean")
+    if not isinstance(state, Mapping) or not isinstance(metrics, Mapping):
+        raise InputError(f"{what}; got a {type(state).__name__} and a {type(metrics).__name__} as the last two")
+    for name, mean in metrics.items():
+        if not isinstance(mean, Mean):
+            raise InputError(f"{what}; metric {name!r} is a {type(mean).__name__}: keep what ctx.mean(...) gives")
+    return value, state, dict(metrics)
 
 
 def weight_of(factors: tuple[Weight, ...]) -> Weight:

@@ -90,7 +90,7 @@ LOSSES = {
     "cross_entropy": lambda x: jt.losses.cross_entropy(x, LABELS).sum(),
     "similarity_preserving": lambda x: jt.losses.similarity_preserving(x, 2 * x),
     "pkt": lambda x: jt.losses.pkt(x, 2 * x),
-    "ridge_weights": lambda x: jt.meta.ridge.ridge_weights(x, x[:, :2], x[0, 0]).sum(),
+    "ridge_weights": lambda x: jt.meta.ridge_weights(x, x[:, :2], x[0, 0]).sum(),
 }
 
 

@@ -101,3 +101,27 @@ def test_two_metrics_of_one_name_are_told_wherever_they_stand():
     for objective in (A + (B + A), (A + B) + A, (A + A).on("s"), (B + (A + A)).named("all")):
         with pytest.raises(jt.InputError, match=r"two terms of a sum report the metric .*a'; rename one"):
             objective({}, {}, {"s": {}}, jt.Context())
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [
+        (lambda mean, state: mean, "got a Mean"),
+        (lambda mean, state: (mean.value, state), "got 2 values"),
+        (lambda mean, state: (mean, state, {}), "return its .value"),
+        (lambda mean, state: (jnp.ones(4), state, {}), r"loss of shape \(4,\)"),
+        (lambda mean, state: (mean.value, None, {}), "a NoneType and a dict"),
+        (lambda mean, state: (mean.value, state, {"own": mean.value}), "metric 'own' is a .*: keep what ctx.mean"),
+    ],
+)
+def test_what_a_loss_returns_is_checked(gives, told):
+    """Alone, in a sum, under a key and under another name; when it is trained and when it is evaluated."""
+
+    def loss(outputs, params, state, batch, ctx):
+        return gives(ctx.mean(batch["x"]), state)
+
+    own = jt.Objective("own", (), loss)
+    batch = {"x": jnp.ones(4)}
+    for objective, data in ((own, batch), (own + jt.l2(), batch), (own.on("a"), {"a": batch}), (own.named("b"), batch)):
+        with pytest.raises(jt.InputError, match=f"the loss of objective 'own'.*{told}"):
+            objective({"net": {"w": jnp.ones(2)}}, {}, data, jt.Context(0, jax.random.key(0)))

@@ -76,6 +76,11 @@ def check_entry(config: Mapping[str, Any], name: str, rule: Rule, directory: str
 
 def lacks(directory: str | Path, name: str) -> InputError:
     """Returns the error of a run whose configuration doesn't say what a command must know."""
+    if name == "image_shape":
+        return InputError(
+            f"{directory} holds no run on images, which the commands are for: its configuration lacks {name!r}, which "
+            f"jt.fit(out=, model=, dataset=) notes of images. jt.load_run reads a run on other data, in Python"
+        )
     return InputError(
         f"{directory} is no run of pretrain or finetune: its configuration lacks {name!r}, which "
         f"jt.fit(out=, model=, dataset=) notes, too"

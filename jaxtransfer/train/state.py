@@ -13,6 +13,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
+from jaxtransfer.terms import result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
 from jaxtransfer.train.turns import Turn, first_states, moved_by, turns_of
 
@@ -106,12 +107,10 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
         context = Context(step, key, dict(zip(whole.frozen, frozen, strict=True)), still=held_still(inner, own))
         outputs, state = objective.run(params, state, traced, context)
         objective.check(outputs, batch)  # outputs have shapes only, the batch has its values
-        return objective.loss(outputs, params, state, traced, context)
+        return result_of(objective, outputs, params, state, traced, context)
 
     frozen = [handle.tree for handle in whole.frozen]
-    value, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, opt_state)
-    if value.shape != ():
-        raise InputError(f"an objective's loss is a scalar; got shape {value.shape}")
+    _, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, opt_state)
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
 

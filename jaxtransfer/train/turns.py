@@ -11,7 +11,7 @@ import optax
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
-from jaxtransfer.terms import Terms
+from jaxtransfer.terms import Terms, result_of
 from jaxtransfer.train.arguments import check_objective, check_optimizer
 
 
@@ -154,7 +154,7 @@ def _told(turn: Turn) -> Any:
 
     def renamed(term: Objective) -> Objective:
         def loss(*args):
-            value, state, metrics = term.loss(*args)
+            value, state, metrics = result_of(term, *args)
             return value, state, {f"{turn.name}/{name}": mean for name, mean in metrics.items()}
 
         return dataclasses.replace(term, name=f"{turn.name}/{term.name}" if term.name else "", loss=loss)

@@ -60,6 +60,7 @@ def agree(loss, reference, arrays, rng, *, keep=None, **options):
 def agree_masked(loss, reference, arrays, rng, **options):
     """`agree` for a loss of the whole batch, without and with examples left out; 0 where all are."""
     count = len(arrays[0])
+    assert np.ndim(reference(*arrays, **options)) == 0, "for a loss of the whole batch; agree(keep=...) is for others"
     agree(loss, reference, arrays, rng, keep=np.ones(count, bool), **options)
     agree(loss, reference, arrays, rng, keep=np.arange(count) % 3 != 1, **options)
     with jax.enable_x64(True):
