@@ -71,6 +71,8 @@ def test_what_is_refused(batches):
     phases = jt.methods.lp_ft(linear(), optax.sgd(0.1))
     with pytest.raises(jt.InputError, match="2 phases and needs as many steps; got steps=1"):
         jt.methods.train_phases(phases, batches, steps=1)
+    with pytest.raises(jt.InputError, match=r"batches with iterate\(start\) and fingerprint\(\), got a list"):
+        jt.methods.train_phases(phases, [batches.batch(0)], steps=2)
     with pytest.raises(jt.InputError, match="one phase or more"):
         jt.methods.train_phases([], batches, steps=1)
     assert jt.methods.Stage is jt.methods.Phase

@@ -15,6 +15,7 @@ from jaxtransfer.data.entries import (
     NoColumnError,
     arrays_of,
     check_class,
+    check_fits,
     check_number,
     check_range,
     images_and_labels,
@@ -202,6 +203,7 @@ class Dataset(Derived):
             whole_label(values.tolist()[0], self.title, 0)  # raises
         if entry.class_names is not None:
             check_range(values, entry.class_names, self.title, name)
+        check_fits(values, entry.dtype, f"{self.title}: column {name!r}")
         return values.astype(entry.dtype, copy=False)
 
     @property

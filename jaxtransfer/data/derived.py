@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxtransfer.data.classes import match_classes, not_among
 from jaxtransfer.data.columns import as_column, selected
-from jaxtransfer.data.entries import RESERVED, column_of
+from jaxtransfer.data.entries import RESERVED, check_fits, column_of, type_in_batches
 from jaxtransfer.data.labels import example_numbers
 from jaxtransfer.data.sources import ArraySource, decode, relabelled
 from jaxtransfer.errors import InputError
@@ -39,7 +39,7 @@ class Derived:
           class_names: as for `from_columns`, of those that are arrays of classes.
 
         Raises:
-          InputError: for another length or a name that is taken.
+          InputError: for another length, a name that is taken, whole numbers that JAX can't hold.
 
         Example:
           >>> numbered = dataset.with_columns({"index": np.arange(len(dataset))})
@@ -57,7 +57,12 @@ class Derived:
                     f"{self.title}: column {name!r} must have one entry for each of the {len(self)} examples, got "
                     f"{size[0] if size else 'a single value'}; add columns before choosing examples"
                 )
-        for name, names in (class_names or {}).items():
+            if isinstance(column, np.ndarray):  # of 64 bits, JAX would bring them round unsaid
+                check_fits(column, type_in_batches(column.dtype), f"{self.title}: column {name!r}")
+        told = dict(class_names or {})
+        if isinstance(added.get("label"), np.ndarray):
+            told.setdefault("label", ())  # classes, where it has whole numbers or texts, as for `from_columns`
+        for name, names in told.items():
             added[name], entries[name] = column_of(name, added[name], self.title, names)
         marked = self.of_image | added.keys() if of_image else self.of_image
         more = replace(self, columns={**self.columns, **added}, of_image=marked, entries=entries)

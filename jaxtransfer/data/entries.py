@@ -241,15 +241,29 @@ def _classes(name: str, values: np.ndarray, what: str, class_names: Any) -> tupl
 def _narrowed(values: np.ndarray, what: str) -> np.ndarray:
     """Returns numbers in the type that JAX computes with."""
     dtype = type_in_batches(values.dtype)
-    if values.dtype.kind in "iu" and dtype != values.dtype and values.size:
+    check_fits(values, dtype, what)
+    with np.errstate(over="ignore"):  # what is infinite then is told
+        return values.astype(dtype, copy=False)
+
+
+def check_fits(values: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Raises for whole numbers that a narrower type can't hold, which a cast would bring round.
+
+    Args:
+      values: of any type; only whole numbers are looked at.
+      dtype: the type that they are to have.
+      what: whose values they are, for the message.
+
+    Raises:
+      InputError: names the number.
+    """
+    if values.dtype.kind in "iu" and dtype.kind in "iu" and dtype != values.dtype and values.size:
         most = np.iinfo(dtype)
         if values.min() < most.min or values.max() > most.max:
             raise InputError(
                 f"{what} has {values.min() if values.min() < most.min else values.max()}, which {dtype} can't hold; "
                 f"make smaller numbers or floats of them, or enable jax_enable_x64"
             )
-    with np.errstate(over="ignore"):  # what is infinite then is told
-        return values.astype(dtype, copy=False)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

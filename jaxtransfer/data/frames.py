@@ -9,6 +9,8 @@ from jaxtransfer.data.recipe import Recipe, TableChoice, learn
 from jaxtransfer.data.sources import ArraySource
 from jaxtransfer.errors import InputError
 
+_WORDS = 20_000
+
 
 def from_frame(
     frame: Any,
@@ -21,7 +23,7 @@ def from_frame(
     categorical: Sequence[str] = (),
     numeric: Sequence[str] = (),
     length: int | None = None,
-    words: int = 20_000,
+    words: int = _WORDS,
     fill: bool = True,
     like: Dataset | None = None,
     name: str = "frame",
@@ -71,8 +73,9 @@ def from_frame(
     if like is not None:
         if not isinstance(like, Dataset) or like.recipe is None:
             raise InputError("like= is a data set that from_frame or load('table:...') made")
-        asked = (label, columns, tokens, features, drop, categorical, numeric, length)
-        if any(value is not None and len(value) for value in asked[:-1]) or length is not None:
+        asked = (label, columns, tokens, features, drop, categorical, numeric)
+        learned = length is not None or words != _WORDS or not fill
+        if any(value is not None and len(value) for value in asked) or learned:
             raise InputError(
                 "with like= the columns are those of that data set; leave out what else is said of columns"
             )

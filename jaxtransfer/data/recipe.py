@@ -144,7 +144,7 @@ class Recipe:
             _LOG.warning(
                 "%s: categories that no training row has (%s) are none of the features", title, ", ".join(strange)
             )
-        return np.stack(columns, axis=1).astype(np.float32)
+        return _float32(np.stack(columns, axis=1), self.feature_names, title)
 
 
 def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
@@ -176,7 +176,7 @@ def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
         if 0 < len(known) < len(values):
             gaps.append(name)
         if len(known) and known.min() < known.max():
-            numbers[name] = (float(known.mean()), float(known.std()))
+            numbers[name] = _mean_and_deviation(known, name, title)
         else:
             left.append(name)
     if left:
@@ -187,6 +187,29 @@ def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
         texts = [text for name in choice.tokens.values() for text in texts_of(frame[name])]
         vocabulary = Vocabulary.of(texts, length=choice.length, size=choice.words)
     return Recipe(numbers, tuple(gaps), categories, kept, choice.labels, dict(choice.tokens), vocabulary, choice.fill)
+
+
+def _mean_and_deviation(values: np.ndarray, name: str, title: str) -> tuple[float, float]:
+    with np.errstate(over="ignore"):
+        mean, deviation = float(values.mean()), float(values.std())
+    if not (np.isfinite(mean) and np.isfinite(deviation) and deviation > 0):
+        raise InputError(
+            f"{title}: the numbers of column {name!r}, {values.min():g} to {values.max():g}, have no standard "
+            f"deviation that can be divided by; bring them to another scale, or leave the column out: drop=({name!r},)"
+        )
+    return mean, deviation
+
+
+def _float32(values: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """Returns numbers [N, D] as float32, in which those above 3e38 would be infinite."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    for row, column in np.argwhere(~np.isfinite(narrow))[:1]:
+        raise InputError(
+            f"{title}: row {row} has in {names[column]!r} a number that float32 can't hold, {values[row, column]:g}; "
+            f"mend the table, or bring the column to another scale"
+        )
+    return narrow
 
 
 def _check_names(frame: Any, choice: TableChoice, title: str) -> None:
@@ -201,6 +224,8 @@ def _check_names(frame: Any, choice: TableChoice, title: str) -> None:
     used = {*choice.taken.values(), *choice.tokens.values(), *choice.drop}
     if twice := [name for name in choice.features or () if name in used]:
         raise InputError(f"{title}: features= has {twice[0]!r}, which is a label, a column by itself or left out")
+    if twice := [name for name in choice.features or () if list(choice.features or ()).count(name) > 1]:
+        raise InputError(f"{title}: features= has {twice[0]!r} more than once; name it once")
     new = [*choice.taken, *choice.tokens, *(f"{name}_mask" for name in choice.tokens)]
     for name in new:
         if name in (FEATURES, "mask", "image") or new.count(name) > 1:
@@ -241,7 +266,7 @@ def _kept(series: Any, classes: tuple[str, ...] | None, title: str) -> np.ndarra
             f"jt.data.from_frame(frame.dropna(subset=[{series.name!r}]), ...)"
         )
     if classes is None:
-        return numbers_of(series, title).astype(np.float32)
+        return _float32(numbers_of(series, title)[:, None], (str(series.name),), title)[:, 0]
     number = {name: code for code, name in enumerate(classes)}
     codes = np.array([number.get(name, -1) for name in names_of(series, title)], np.int64)
     if (codes < 0).any():

@@ -1,5 +1,6 @@
 """Columns of a table as NumPy arrays: numbers with their gaps, categories by name, texts."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,10 @@ def texts_of(series: Any) -> list[str]:
 def in_order(name: str) -> tuple[float, str]:
     """The key by which names are sorted: those that are numbers in their order, then others."""
     try:
-        return float(name), name
+        number = float(name)
     except ValueError:
         return float("inf"), name
+    return (float("inf") if math.isnan(number) else number), name  # what compares with nothing has no place
 
 
 def _name(value: Any) -> str:

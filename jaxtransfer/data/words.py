@@ -66,7 +66,7 @@ class Vocabulary:
         kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
         if not kept:
             raise InputError(f"the training texts have no words that occur {min_count} times or more")
-        return cls(tuple(kept[:size]), length or min(longest, _LONGEST))
+        return cls(tuple(kept[:size]), min(longest, _LONGEST) if length is None else length)
 
     @property
     def names(self) -> tuple[str, ...]:

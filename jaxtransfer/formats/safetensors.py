@@ -101,7 +101,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Any, tuple[int, ...], tup
             raise ValueError(f"shape {shape}, bytes {begin} to {end}")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"the weights {path} are damaged: {name!r} says {error} of itself") from None
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise InputError(f"{name!r} of the weights {path} is of type {kind!r}; known are {', '.join(_TYPES)}")
     size = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
     if size != end - begin:

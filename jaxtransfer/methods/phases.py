@@ -91,6 +91,11 @@ def train_phases(
     Raises:
       InputError: for fewer steps than phases, and as `jt.fit`.
     """
+    if not (hasattr(data, "iterate") and hasattr(data, "fingerprint")):
+        raise InputError(
+            f"train_phases takes batches with iterate(start) and fingerprint(), got a {type(data).__name__}: "
+            f"jt.data.pipeline(dataset, batch_size) makes them"
+        )
     parts = split_steps(steps, [phase.share for phase in phases])
     config = {"steps": steps, **(options.pop("config", None) or {})}
     if out is not None and not (Path(out) / CONFIG).exists():  # or the last phase would find a foreign folder there

@@ -8,23 +8,33 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.pretrained.resample import resample
 
 
-def positions(value: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Returns the position embedding [1, 1 + M, D] of a class token and a square of M patches for another grid.
+def square(value: np.ndarray) -> tuple[int, int]:
+    """Returns the (rows, columns) of a position embedding [1, 1 + M, D] whose M patches are a square.
+
+    Args:
+      value: the embedding.
+
+    Raises:
+      InputError: where M is no square.
+    """
+    side = round((value.shape[1] - 1) ** 0.5)
+    if side * side != value.shape[1] - 1:
+        raise InputError(f"positions of {value.shape[1]} tokens are no class token and a square of patches")
+    return side, side
+
+
+def positions(value: np.ndarray, grid: tuple[int, int], old: tuple[int, int]) -> np.ndarray:
+    """Returns the position embedding [1, 1 + M, D] of a class token and a grid of M patches for another grid.
 
     Bicubic, widened as it shrinks, as timm does it; the class token's stays.
 
     Args:
       value: the embedding.
       grid: (rows, columns) of patches that are wanted.
-
-    Raises:
-      InputError: where M is no square.
+      old: those that it is of.
     """
     token, patches = value[:, :1].astype(np.float64), value[0, 1:].astype(np.float64)
-    side = round(len(patches) ** 0.5)
-    if side * side != len(patches):
-        raise InputError(f"positions of {value.shape[1]} tokens are no class token and a square of patches")
-    moved = resample(patches.reshape(side, side, -1), grid).reshape(1, grid[0] * grid[1], -1)
+    moved = resample(patches.reshape(*old, -1), grid).reshape(1, grid[0] * grid[1], -1)
     return np.concatenate([token, moved], axis=1)
 
 

@@ -64,17 +64,23 @@ def _of_timm(entries: Mapping[str, Any]) -> Preprocessing:
 
 
 def _of_transformers(entries: Mapping[str, Any]) -> Preprocessing:
-    size, cropped, crop = entries.get("size"), entries.get("crop_size"), None
+    size, share = entries.get("size"), entries.get("crop_pct")
+    target, crop, edge = None, None, None
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        share = float(entries.get("crop_pct") or 1.0)
-        edge, target = int(size["shortest_edge"]), cropped if entries.get("do_center_crop") else None
-        if target is not None:
-            target = _sides(target)
-            crop = min(target) / edge
-        else:
-            target, crop = (edge, edge), share if edge < 384 else None  # ConvNeXt's rule, which ResNets follow
-    else:
-        target = _sides(size) if size is not None else None
+        edge = int(size["shortest_edge"])
+    elif isinstance(size, int) and share is not None:  # the shorter side, as ConvNeXt's earlier files have it
+        edge = size
+    elif size is not None:
+        target = _sides(size)
+    if entries.get("do_center_crop") and entries.get("crop_size") is not None:
+        resized = edge or min(target or (0,))
+        target = _sides(entries["crop_size"])
+        crop = min(target) / resized if resized else 1.0
+    elif edge is not None:
+        target, crop = (
+            (edge, edge),
+            float(share or 1.0) if edge < 384 else None,
+        )  # ConvNeXt's rule, which ResNets follow
     mean, std = (_numbers(entries[name]) for name in ("image_mean", "image_std"))
     if not entries.get("do_normalize", True):
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)

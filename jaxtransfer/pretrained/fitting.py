@@ -1,5 +1,6 @@
 """Translated weights and the leaves of a model held against each other: adapted, left fresh, or told of."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.pretrained import adapt
 from jaxtransfer.pretrained.match import Match
 from jaxtransfer.pretrained.scheme import Shapes
+from jaxtransfer.pretrained.schemes.own import OWN
 from jaxtransfer.pretrained.source import Source
 
 
@@ -84,6 +86,7 @@ def fit(
     reinit: tree.Patterns,
     class_names: Sequence[str],
     source_class_names: Sequence[str],
+    size: tuple[int, int] | None,
 ) -> Fit:
     """Returns what goes where, as far as it fits.
 
@@ -94,6 +97,7 @@ def fit(
       reinit: patterns of leaves that stay fresh.
       class_names: of the model's outputs, to map the head by.
       source_class_names: of the weights'.
+      size: (H, W) of the images that the weights were trained on; None where it isn't known.
 
     Raises:
       InputError: for a pattern that selects nothing, and for class names that don't count the outputs.
@@ -108,8 +112,8 @@ def fit(
             value, mapped = _by_name(value, shapes[path], class_names, source_class_names)
             out.columns[path] = mapped
             out.adapted[path] = f"{sum(mapped)} of {len(mapped)} classes by name"
-        elif path in shapes and value.shape != shapes[path]:
-            value, how = _adapted(path, value, shapes, inputs)
+        elif path in shapes and (value.shape != shapes[path] or path.endswith("stem_position")):
+            value, how = _adapted(path, value, shapes, inputs, size, matched.scheme is OWN)
             if how:
                 out.adapted[path] = how
         out.values[path] = value
@@ -179,14 +183,21 @@ def _by_name(value, shape, class_names, source_class_names):
     return picked, [row is not None for row in rows]
 
 
-def _adapted(path: str, value: np.ndarray, shapes: Shapes, inputs: Any) -> tuple[np.ndarray, str]:
+def _adapted(
+    path: str, value: np.ndarray, shapes: Shapes, inputs: Any, size: tuple[int, int] | None, own: bool
+) -> tuple[np.ndarray, str]:
     """Returns a value brought to the model's shape and how, or as it is and "" where nothing does it."""
     shape = shapes[path]
     if path.endswith("stem_position") and value.ndim == 3 and value.shape[::2] == shape[::2]:
         patch = shapes[path.removesuffix("stem_position") + "stem_conv/kernel"][:2]
-        rows, columns = (side // size for side, size in zip(inputs.shape[1:3], patch, strict=True))
-        side = round((value.shape[1] - 1) ** 0.5)
-        return adapt.positions(value, (rows, columns)), f"interpolated from {side}×{side} to {rows}×{columns}"
+        ours, count = _grid(inputs.shape[1:3], patch), value.shape[1] - 1
+        theirs = _grid(size, patch) if size else ours if own else (0, 0)
+        if math.prod(theirs) != count:  # not known: a square, where it can be one
+            theirs = ours if math.prod(ours) == count and math.isqrt(count) ** 2 != count else adapt.square(value)
+        if theirs == ours:
+            return value, ""
+        how = f"interpolated from {theirs[0]}×{theirs[1]} to {ours[0]}×{ours[1]}"
+        return adapt.positions(value, ours, theirs), how
     if (
         path.endswith("stem_conv/kernel")
         and value.ndim == 4
@@ -194,3 +205,9 @@ def _adapted(path: str, value: np.ndarray, shapes: Shapes, inputs: Any) -> tuple
     ):
         return adapt.stem(value, shape[2]), f"from {value.shape[2]} to {shape[2]} channels"
     return value, ""
+
+
+def _grid(sides: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
+    """Returns the (rows, columns) of patches of an image."""
+    rows, columns = (side // size for side, size in zip(sides, patch, strict=True))
+    return rows, columns

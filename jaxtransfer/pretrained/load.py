@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import models, tree
+from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.pretrained import fitting
 from jaxtransfer.pretrained.adapt import channelwise
@@ -100,6 +101,9 @@ def load_pretrained(
       InputError: where the source can't be read, or doesn't fit; the message names the scheme that is closest, and what
         it leaves over.
     """
+    if not isinstance(model, Model):
+        remedy = "jt.models.resnet18(classes) makes one"
+        raise InputError(f"load_pretrained takes the jt.Model that the weights are for, got {model!r:.60}; {remedy}")
     found = open_source(source, part)
     inputs = fitting.shape_of(model, inputs)
     leaves = tree.leaves_by_path(dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x), inputs)))
@@ -109,7 +113,8 @@ def load_pretrained(
     fitting.check_heads(found, shapes)
     check_kinds(matched, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()})
     names = tuple(source_class_names) or found.facts.class_names
-    fit = fitting.fit(matched, shapes, inputs, reinit, tuple(class_names), names)
+    size = found.facts.preprocessing.size if found.facts.preprocessing is not None else None
+    fit = fitting.fit(matched, shapes, inputs, reinit, tuple(class_names), names, size)
     fitting.check(fit, matched, shapes, kept, found.name, model.name)
 
     values = {path: np.array(fit.values[path], leaves[path].dtype) for path in leaves if path in fit.values}

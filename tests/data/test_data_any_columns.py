@@ -223,3 +223,25 @@ def test_a_source_may_give_any_entries():
     wide = {**entries, "x": Entry((3,), np.dtype(np.float32))}
     with pytest.raises(InputError, match=r"example 0 has a value of 'x' of shape \(2,\), expected \(3,\)"):
         Dataset("rows", "train", source=Rows(columns), entries=wide).decoded()
+
+
+def test_added_columns_are_what_they_would_be_from_the_start():
+    rows = Dataset.from_columns(x=np.zeros((4, 2), np.float32))
+    for labels in (np.array([0, 2, 1, 2]), np.array(["a", "c", "b", "c"])):
+        added, whole = rows.with_columns({"label": labels}), Dataset.from_columns(label=labels)
+        assert added.entry_of("label") == whole.entry_of("label")
+        np.testing.assert_array_equal(added.labels, [0, 2, 1, 2])
+        np.testing.assert_array_equal(added.subset(per_class=1).labels, whole.subset(per_class=1).labels)
+    with pytest.raises(InputError, match="column 'user' has 1099511627779, which int32 can't hold"):
+        rows.with_columns({"user": 2**40 + np.arange(4)})
+    numbers = rows.with_columns({"index": np.arange(4), "score": np.array([0.5, 1, 2, 3])})
+    assert (numbers[2]["index"], numbers[2]["score"]) == (2, 2.0)
+
+
+def test_a_whole_column_is_no_other_numbers_than_one_by_one():
+    data = Dataset(
+        "rows", "all", source=Rows({"x": 2**32 + np.arange(3)}), entries={"x": Entry((), np.dtype(np.int32))}
+    )
+    for asked in (lambda: data[1], lambda: data.read([1]), lambda: data.column("x")):
+        with pytest.raises(InputError, match=r"429496729\d.*int32"):
+            asked()

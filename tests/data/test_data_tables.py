@@ -290,3 +290,31 @@ def test_a_vocabulary_is_a_function_of_its_texts():
     for options in ({"size": 0}, {"min_count": 0}, {"length": -1}):
         with pytest.raises(InputError, match=r"needs|at least"):
             Vocabulary.of(texts, **options)
+
+
+def test_numbers_that_float32_cannot_hold_are_told():
+    train = from_frame({"a": [1.0, 2.0], "y": [0.5, 1.5]}, label="y")
+    with pytest.raises(InputError, match=r"rows \(all\): row 1 has in 'a' a number that float32 can't hold"):
+        from_frame({"a": [1.0, 1e300]}, like=train, name="rows")
+    with pytest.raises(InputError, match="row 0 has in 'y' a number that float32 can't hold, 1e\\+300"):
+        from_frame({"a": [1.0, 2.0], "y": [1e300, 1.5]}, label="y")
+    for far in ([0.0, 1e308, -1e308], [0.0, 1e-320, 0.0]):
+        with pytest.raises(InputError, match=r"column 'a', .* no standard deviation"):
+            from_frame({"a": far})
+
+
+def test_a_class_that_is_called_nan_has_its_place():
+    orders = [["nan", "10", "2", "b"], ["10", "nan", "b", "2"], ["b", "2", "nan", "10"]]
+    found = {from_frame({"a": [1, 2, 3, 4], "y": names}, label="y").class_names for names in orders}
+    assert found == {("2", "10", "b", "nan")}
+
+
+def test_what_a_recipe_says_is_not_said_otherwise():
+    train = from_frame({"a": [1.0, 2.0], "t": ["x y", "z"]}, tokens="t")
+    for more in ({"fill": False}, {"words": 3}, {"length": 1}, {"drop": ("a",)}):
+        with pytest.raises(InputError, match="with like= the columns are those of that data set"):
+            from_frame({"a": [1.0], "t": ["x"]}, like=train, **more)
+    with pytest.raises(InputError, match="length=0"):
+        from_frame({"t": ["x y"]}, tokens="t", length=0)
+    with pytest.raises(InputError, match="features= has 'a' more than once"):
+        from_frame({"a": [1.0, None]}, features=("a", "a"))

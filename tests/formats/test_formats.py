@@ -81,6 +81,7 @@ def test_a_file_cut_off_anywhere_gives_one_line(tmp_path):
         ({"dtype": "F32", "shape": [6], "data_offsets": [24, 0]}, "says shape"),
         ({"dtype": "F32", "shape": [6], "data_offsets": [4, 28]}, "share bytes"),
         ({"dtype": "Q4", "shape": [6], "data_offsets": [0, 24]}, "of type 'Q4'; known are F64"),
+        ({"dtype": ["F32"], "shape": [6], "data_offsets": [0, 24]}, r"of type \['F32'\]"),
         ({"dtype": "F32", "shape": [6]}, "says 'data_offsets'"),
         ([], "says"),
         (None, "says"),

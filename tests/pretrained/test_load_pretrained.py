@@ -202,6 +202,10 @@ class TestWhatDoesNotFit:
         with pytest.raises(jt.InputError, match="expected weights, got"):
             load(source)
 
+    def test_no_model(self):
+        with pytest.raises(jt.InputError, match=r"takes the jt\.Model that the weights are for, got 'resnet18'"):
+            load(model="resnet18")
+
     def test_a_pattern_that_selects_nothing(self):
         with pytest.raises(jt.InputError, match="reinit: the pattern 'haed' selects no"):
             load(reinit="haed")
@@ -293,6 +297,25 @@ def test_positions_stay_where_the_grid_does_and_keep_planes():
     np.testing.assert_allclose(grid, wanted, atol=1e-5)
     with pytest.raises(jt.InputError, match="no class token and a square"):
         load(vit_of_big_vision(patches=5), model)
+
+
+def test_positions_of_as_many_patches_in_another_grid_are_interpolated(tmp_path):
+    names = vit_of_big_vision(patches=36)
+    model = jt.models.vit(8, 1, 2, 3, patch=4)
+    wide = jax.ShapeDtypeStruct((1, 16, 36, 3), jnp.float32)
+    loaded = load(names, model, inputs=wide)
+    assert loaded.report.adapted == {"params/stem_position": "interpolated from 6×6 to 4×9"}
+    ours = loaded.variables["params"]["stem_position"]
+    own = load(loaded.variables, model, inputs=wide)  # ours are of the grid that they are laid out for
+    assert own.report.adapted == {}
+    np.testing.assert_array_equal(own.variables["params"]["stem_position"], ours)
+
+    np.savez(tmp_path / "w.npz", **{name.replace("params/", ""): value for name, value in names.items()})
+    timm = {"input_size": [3, 16, 36], "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": timm}))  # says which grid it is
+    assert load(tmp_path / "w.npz", model, inputs=wide).report.adapted == {}
+    tall = load(tmp_path / "w.npz", model, inputs=jax.ShapeDtypeStruct((1, 36, 16, 3), jnp.float32))
+    assert tall.report.adapted == {"params/stem_position": "interpolated from 4×9 to 9×4"}
 
 
 def test_a_run_gives_its_weights_names_and_preprocessing(tmp_path):
@@ -391,6 +414,13 @@ def test_what_stands_beside_the_weights(tmp_path):
     assert load(tmp_path / "w.npz").preprocessing == jt.pretrained.Preprocessing(
         (224, 224), 0.875, (0.5,) * 3, (0.25,) * 3, "bicubic"
     )
+    old = {**vit, "size": 224, "crop_pct": 0.875, "resample": 3}  # ResNets before sizes had names: the shorter side
+    cut = {**vit, "crop_size": 224, "do_center_crop": True, "resample": 3}
+    for entries in (old, {**cut, "size": 256}, {**cut, "size": {"height": 256, "width": 256}}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(entries))
+        assert load(tmp_path / "w.npz").preprocessing == jt.pretrained.Preprocessing(
+            (224, 224), 0.875, (0.5,) * 3, (0.25,) * 3, "bicubic"
+        )
     for wrong in ("[", '{"image_mean": 3, "image_std": 3}'):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(jt.InputError, match=r"preprocessor_config\.json|can't be read"):
