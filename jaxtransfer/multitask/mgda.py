@@ -62,7 +62,9 @@ def shortest(gram: jax.Array) -> jax.Array:
         return moved, active, number + 1, whole & ~enters
 
     weights, *_ = jax.lax.while_loop(go_on, turn, (start, start > 0, jnp.zeros((), jnp.int32), jnp.array(False)))
-    return weights / jnp.sum(weights)
+    weights = weights / jnp.sum(weights)
+    shorter = weights @ gram @ weights <= gram[nearest, nearest]  # false where it isn't a number
+    return jnp.where(shorter, weights, start)
 
 
 def _in_affine_hull(gram: jax.Array, active: jax.Array) -> jax.Array:
@@ -70,8 +72,14 @@ def _in_affine_hull(gram: jax.Array, active: jax.Array) -> jax.Array:
     count = gram.shape[0]
     on = active.astype(gram.dtype)
     inner = jnp.where(active[:, None] & active[None], gram, jnp.eye(count, dtype=gram.dtype))
-    system = jnp.block([[inner, on[:, None]], [on[None], jnp.zeros((1, 1), gram.dtype)]])
+    # In vectors of length 1: beside long ones short ones would be lost to rounding.
+    length = jnp.sqrt(jnp.where(jnp.diagonal(inner) > 0, jnp.diagonal(inner), 1))
+    length = length / jnp.min(jnp.where(active, length, jnp.inf))
+    inner = inner / length[:, None] / length[None]
+    inner = inner / jnp.maximum(jnp.max(jnp.abs(inner)), jnp.finfo(gram.dtype).tiny)
+    shares = on / length
+    system = jnp.block([[inner, shares[:, None]], [shares[None], jnp.zeros((1, 1), gram.dtype)]])
     right = jnp.zeros(count + 1, gram.dtype).at[count].set(1)
-    solved = jnp.linalg.solve(system, right)[:count]
+    solved = jnp.linalg.solve(system, right)[:count] / length
     alone = on / jnp.maximum(jnp.sum(on), 1)
     return jnp.where(jnp.all(jnp.isfinite(solved)), solved * on, alone)  # parallel ones have no single nearest mixture

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from jaxtransfer.multitask import mgda, pcgrad
 
@@ -24,6 +25,20 @@ def test_the_shortest_mixture_is_the_best_of_all(tasks):
         scale = np.linalg.norm(rows, axis=1).max() * np.linalg.norm(mixture)
         assert along.min() >= mixture @ mixture - 1e-5 * scale
         assert np.all(np.abs(along - mixture @ mixture)[weights > 1e-4] <= 1e-5 * scale)
+
+
+def test_gradients_of_tasks_that_are_nearly_done():
+    """Lengths from 1e-4 to 1e4: weights are numbers, their mixture the shortest, by non-negative least squares."""
+    rng, run = np.random.default_rng(0), jax.jit(lambda gram: mgda(gram, None, None, {})[0])
+    for case in range(150):
+        rows = rng.normal(size=(5, (4, 30)[case % 2])) * 10.0 ** rng.uniform(-4, 4, size=(5, 1))
+        weights = np.float64(run(jnp.float32(rows @ rows.T)))
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        system = np.concatenate([rows.T / np.abs(rows).max(), np.full((1, 5), 1e4)])
+        best = scipy.optimize.nnls(system, np.append(np.zeros(rows.shape[1]), 1e4))[0]
+        shortest = np.linalg.norm(rows, axis=1).min()
+        assert np.linalg.norm(weights @ rows) <= 1.03 * np.linalg.norm(best / best.sum() @ rows) + 3e-3 * shortest
 
 
 def test_degenerate_gradients():
