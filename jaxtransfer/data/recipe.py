@@ -254,7 +254,7 @@ def _classes(frame: Any, name: str, choice: TableChoice, title: str) -> tuple[st
     if not whole or name in choice.numeric:
         return None
     if series.dtype.kind in "iu":
-        return tuple(map(str, sorted(set(series.tolist()))))
+        return tuple(map(str, sorted(set(series.dropna().tolist()))))
     return tuple(sorted(set(names_of(series, title)) - {MISSING}, key=in_order))
 
 

@@ -16,8 +16,11 @@ def is_number(series: Any) -> bool:
 
 
 def is_whole(series: Any) -> bool:
-    """Whether it holds whole numbers or truth values, none missing."""
-    return series.dtype.kind in "iub" and not series.isna().any()
+    """Whether it holds whole numbers or truth values; pandas makes floats of whole numbers where some are missing."""
+    if series.dtype.kind in "iub":
+        return True
+    known = series.dropna()
+    return series.dtype.kind == "f" and 0 < len(known) < len(series) and bool((known % 1 == 0).all())
 
 
 def numbers_of(series: Any, title: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Tables in files: CSV, TSV, Parquet, JSON lines and plain texts, with their splits."""
 
 import hashlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -95,12 +96,14 @@ def read_frame(path: str, *, texts: tuple[str, ...] = ()) -> Any:
     reader = pandas()
     try:
         if kind in KINDS:
-            how = {"sep": KINDS[kind], "keep_default_na": False}
+            how: dict[str, Any] = {"sep": KINDS[kind], "keep_default_na": False, "index_col": False}
             how |= {"quoting": 3} if KINDS[kind] == "\t" else {}  # 3: quotes are signs as others
             names = reader.read_csv(file, nrows=0, **how).columns
             gaps = {name: _GAPS for name in names if name not in texts}
             types = {name: str for name in names if name in texts}
-            return reader.read_csv(file, na_values=gaps, dtype=types, low_memory=False, **how)
+            with warnings.catch_warnings():  # of lines with more fields than names, the last would be dropped
+                warnings.simplefilter("error", reader.errors.ParserWarning)
+                return reader.read_csv(file, na_values=gaps, dtype=types, low_memory=False, **how)
         if kind == ".jsonl":
             return reader.read_json(file, lines=True, dtype=False)
         if kind == ".txt":

@@ -21,6 +21,7 @@ def noted(
     seed: Any,
     monitor: str | None,
     maximize: bool,
+    batches_of: Any = None,
 ) -> dict[str, Any]:
     """Returns the entries of a run's configuration that `load_run` and the command line read, as JSON types.
 
@@ -32,6 +33,7 @@ def noted(
       seed: of the run.
       monitor: the metric that chooses the checkpoint.
       maximize: whether more of it is better.
+      batches_of: the data set that the batches are of, where they say it.
 
     Raises:
       InputError: for a model that the objective doesn't train, or that has other classes than the data.
@@ -66,6 +68,12 @@ def noted(
             raise InputError(
                 f"fit: model {trained.name!r} has {outputs} outputs, and dataset= {len(names)} classes; they must be "
                 f"the same, or the run knows no classes: config={{'knows': ['features']}}"
+            )
+        theirs = list(getattr(batches_of, "class_names", names))
+        if CLASSES in entries["knows"] and theirs != names and sorted(theirs) == sorted(names):
+            raise InputError(
+                f"fit: the classes of dataset= are {', '.join(names[:3])} ..., and those of the batches in another "
+                f"order, {', '.join(theirs[:3])} ...; pass the data set that the batches are of"
             )
         if outputs == len(names):
             del entries["outputs"]

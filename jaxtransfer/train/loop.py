@@ -179,8 +179,9 @@ def fit(
     seed = key
     key = key_of(key)
     better = selection.score_of(monitor, maximize)
-    learned = dataset if dataset is not None or model is None else getattr(data, "dataset", None)
-    described = noted(objective, model, learned, config, seed=seed, monitor=monitor, maximize=maximize)
+    own = getattr(data, "dataset", None)
+    learned = dataset if dataset is not None or model is None else own
+    described = noted(objective, model, learned, config, seed=seed, monitor=monitor, maximize=maximize, batches_of=own)
     note = {"steps": steps, **described}
     with ExitStack() as stack:
         checkpoints = None

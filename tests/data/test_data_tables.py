@@ -318,3 +318,21 @@ def test_what_a_recipe_says_is_not_said_otherwise():
         from_frame({"t": ["x y"]}, tokens="t", length=0)
     with pytest.raises(InputError, match="features= has 'a' more than once"):
         from_frame({"a": [1.0, None]}, features=("a", "a"))
+
+
+def test_labels_are_classes_though_rows_of_another_split_lack_them(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("split,a,y\ntrain,1,7\ntrain,2,3\ntest,3,\n")
+    train = load(f"table:{path}", "train", label="y")
+    assert (train.class_names, train.labels.tolist()) == (("3", "7"), [1, 0])
+    assert load(f"table:{path}", "train", label="y", numeric=("y",)).labels.tolist() == [7, 3]
+    with pytest.raises(InputError, match="1 of 1 rows have no 'y'"):
+        load(f"table:{path}", "test", label="y")
+
+
+def test_lines_of_more_fields_than_names_move_no_column(tmp_path):
+    path = tmp_path / "t.csv"
+    for lines in ("a,b\n1,2,3\n4,5,6\n", "a,b\n1,2,3\n4,5\n", "a,b\n1,2\n4,5,6\n"):
+        path.write_text(lines)
+        with pytest.raises(InputError, match="cannot read the table"):
+            load(f"table:{path}", "all")

@@ -273,6 +273,11 @@ def test_what_fit_refuses(data):
     few = data["train"].subset(per_class=2)
     with pytest.raises(jt.InputError, match="has 10 outputs, and dataset= 2 classes"):
         fit(model=model, dataset=few.as_classes(few.class_names) if few.classes == 2 else two_classes(data["train"]))
+    turned = data["train"].as_classes(data["train"].class_names[::-1])
+    with pytest.raises(
+        jt.InputError, match=r"classes of dataset= are 9, 8, 7 \.\.\., and those .* 0, 1, 2 \.\.\.; pass"
+    ):
+        fit(model=model, dataset=turned)
     with pytest.raises(jt.InputError, match="average 'model_ema', which no term keeps"):
         fit(model=jt.ema(model))
     with pytest.raises(jt.InputError, match="'knows' should be a list"):
