@@ -170,9 +170,9 @@ class Objective:
         """Returns the state with its moving averages brought up to this step."""
         moved = {}
         if ctx.train:
-            run = self._run_averages
+            run, step = self._run_averages, jnp.maximum(ctx.step, 1) if ctx.later else ctx.step
             for average in self.averages:
-                moved |= average.advance(params, state, ctx.step, runs=average in run)
+                moved |= average.advance(params, state, step, runs=average in run)
         return {**state, **jax.lax.stop_gradient(moved)}
 
     def __add__(self, other) -> "Objective":

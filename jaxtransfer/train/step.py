@@ -165,7 +165,7 @@ def train_step(
         now, values = state, {}
         for turn, one in updates:
             for number in range(turn.repeat):
-                now, told = one(now, batch, read, number)
+                now, told = one(now, batch, read, number, now is not state)
                 values = {**values, **told}  # of a turn's last repetition
         if "loss" not in values:
             values["loss"] = sum(values[f"{turn.name}/loss"] for turn, _ in updates)

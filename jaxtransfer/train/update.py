@@ -16,7 +16,9 @@ from jaxtransfer.train.watch import watched
 
 
 def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
-    """Returns `update(state, batch, frozen, number) -> (state, values)`: an update of a turn, its step not counted.
+    """Returns `update(state, batch, frozen, number, later) -> (state, values)`: of a turn, its step not counted.
+
+    `number` is that of the repetition; `later` is true where another update of the step came before.
 
     Args:
       turn: what is lowered, and how.
@@ -26,13 +28,13 @@ def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
     objective = turn.objective
     optimizer = optax.with_extra_args_support(turn.optimizer)
 
-    def update(state: TrainState, batch: Batch, read: dict[Any, Any], number: int):
+    def update(state: TrainState, batch: Batch, read: dict[Any, Any], number: int, later: bool):
         own, opt_state = moved_by(turn, state.opt_state, state.params)
         slow, made = accumulates(opt_state), updates_made(state.step, opt_state)
         key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
         if turn.name:
             key = named_key(key, f"{turn.name}/{number}")
-        ctx = Context(made, key, read, axis, still=held_still(opt_state, own))
+        ctx = Context(made, key, read, axis, still=held_still(opt_state, own), later=later and not slow)
 
         def loss_fn(own):
             params = own if turn.name == "" else {**state.params, **own}

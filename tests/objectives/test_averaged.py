@@ -151,6 +151,25 @@ def test_a_turn_among_others_keeps_one():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_updates_of_one_step_are_followed_one_by_one():
+    """From the first on, by hand: the average of the weights before each update but the first."""
+    model, (batch, *_) = network(), batches(1)
+    plain = jt.classification(model)
+    objective, optimizer = jt.alternate(jt.Turn("one", plain + jt.averaged(model, 0.5), optax.sgd(0.3), repeat=3))
+    state, step = jt.init(objective, optimizer, KEY, batch), jt.train_step(objective, optimizer)
+    one = jt.train_step(plain, optax.sgd(0.3))
+    alone = jt.init(plain, optax.sgd(0.3), KEY, batch)
+    average = jax.tree.map(np.array, alone.params["net"])
+    for updates in range(1, 6):
+        alone, _ = one(alone, batch)
+        weights = jax.tree.map(np.array, alone.params["net"])
+        average = jax.tree.map(lambda old, new: (old + new) / 2, average, weights)
+        if updates in (2, 5):  # the average is an update behind
+            state, _ = step(state, batch)
+            for a, b in zip(*map(jax.tree.leaves, (state.state["net_ema"]["params"], average)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_misuse_is_told():
     model, data = network(), batches(1)
     state = jt.init(jt.classification(model), optax.sgd(0.1), KEY, data[0])
