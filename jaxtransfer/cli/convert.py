@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import tyro
 
 import jaxtransfer as jt
@@ -61,5 +63,10 @@ class Convert:
         if self.mean:
             model = models.normalize(model, self.mean, self.std)
         loaded = jt.load_pretrained(self.source, model, part=self.part, ignore=self.ignore)
+        moved = any(path.endswith("stem_position") for path in loaded.report.adapted)
+        if moved and loaded.preprocessing is not None and loaded.preprocessing.size is not None:
+            shape = (1, *loaded.preprocessing.size, models.ZOO[self.model].image[2])  # that they were trained on
+            inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+            loaded = jt.load_pretrained(self.source, model, inputs=inputs, part=self.part, ignore=self.ignore)
         jt.pretrained.write_run(loaded, self.out, class_names=names, data=self.data or "")
         print(f"{loaded.report}\nwritten to {self.out}")

@@ -16,7 +16,7 @@ from jaxtransfer.pretrained.match import best_match
 from jaxtransfer.pretrained.schemes import SCHEMES
 from jaxtransfer.pretrained.source import open_source
 from jaxtransfer.runs.checkpoints import Checkpoints
-from jaxtransfer.runs.configuration import CLASSES, FORMAT, check_config
+from jaxtransfer.runs.configuration import CLASSES, FORMAT, check_config, check_weights
 from jaxtransfer.runs.directory import open_run
 
 
@@ -44,7 +44,8 @@ def write_run(
 
     Raises:
       InputError: for a model that is not of the zoo; where nothing says how images are normalised; for another number
-        of class names than of outputs; where a run of another configuration is there.
+        of class names than of outputs; for images that the weights are not laid out for; where a run of another
+        configuration is there.
     """
     described = models.describe(loaded.model)
     if described is None:
@@ -58,7 +59,14 @@ def write_run(
     names = list(class_names) or list(loaded.class_names) or [str(number) for number in range(outputs)]
     if len(names) != outputs:
         raise InputError(f"the weights have {outputs} outputs, and there are {len(names)} class names")
-    shape = image_shape or _shape(loaded, models.ZOO[described["model"]].image)
+    usual = models.ZOO[described["model"]].image
+    shapes = [image_shape] if image_shape else [_shape(loaded, usual), usual]
+    shape = next((one for one in shapes if _fits(loaded, one)), None)
+    if shape is None:
+        raise InputError(
+            f"the weights are not laid out for images of {list(shapes[0])}: pass the image_shape= of the inputs that "
+            f"load_pretrained had"
+        )
     known = loaded.preprocessing
     entries = {
         **{"format": FORMAT, **described, "knows": [CLASSES], "class_names": names, "image_shape": list(shape)},
@@ -101,6 +109,15 @@ def count_outputs(source: Any, model: Model, *, part: str | None = None, ignore:
             f"choose the network that the weights were trained in"
         )
     return bias.shape[0]
+
+
+def _fits(loaded: Pretrained, shape: tuple[int, int, int]) -> bool:
+    """Whether the weights are those of a model of such images: the positions of a transformer are of one size."""
+    try:
+        check_weights(loaded.model, loaded.params, {"image_shape": list(shape)}, "")
+    except InputError:
+        return False
+    return True
 
 
 def _shape(loaded: Pretrained, usual: tuple[int, int, int]) -> tuple[int, int, int]:

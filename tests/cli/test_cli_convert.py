@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import jaxtransfer as jt
+from jaxtransfer import tree
 from jaxtransfer.cli import main
 
 
@@ -56,3 +58,33 @@ def test_what_does_not_fit_is_one_line(more, told, weights, tmp_path, capsys):
     assert told in message
     assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def transformer(tmp_path):
+    """A transformer's weights for images of 48x48, which say so; in the zoo it is of 32x32."""
+    model = jt.models.create("vit-ti-4", 2)
+    image = jax.ShapeDtypeStruct((1, 48, 48, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
+    arrays = {path: np.ones(leaf.shape, leaf.dtype) for path, leaf in tree.leaves_by_path(dict(shapes)).items()}
+    np.savez(tmp_path / "w.npz", **arrays)
+    said = {"pretrained_cfg": {"input_size": [3, 48, 48], "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    return tmp_path / "w.npz"
+
+
+def test_a_transformer_keeps_the_size_that_it_was_trained_on(transformer, tmp_path):
+    out = tmp_path / "run"
+    assert main(["convert", str(transformer), "--model", "vit-ti-4", "--out", str(out)]) == 0
+    run = jt.load_run(out)
+    assert run.preprocessing.image_shape == (48, 48, 3)
+    assert run.variables["params"]["stem_position"].shape == (1, 1 + 12 * 12, 192)  # not interpolated
+
+
+@pytest.mark.slow
+def test_a_run_is_of_images_that_its_weights_are_laid_out_for(transformer, tmp_path):
+    loaded = jt.load_pretrained(transformer, jt.models.create("vit-ti-4", 2))  # for the zoo's images
+    with pytest.raises(jt.InputError, match=r"not laid out for images of \[48, 48, 3\]: pass the image_shape="):
+        jt.pretrained.write_run(loaded, tmp_path / "wrong", image_shape=(48, 48, 3))
+    jt.pretrained.write_run(loaded, tmp_path / "small")
+    assert jt.load_run(tmp_path / "small").preprocessing.image_shape == (32, 32, 3)
