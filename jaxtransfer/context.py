@@ -42,6 +42,7 @@ class Context:
       still: which parameters this update leaves as they are: for each model of which something is frozen a tree like
         its parameters, of bools or traced scalars. Frozen layers run in inference mode; `how` hands it on.
       later: whether another update of the same step came before, of turns: moving averages then follow in step 0, too.
+      steps: in evaluation, by the name of a turn: the updates that it has made, where they alternate.
 
     Only `sum`, `mean` and `gather` communicate between devices; a loss built on them, and on draws by `shared_key`
     where they are not of single rows, is the global, replicated one.
@@ -54,6 +55,7 @@ class Context:
     train: bool = True
     still: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
     later: bool = False
+    steps: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def how(self, model: Model | str, params: Tree = None) -> dict[str, Any]:
         """Returns how a model that trains is applied: its arguments besides variables, inputs and key.

@@ -13,6 +13,7 @@ from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.turns import steps_of
 from jaxtransfer.train.updates import updates_made
 
 Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, float]]
@@ -25,8 +26,9 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
     axis = AXIS if mode == "pmap" else None
 
     def totals(state, batch, frozen):
-        params, state, step = state
-        ctx = Context(step, None, dict(zip(objective.frozen, frozen, strict=True)), axis, train=False)
+        params, state, (step, steps) = state
+        read = dict(zip(objective.frozen, frozen, strict=True))
+        ctx = Context(step, None, read, axis, train=False, steps=steps)
         outputs, state = objective.run(params, state, batch, ctx)
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         examples = ctx.sum(_counted(batch))
@@ -53,13 +55,14 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         check_batches(batches, "evaluate")
         frozen = placement.frozen(objective.frozen)
         state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
-        step = updates_made(state.step, getattr(state, "opt_state", ()))
+        optimizers = getattr(state, "opt_state", ())
+        steps = updates_made(state.step, optimizers), steps_of(optimizers, state.step)
         for batch in batches:
             in_flight.wait()
             check_kind(batch)
             check_rows(batch)
             try:
-                part = compiled((state.params, state.state, step), placement.batch(batch), frozen)
+                part = compiled((state.params, state.state, steps), placement.batch(batch), frozen)
             except KeyError as error:
                 raise lacking(error, objective, state.params, state.state) or error from None
             sums = part if sums is None else add(sums, part)

@@ -13,6 +13,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.terms import Terms, result_of
 from jaxtransfer.train.arguments import check_objective, check_optimizer
+from jaxtransfer.train.updates import updates_made
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +59,17 @@ class _Sum(Terms):
     """The sum of the objectives of all turns, which may keep the same things."""
 
     turns: tuple[Turn, ...] = ()
+
+    def values(self, outputs, params, state, batch, ctx):
+        """Returns the weighted loss of each term; schedules are told the updates of their own turn."""
+        values, metrics, rest = [], {}, self.parts
+        for turn in self.turns:
+            count = len(turn.objective.summed.parts)
+            own, rest = Terms(rest[:count]), rest[count:]
+            at_turn = dataclasses.replace(ctx, step=ctx.steps.get(turn.name, ctx.step))
+            more, state, told = own.values(outputs, params, state, batch, at_turn)
+            values, metrics = values + more, {**metrics, **told}
+        return values, state, metrics
 
     def setup(self, key: jax.Array, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Returns what the turns keep besides their models; what two of them keep under one name is one thing."""
@@ -199,6 +211,12 @@ def first_states(turns: tuple[Turn, ...], params: Any, key: jax.Array, batch: Ba
         return TurnState(names, jax.jit(turn.optimizer.init)({name: params[name] for name in names}))
 
     return {turn.name: own(turn) for turn in turns}
+
+
+def steps_of(opt_state: Any, step: Any) -> dict[str, Any]:
+    """Returns the updates that each turn has made in `step` batches, by name; none where nothing alternates."""
+    turns = opt_state if isinstance(opt_state, dict) else {}
+    return {name: updates_made(step, own) for name, own in turns.items() if isinstance(own, TurnState)}
 
 
 def moved_by(turn: Turn, opt_state: Any, params: Any) -> tuple[Any, Any]:

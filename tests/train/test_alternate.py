@@ -295,6 +295,22 @@ def test_an_optimizer_gets_what_its_update_names():
     assert seen.keys() == {"value", "again"}
 
 
+def test_schedules_are_evaluated_at_the_updates_of_their_own_turn():
+    """One turn makes an update of two batches; after four of them the weights are 4 and 2."""
+    batch = {"image": np.ones((8, H), np.float32), "label": batches(1)[0]["source"]["label"]}
+    kept = [jt.classification(head(name)) for name in ("f1", "f2")]
+    slow = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    counted = [(lambda step: 1.0 * step) * term for term in kept]
+    pair = jt.alternate(jt.Turn("a", counted[0], optax.sgd(0.1)), jt.Turn("b", counted[1], slow))
+    state, step = jt.init(*pair, KEY, batch), jt.train_step(*pair)
+    for _ in range(4):
+        state, _ = step(state, batch)
+    for place in ({}, {"mode": "pmap"}):
+        told = jt.evaluate(pair[0], state, [batch], **place)
+        want = 4 * told["a/classification"] + 2 * told["b/classification"]
+        assert told["loss"] == pytest.approx(want, rel=1e-5)
+
+
 def test_nonsense_is_refused():
     data = batches(1)
     own = turns()
