@@ -85,6 +85,19 @@ def test_a_folder_holds_them_for_the_same_data_and_weights_alone(variables, tmp_
             jt.features(model_of(), other, source, outputs, path=folder)
 
 
+def test_a_folder_is_of_one_normalisation(tmp_path):
+    data = jt.data.Dataset.from_arrays(np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1), [0, 1])
+    plain = jt.models.mlp(2, hidden=())
+    variables = plain.init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+    first = jt.models.normalize(plain, 0.5, 0.25)
+    for _ in range(2):
+        made = jt.features(first, variables, data, "logits", path=tmp_path / "f")
+        wanted, _ = first.apply(variables, data.read([0, 1])["image"], train=False, key=None)
+        np.testing.assert_allclose(made.column("logits"), wanted["logits"], rtol=1e-5)
+    with pytest.raises(jt.InputError, match="holds another teacher cache"):
+        jt.features(jt.models.normalize(plain, 0.1, 0.25), variables, data, "logits", path=tmp_path / "f")
+
+
 def test_columns_of_any_data(tmp_path):
     data = jt.data.Dataset.from_columns(tokens=np.arange(12).reshape(6, 2), label=np.arange(6) % 2)
     model = jt.Model(

@@ -1,6 +1,7 @@
 """A model's outputs on all examples, as columns of the data set beside the others."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,9 @@ def features(
 
     if path is not None:
         of = {"model": model.name, "view": view, "outputs": names, "weights": _digest(variables)}
+        if (made := model.recipe) is not None:  # by the same weights, another normalisation gives other outputs
+            told = [made.build, dict(made.arguments), made.mean, made.std]
+            of["network"] = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
         return dataset.with_stored(path, shapes, of, batches())
     columns = {name: np.empty((len(dataset), *one.shape), one.dtype) for name, one in shapes.items()}
     for number, made in enumerate(batches()):
