@@ -90,7 +90,8 @@ class Terms:
             if mixing is None:
                 text += _sum_of(parts)
             else:
-                tasks = itertools.groupby(parts, key=lambda part: part[1].task.number)
+                by_task = sorted(parts, key=lambda part: part[1].task.number)  # one may be seen on several domains
+                tasks = itertools.groupby(by_task, key=lambda part: part[1].task.number)
                 own = [_without_plus(_sum_of(task)) for _, task in tasks]
                 text += f" + balance({', '.join([*own, str(mixing)])})"
         return _without_plus(text)

@@ -29,8 +29,9 @@ def balance(
     same on all devices; where nothing may be drawn it is None.
 
     The result is a sum of the terms as before: add terms that aren't to be balanced, scale it, `.on`, `.named`,
-    `together`; the evaluation is that of the sum. In a meta-objective (`maml`) the inner loop follows the mixture, in
-    which second derivatives take the weights as constants.
+    `together`; the evaluation is that of the sum. One balance on two domains, `b.on("x") + b.on("y")`, has as many
+    tasks as before, each the sum over both. In a meta-objective (`maml`) the inner loop follows the mixture, in which
+    second derivatives take the weights as constants.
 
     Args:
       terms: a sum, each of whose terms is a task, with its weight; or a list of objectives, each of them a task: a sum

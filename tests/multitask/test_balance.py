@@ -255,6 +255,10 @@ def test_a_list_has_a_task_each():
     assert str(0.5 * jt.balance(left + right, partly) - jt.l2()) == (
         "balance(0.5 * left/classification(net), 0.5 * right/classification(net), pcgrad) - l2"
     )
+    one = jt.balance([left, jt.l2()], jt.multitask.pcgrad)
+    assert str(one + one.on("there").named("there")) == (
+        "balance(left/classification(net) + there/there/left/classification(net), l2 + there/there/l2, pcgrad)"
+    )
     one = jt.balance(left, jt.multitask.pcgrad)
     close(gradient_of(one, batch)[1], gradient_of(left, batch)[1])
 
