@@ -20,14 +20,27 @@ RESNET_MAPS = {f"layer{i}": f"stage{i}" for i in range(1, 5)}
 STAGES = {f"resnet.encoder.stages.{i - 1}": f"stage{i}" for i in range(1, 5)}
 
 
-def check(net, model, x, maps, features, tolerance=1e-4, train=(False, True), source=None):
-    """Holds our network with these weights against theirs."""
-    net = originals.lively(net)
-    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+DOUBLE = {"param_dtype": jnp.float64}
+
+
+def check(net, model, x, maps, features, source=None):
+    """Holds our network with these weights against theirs, to 1e-4."""
+    return compare(originals.lively(net), model, x, maps, features, source)
+
+
+def check_double(net, model, x, maps, features):
+    """The same in double precision: deep networks that normalise by few small maps magnify the rounding of single."""
+    with jax.enable_x64(True):
+        return compare(originals.lively(net).double(), model, x.astype(np.float64), maps, features, tolerance=1e-6)
+
+
+def compare(net, model, x, maps, features, source=None, tolerance=1e-4):
+    """See `check`."""
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
     loaded = jt.load_pretrained(net.state_dict() if source is None else source(net), model, inputs=shape)
     assert not loaded.report.fresh
     apply = jax.jit(functools.partial(model.apply, key=None), static_argnames="train")
-    for mode in train:
+    for mode in (False, True):
         logits, found = originals.run(net, x, train=mode, modules=[*maps, *([features] if features else [])])
         outputs, _ = apply(loaded.variables, x, train=mode)
         assert originals.error(outputs["logits"], logits) < tolerance, mode
@@ -56,7 +69,8 @@ def test_resnet(library, depth):
 
         net = timm.create_model(f"resnet{depth}", num_classes=7)
         features = "global_pool"
-    loaded = check(net, jt.models.resnet(depth, 7), originals.images((2, 65, 48, 3)), RESNET_MAPS, features)
+    model = jt.models.resnet(depth, 7, **DOUBLE)
+    loaded = check_double(net, model, originals.images((2, 65, 48, 3)), RESNET_MAPS, features)
     assert loaded.report.scheme == "torchvision or timm ResNet"
     assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
 
@@ -69,7 +83,7 @@ def test_huggingface_resnet(depth):
     config = transformers.ResNetConfig(layer_type=kind, depths=depths, hidden_sizes=sizes, num_labels=7)
     net = transformers.ResNetForImageClassification(config)
     x = originals.images((2, 65, 48, 3))
-    check(net, jt.models.resnet(depth, 7), x, STAGES, "resnet.pooler")
+    check_double(net, jt.models.resnet(depth, 7, **DOUBLE), x, STAGES, "resnet.pooler")
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -166,8 +180,8 @@ def test_efficientnet_lite(variant):
     net = theirs.EfficientNet.from_name(
         f"efficientnet-lite{variant}", image_size=64, num_classes=7, drop_connect_rate=0.0, dropout_rate=0.0
     )
-    model = jt.models.efficientnet_lite(variant, 7, dropout=0.0)
-    loaded = check(net, model, originals.images((2, 64, 64, 3)), {"_blocks.0": "stage1"}, "_avg_pooling")
+    model = jt.models.efficientnet_lite(variant, 7, dropout=0.0, **DOUBLE)
+    loaded = check_double(net, model, originals.images((2, 64, 64, 3)), {"_blocks.0": "stage1"}, "_avg_pooling")
     assert loaded.report.scheme == "EfficientNet-Lite"
 
 
@@ -178,9 +192,9 @@ def test_efficientnet_lite(variant):
 def test_timm_efficientnet_lite(name, same, epsilon):
     timm = pytest.importorskip("timm")
     net = timm.create_model(name, num_classes=7)
-    model = jt.models.efficientnet_lite0(7, same_padding=same, epsilon=epsilon, dropout=0.0)
+    model = jt.models.efficientnet_lite0(7, same_padding=same, epsilon=epsilon, dropout=0.0, **DOUBLE)
     maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(7)}
-    loaded = check(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
+    loaded = check_double(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
     assert loaded.report.scheme == "timm EfficientNet-Lite"
 
 
@@ -196,7 +210,8 @@ def test_published_efficientnet_lite0_on_real_pictures():
     loaded = jt.load_pretrained(weights, jt.models.efficientnet_lite0(1000))
     assert not loaded.report.fresh
     assert not loaded.report.left
-    photos = loaded.preprocessing.images(data.entries_of(np.arange(4))["image"])
+    batch = next(iter(jt.data.eval_batches(data, 4)))
+    photos = loaded.preprocessing.images(np.asarray(batch["image"]))
     net = theirs.EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(weights, weights_only=True))
     wanted, found = originals.run(net, (photos.astype(np.float32) - 127) / 128, train=False, modules=["_avg_pooling"])
