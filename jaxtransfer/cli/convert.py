@@ -16,9 +16,9 @@ from jaxtransfer.errors import InputError, unknown
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Make a run of somebody's weights, for `evaluate`, `predict`, `finetune --from` and `distill --teacher`.
+    """Make a run of somebody's weights, which all other commands then take.
 
-    Example: jaxtransfer convert resnet20.th --model resnet20 --data cifar10 --out runs/published
+    Example: jaxtransfer convert a.th --model resnet20 --data cifar10 --out runs/a
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

@@ -7,12 +7,17 @@ from jaxtransfer.cli import main
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """The digits are prepared once, outside of the user's cache; no data set of the user's is seen."""
+    """The digits are prepared once, outside of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("COLUMNS", "80")
-        patch.delenv("TFDS_DATA_DIR", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No data set of the user's is seen by a command; tests of other files may share the process."""
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
 
 
 @pytest.fixture(scope="session")
