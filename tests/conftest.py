@@ -11,7 +11,7 @@ import compile_cache
 import quick_compilation
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = quick_compilation.with_flags("--xla_force_host_platform_device_count=8")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.update(compile_cache.variables(os.environ))
 

@@ -27,7 +27,16 @@ def flags() -> tuple[str, ...]:
 
 def turn_on() -> None:
     """Adds the flags to the environment, before JAX makes its devices."""
-    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags())).strip()
+    os.environ["XLA_FLAGS"] = with_flags(*flags())
+
+
+def with_flags(*flags: str) -> str:
+    """Returns XLA_FLAGS with those of `flags` that aren't there yet, as in workers, which inherit them.
+
+    Programs are kept under the flags as they stand, so that a worker's and a single process's are the same.
+    """
+    known = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join([*known, *(flag for flag in flags if flag not in known)])
 
 
 def is_on() -> bool:
