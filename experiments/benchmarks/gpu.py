@@ -18,7 +18,9 @@ of ours, in 541 MB for 149), of 16,384 29.6 against 518 ms in 190 MB for 61 GB, 
 ResNet-18, 512 pairs 12.8 against 19.8 ms (1.54 times; making the views inside the step costs 2 % more); ResNet-50
 teaching ResNet-18 15.2 against 30.5 ms (2.0 times); ResNet-50 with L2-SP 26.3 against 59.8 ms (2.3 times; 2.1 times
 `torch.compile`), the penalty 4.4 % of it. Compiled derivatives through a maximum, wrong on CPU, are right there.
-ViT-B/16 and 262,144 pairs have not been run. The tile of NT-Xent was 4,096 then, and is 8,192 on GPUs since, from the
+ViT-B/16 and 262,144 pairs have not been run. The file joins both runs; operations per second were added afterwards, by
+the counts of `FORWARD`, and a copy's bandwidth left out, as it timed the allocator. This script was changed for both
+after the runs. The tile of NT-Xent was 4,096 then, and is 8,192 on GPUs since, from the
 row `nt_xent_tiles`.
 """
 
