@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
 FLOORS = [
     {"errors"},
-    {"tree", "files", "formats", "masks", "parts"},
+    {"tree", "files", "formats", "masks", "parts", "resizing"},
     {"twins"},
     {"model"},
     {"weights"},
@@ -33,7 +33,7 @@ FLOORS = [
 ]
 ASIDE = {
     "models": {"errors", "formats", "model", "tree"},
-    "data": {"errors", "files", "model"},
+    "data": {"errors", "files", "model", "resizing"},
 }  # meet the rest only above
 MEETS = {"runs": {"models"}, "pretrained": {"models"}}  # a run says how its model is made
 MEETING_PLACES = {"cli", "__init__", "__main__"}

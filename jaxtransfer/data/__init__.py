@@ -15,6 +15,7 @@ from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_ou
 from jaxtransfer.data.teacher_writer import write_outputs
 from jaxtransfer.data.words import Vocabulary
 from jaxtransfer.data.zipped import Zipped, zipped
+from jaxtransfer.resizing import Resizing
 
 __all__ = [
     "RIGHT_ANGLES",
@@ -23,6 +24,7 @@ __all__ = [
     "EpisodeBatches",
     "Episodes",
     "Pipeline",
+    "Resizing",
     "TeacherCache",
     "Vocabulary",
     "Zipped",

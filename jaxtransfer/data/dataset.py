@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.data import images
 from jaxtransfer.data.columns import Column
 from jaxtransfer.data.derived import Derived
 from jaxtransfer.data.entries import (
@@ -23,12 +22,14 @@ from jaxtransfer.data.entries import (
     on_pixels,
 )
 from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
+from jaxtransfer.data.resized import Resized
 from jaxtransfer.data.sources import ArraySource, Source, read_column
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.resizing import Resizing
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class Dataset(Derived):
+class Dataset(Derived, Resized):
     """A random-access source of examples: columns of equal length, `image` and `label` two names among them.
 
     `dataset[i]` is a dict of the example's entry of each column, `{"image": uint8 [H, W, C], "label": int}` of labelled
@@ -45,6 +46,8 @@ class Dataset(Derived):
       entries: what is known of each column by its name: shape, dtype, class names; see `jt.data.Entry`.
       recipe: how they were made of the rows of a table, by which others are made alike (`from_frame(like=)`); None of
         other data.
+      resizing: how images are brought to `image_shape` where `resize`, and how they were where they are decoded; None
+        stretches those of another shape.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Dataset(Derived):
     of_image: frozenset[str]
     entries: Mapping[str, Entry]
     recipe: Any
+    resizing: Resizing | None
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Dataset(Derived):
         of_image: Iterable[str] = (),
         entries: Mapping[str, Entry] | None = None,
         recipe: Any = None,
+        resizing: Resizing | None = None,
     ):
         if source is None:
             raise InputError("a data set needs a source; jt.data.load, Dataset.from_columns and from_arrays make one")
@@ -77,7 +82,8 @@ class Dataset(Derived):
         for column, values in (columns or {}).items():
             if column not in known and (told := known_entry(values)):
                 known[column] = told
-        values = (name, split, source, rows, resize, dict(columns or {}), frozenset(of_image), known, recipe)
+        values = (name, split, source, rows, resize, dict(columns or {}), frozenset(of_image), known)
+        values = (*values, recipe, resizing)
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -290,7 +296,7 @@ class Dataset(Derived):
         checked = {}
         for name, entry in known.items():
             value = example[name]
-            if entry.shape and np.shape(value) != entry.shape:
+            if entry.shape and (np.shape(value) != entry.shape or (self._cuts and self._on_image(name, entry))):
                 value = self._resized(name, value, entry, index)
             if entry.class_names is not None:
                 value = check_class(name, value, entry, self.title, index)
@@ -298,17 +304,6 @@ class Dataset(Derived):
                 check_number(name, value, entry, self.title, index)
             checked[name] = value
         return checked
-
-    def _resized(self, name: str, value: Any, entry: Entry, index: int) -> np.ndarray:
-        per_pixel = name in self.of_image and "image" in self.entries and entry.shape[:2] == self.image_shape[:2]
-        if self.resize and (name == "image" or per_pixel):
-            return images.fit(value, self.image_shape) if name == "image" else images.fit_mask(value, entry.shape)
-        what, remedy = f"a value of {name!r}", "mend the data or leave the column out"
-        if name == "image":
-            what, remedy = "an image", "pass image_shape=(height, width, channels) to resize all"
-        raise InputError(
-            f"{self.title}: example {index} has {what} of shape {np.shape(value)}, expected {entry.shape}; {remedy}"
-        )
 
 
 def check_dataset(given: Any, what: str) -> None:

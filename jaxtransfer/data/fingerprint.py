@@ -30,8 +30,9 @@ def fingerprint(dataset) -> dict[str, Any]:
 
     Returns:
       By part, JSON types: `data` and `split` (its names; "folder" for any folder), `examples`, `image_shape`,
-      `class_names`; `labels` and `images`, or for a tfds set `records` and `rows`; where it has other columns, `arrays`
-      and `class_names of` those, and `columns` that were added. Long parts are digests.
+      `class_names`; `resizing` where images are not just stretched; `labels` and `images`, or for a tfds set `records`
+      and `rows`; where it has other columns, `arrays` and `class_names of` those, and `columns` that were added. Long
+      parts are digests.
 
     Raises:
       InputError: names a file that cannot be read.
@@ -43,6 +44,7 @@ def fingerprint(dataset) -> dict[str, Any]:
         "split": dataset.split,
         "examples": len(dataset),
         **_of_entries(dataset.entries),
+        **({} if dataset.resizing is None else {"resizing": str(dataset.resizing)}),
         **(told(rows) if told is not None else _of_other(dataset)),
         **({"columns": _of_columns(dataset.columns)} if dataset.columns else {}),
     }

@@ -14,6 +14,7 @@ from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.fingerprint import of_array, of_files
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
+from jaxtransfer.resizing import Resizing
 
 _LOG = logging.getLogger("jaxtransfer")
 
@@ -48,7 +49,7 @@ class FolderSource:
         return {"data": "folder", "labels": of_array(labels), "images": images}
 
 
-def load_folder(path, split: str, image_shape=None) -> Dataset:
+def load_folder(path, split: str, image_shape=None, resizing: Resizing | None = None) -> Dataset:
     """Loads image files that lie in class folders.
 
     The layout is `PATH/<split>/<class>/...` or `PATH/<class>/...`; images in folders further inside belong to the
@@ -67,6 +68,7 @@ def load_folder(path, split: str, image_shape=None) -> Dataset:
       split: a split, with an optional slice in numbers or percent.
       image_shape: (H, W, C) to which images are resized; by default the shape of the first image, and images
         of other shapes are an error when read.
+      resizing: how; None stretches them.
 
     Returns:
       The data set; images are RGB unless `image_shape` says 1 channel, or 4 for the alpha channel too.
@@ -96,7 +98,8 @@ def load_folder(path, split: str, image_shape=None) -> Dataset:
         channels = 4 if shape[2] == 4 else 3
     source = FolderSource(tuple(pairs), channels)
     shape = shape or source[0]["image"].shape
-    return Dataset(f"folder:{path}", split, class_names, shape, source, resize=image_shape is not None)
+    resize = image_shape is not None
+    return Dataset(f"folder:{path}", split, class_names, shape, source, resize=resize, resizing=resizing)
 
 
 def _splits(root: Path, asked: str):

@@ -1,4 +1,4 @@
-"""Images as uint8 arrays [H, W, C]: decoding files, resizing, grey and colour."""
+"""Images as uint8 arrays [H, W, C]: decoding files; `resizing` brings them to one shape."""
 
 import os
 from typing import Any
@@ -8,6 +8,8 @@ import numpy as np
 from jaxtransfer.data import image_header
 from jaxtransfer.errors import InputError
 from jaxtransfer.files import read_bytes
+from jaxtransfer.resizing import fit as fit
+from jaxtransfer.resizing import fit_mask as fit_mask
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
@@ -42,56 +44,6 @@ def check_shape(image_shape) -> tuple[int, int, int]:
     if shape[0] * shape[1] > MOST_PIXELS:
         raise InputError(f"image_shape must have at most {MOST_PIXELS:,} pixels, got {shape}; choose a smaller one")
     return shape
-
-
-def fit(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Resizes and converts an image to `image_shape`.
-
-    Shrinking averages over pixel areas, enlarging is bilinear. Grey to RGB repeats the channel; RGB to grey
-    takes the luma (0.299, 0.587, 0.114); an alpha channel is dropped, or where one is wanted added as 255.
-
-    Args:
-      image: uint8 [h, w, c] with c of 1, 3 or 4.
-      image_shape: the wanted (H, W, C), C of 1, 3 or 4.
-
-    Returns:
-      uint8 [H, W, C].
-    """
-    import cv2
-
-    height, width, channels = image_shape
-    if image.shape[2] == 4 and channels != 4:
-        image = image[:, :, :3]
-    if image.shape[2] == 3 and channels == 1:
-        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[:, :, None]
-    if image.shape[:2] != (height, width):
-        shrinks = height < image.shape[0] or width < image.shape[1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
-        image = image.reshape(height, width, -1)
-    if image.shape[2] == 1 and channels != 1:
-        image = np.repeat(image, 3, axis=2)
-    if image.shape[2] == 3 and channels == 4:
-        image = np.concatenate([image, np.full((height, width, 1), 255, np.uint8)], axis=2)
-    return image
-
-
-def fit_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resizes values of pixels that are no colours, such as classes, as `fit` does images: each pixel gets the value in
-    the middle of what it covers.
-
-    Args:
-      mask: [h, w, ...].
-      shape: the wanted (H, W, ...).
-
-    Returns:
-      [H, W, ...], of the values that the mask has.
-    """
-    rows, columns = (
-        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(np.int64)
-        for new, old in zip(shape[:2], mask.shape[:2], strict=True)
-    )
-    return mask[rows[:, None], columns]
 
 
 def read(path, channels: int = 3) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.data.sources import ArraySource, ListSource
 from jaxtransfer.data.tfds_texts import OPTIONS, with_tokens
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.resizing import STRETCH, Resizing
 
 
 def load(
@@ -22,6 +24,8 @@ def load(
     *,
     data_dir=None,
     image_shape=None,
+    resizing: Resizing | None = None,
+    like: Any = None,
     image: str | None = None,
     label: Names = None,
     columns: Names = (),
@@ -57,6 +61,10 @@ def load(
         prepare goes to our cache instead.
       image_shape: (H, W, C) to which all images are resized and converted between grey and RGB, so that a
         model of one data set takes the images of another.
+      resizing: how they are resized, `jt.data.Resizing(crop=0.875, interpolation="bicubic")`: with its aspect ratio
+        kept and the middle cut out. None stretches those of another shape.
+      like: a run (`jt.load_run`) or what weights expect (`jt.load_pretrained(...).preprocessing`), whose images these
+        become: it says `image_shape` and `resizing`.
       image: the feature that becomes `image`; by default the one of that name, if there is one.
       label: the feature that becomes `label`, a class or a number; or several features.
       columns: further features; their names, or new names to theirs.
@@ -81,6 +89,7 @@ def load(
             f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "
             "report; rename the folder, or lay a link to it"
         )
+    image_shape, resizing = _prepared_like(like, image_shape, resizing)
     if name.startswith("table:"):
         if image is not None or image_shape is not None:
             raise InputError("a table has no images; leave image= and image_shape= out")
@@ -100,7 +109,40 @@ def load(
                 "a folder of images has a class for each and nothing else to name; leave image=, label= "
                 "and columns= out"
             )
-        return folder.load_folder(name.removeprefix("folder:"), split, image_shape)
+        return folder.load_folder(name.removeprefix("folder:"), split, image_shape, resizing)
+    dataset = _load_tfds(name, split, image_shape, asked, texts, data_dir)
+    return dataset if resizing is None else _resized_by(dataset, resizing)
+
+
+def _prepared_like(like, image_shape, resizing):
+    """The shape and the resizing that are asked for, or those of a run."""
+    if like is not None:
+        if image_shape is not None or resizing is not None:
+            raise InputError("like= says the shape and the resizing of images; leave image_shape= and resizing= out")
+        image_shape, resizing = getattr(like, "image_shape", None), getattr(like, "resizing", None)
+        if image_shape is None:
+            raise InputError(
+                f"like= is a run or a preprocessing that says which images it takes, got {like!r:.100}; pass "
+                f"image_shape=(height, width, channels) instead"
+            )
+    if resizing is not None and not isinstance(resizing, Resizing):
+        raise InputError(f"resizing= is a jt.data.Resizing, got {resizing!r:.100}; e.g. Resizing(crop=0.875)")
+    if resizing is not None and image_shape is None:
+        raise InputError("resizing= says how images are resized, and image_shape= to what; pass both")
+    return image_shape, None if resizing == STRETCH else resizing
+
+
+def _resized_by(dataset, resizing):
+    """A data set that stretches its images, so that it resizes them otherwise."""
+    if dataset.in_memory:
+        raise InputError(
+            f"{dataset.name} is not in array_record form, and is stretched as it is read; prepare it in that form, or "
+            f"leave resizing= out"
+        )
+    return replace(dataset, resizing=resizing)
+
+
+def _load_tfds(name, split, image_shape, asked, texts, data_dir):
     if name.partition("/")[0].partition(":")[0] == "digits":
         if asked.tokens:
             raise InputError("the digits have no texts; leave tokens= out")

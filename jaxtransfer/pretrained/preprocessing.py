@@ -1,14 +1,13 @@
 """What images became before a network saw them in training: what its weights expect."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.pretrained.resample import resample
+from jaxtransfer.resizing import Resizing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Preprocessing:
         out; None where images are stretched to `size` instead.
       mean: of images in [0, 1], per channel; None where it isn't known.
       std: likewise.
-      interpolation: "bilinear" or "bicubic", widened as an image shrinks.
+      interpolation: "bilinear" or "bicubic", Pillow's, which widen as an image shrinks, or "area".
     """
 
     size: tuple[int, int] | None = None
@@ -29,6 +28,16 @@ class Preprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str = "bilinear"
+
+    @property
+    def resizing(self) -> Resizing:
+        """How images are brought to the size: `jt.data.load(..., like=preprocessing)` asks for it."""
+        return Resizing(self.crop, self.interpolation)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C) of what the network sees, C as many as there are means; None where the size isn't known."""
+        return None if self.size is None else (*self.size, len(self.mean or (0, 0, 0)))
 
     def images(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Returns images as the network wants them but for mean and std, uint8 [B, H, W, C].
@@ -67,15 +76,7 @@ class Preprocessing:
         if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise InputError(f"expected images of type uint8 [H, W, C]; got {image.dtype} {image.shape}")
         assert self.size is not None
-        if self.crop is None:
-            return resample(image, self.size, self.interpolation)
-        wanted = [math.floor(side / self.crop) for side in self.size]
-        factor = max(new / old for new, old in zip(wanted, image.shape[:2], strict=True))
-        # the side that decides comes out exactly; the other one is longer, and its fraction of a pixel dropped
-        rows, columns = (max(new, int(old * factor + 1e-9)) for new, old in zip(wanted, image.shape[:2], strict=True))
-        image = resample(image, (rows, columns), self.interpolation)
-        top, left = (round((old - new) / 2) for old, new in zip(image.shape[:2], self.size, strict=True))
-        return image[top : top + self.size[0], left : left + self.size[1]]
+        return self.resizing(image, self.size)
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -57,6 +57,7 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
 
 def _of_run(run: Run) -> Source:
     shape, mean, std = run.preprocessing
-    known = Preprocessing(None if shape is None else (shape[0], shape[1]), None, mean, std)
+    size, how = None if shape is None else (shape[0], shape[1]), run.resizing
+    known = Preprocessing(size, how.crop, mean, std, how.interpolation)
     tensors = {path: np.asarray(leaf) for path, leaf in tree.leaves_by_path(run.variables).items()}
     return Source(f"the run {run.directory}", tensors, Facts(known, run.class_names, None, "its configuration"))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.model import Model
+from jaxtransfer.resizing import from_entries
 
 FORMAT = 1
 """Of what is written; a later version of the library raises it where this one couldn't read what it writes."""
@@ -145,6 +146,14 @@ def or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or holds(value)
 
 
+def _preprocessing(value: Any) -> bool:
+    try:
+        from_entries(value)
+    except (InputError, AttributeError):
+        return False
+    return True
+
+
 COUNT: Rule = (whole(1), "a whole number of at least 1")
 COUNT_OR_NONE: Rule = (or_none(whole(1)), "a whole number of at least 1, or null")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
@@ -171,6 +180,7 @@ ENTRIES: dict[str, Rule] = {
     "shots": COUNT_OR_NONE,
     "seed": (whole(0, 2**32 - 1), "a whole number in [0, 2**32)"),
     "resize": SWITCH,
+    "preprocessing": (or_none(_preprocessing), "null, or what images become: crop, in (0, 1] or null, interpolation"),
     "monitor": (or_none(text), "the name of a metric, or null"),
     "maximize": SWITCH,
 }

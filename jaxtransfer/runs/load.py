@@ -1,7 +1,7 @@
 """A trained run read back: the model that a run directory describes, with the weights that it reached."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from jaxtransfer import models
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.description import rebuild
+from jaxtransfer.resizing import STRETCH, Resizing, fit, from_entries
 from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
 from jaxtransfer.runs.directory import read_config, steps_of
@@ -78,6 +79,38 @@ class Run(NamedTuple):
         """What its images become before the network sees them."""
         entries = (self.config.get(name) for name in Preprocessing._fields)
         return Preprocessing(*(None if entry is None else tuple(entry) for entry in entries))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C) to which images are brought; None where the run doesn't say."""
+        return self.preprocessing.image_shape
+
+    @property
+    def resizing(self) -> Resizing:
+        """How images are brought to that shape: as its weights expect it; stretched where the run doesn't say.
+
+        `jt.data.load("folder:photos", "test", like=run)` gives a data set of images as this run takes them.
+        """
+        noted = self.config.get("preprocessing")
+        return STRETCH if noted is None else from_entries(noted)
+
+    def prepare(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Returns images of any sizes as the model takes them, uint8 [B, H, W, C]; it normalises them itself.
+
+        Args:
+          images: uint8 [h, w, C] each, grey, RGB or RGBA.
+
+        Raises:
+          InputError: where the run doesn't say which images it takes, and for what is no image.
+        """
+        if self.image_shape is None:
+            raise InputError(f"{self.directory} doesn't say which images it takes; resize them yourself")
+        prepared = []
+        for image in map(np.asarray, images):
+            if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape or image.shape[2] not in (1, 3, 4):
+                raise InputError(f"expected images of type uint8 [H, W, C]; got {image.dtype} {image.shape}")
+            prepared.append(fit(image, self.image_shape, self.resizing))
+        return np.stack(prepared) if prepared else np.zeros((0, *self.image_shape), np.uint8)
 
     @property
     def finished(self) -> bool:

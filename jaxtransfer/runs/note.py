@@ -88,6 +88,8 @@ def noted(
         "maximize": None if maximize else False,
     }
     entries |= {name: value for name, value in more.items() if value not in _NONE}
+    if (resizing := getattr(dataset, "resizing", None)) is not None:
+        entries |= {"resize": True, "preprocessing": resizing.as_entries()}
     entries |= {"shots": None, "seed": int(seed) if isinstance(seed, int | np.integer) and 0 <= seed < 2**32 else 0}
     check_config({**entries, **own}, "fit(config=)")
     return {**entries, **own}

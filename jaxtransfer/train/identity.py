@@ -23,7 +23,19 @@ from jaxtransfer.train.update import taken
 _FORMAT = 1
 _PROGRAMS = ("objective", "optimizer", "transform", "sample")
 _SHOWN = 40  # characters; a longer value is a digest
-_OF_DATA = ("data", "split", "examples", "image_shape", "class_names", "labels", "images", "records", "rows", "arrays")
+_OF_DATA = (
+    "data",
+    "split",
+    "examples",
+    "image_shape",
+    "resizing",
+    "class_names",
+    "labels",
+    "images",
+    "records",
+    "rows",
+    "arrays",
+)
 _FOLLOWS = {  # what differs along with something else, and is not worth a word of its own then
     "seed": ("starting weights",),
     "batch size": ("objective", "transform", "sample", "first batch"),

@@ -27,10 +27,16 @@ def test_the_middle_is_cut_out_of_the_resized_image(rng):
     np.testing.assert_array_equal(kept, image[None, 5:15, 12:22])  # (33 - 10) / 2 = 11.5 goes to the even 12
     tall = Preprocessing((10, 10), 1.0).images([image.transpose(1, 0, 2)])
     wanted = resample(image.transpose(1, 0, 2), (16, 10), "bilinear")[3:13]
-    np.testing.assert_array_equal(tall, wanted[None])
+    almost(tall[0], wanted)
     wide = Preprocessing((8, 16), 1.0).images([image])
-    np.testing.assert_array_equal(wide, resample(image, (9, 16), "bilinear")[None, :8])
-    np.testing.assert_array_equal(Preprocessing((6, 7)).images([image])[0], resample(image, (6, 7), "bilinear"))
+    almost(wide[0], resample(image, (9, 16), "bilinear")[:8])
+    almost(Preprocessing((6, 7)).images([image])[0], resample(image, (6, 7), "bilinear"))
+
+
+def almost(image, wanted):
+    """Pillow counts in fixed point, `resample` in float64."""
+    assert np.abs(image.astype(int) - wanted).max() <= 1
+    assert (image != wanted).mean() < 0.02
 
 
 def test_as_plain_data_and_back():
