@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
-from jaxtransfer.models.depthwise import DepthwiseConv
+from jaxtransfer.models.inverted_residual import InvertedResidual, by_eight, relu6
 from jaxtransfer.models.layers import Layers, check_images, global_avg_pool, he_normal
 from jaxtransfer.models.linen import linen
 from jaxtransfer.models.recipe import recorded
@@ -23,40 +23,6 @@ STAGES = (  # blocks, kernel, stride, times wider inside, filters
     (1, 3, 1, 6, 320),
 )
 SIZES = {0: (1.0, 1.0, 0.2), 1: (1.0, 1.1, 0.2), 2: (1.1, 1.2, 0.3)}  # times wider, times deeper, dropout
-
-
-def relu6(x):
-    """Returns min(max(x, 0), 6); where x is 0 or 6 the derivative is 0."""
-    return jnp.where(x >= 6, jnp.asarray(6, x.dtype), nn.relu(x))  # NaN stays NaN
-
-
-class InvertedResidual(nn.Module):
-    """A 1×1 convolution that widens, a depthwise one, a 1×1 one that narrows; added to its input where the shape stays.
-
-    Sandler et al. 2018, arXiv 1801.04381.
-    """
-
-    filters: int
-    size: int
-    stride: int
-    wider: int
-    layers: Layers
-    same: bool
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x):
-        """Returns the block's maps [B, H / stride, W / stride, filters], not activated."""
-        types = {"dtype": self.layers.dtype, "param_dtype": self.layers.param_dtype}
-        y = x
-        if self.wider > 1:
-            y = self.layers.conv(self.wider * x.shape[-1], 1, name="expand_conv")(y)
-            y = relu6(self.layers.norm("expand_norm", epsilon=self.epsilon)(y))
-        y = DepthwiseConv(self.size, self.stride, self.same, name="depthwise_conv", **types)(y)
-        y = relu6(self.layers.norm("depthwise_norm", epsilon=self.epsilon)(y))
-        y = self.layers.conv(self.filters, 1, name="project_conv")(y)
-        y = self.layers.norm("project_norm", epsilon=self.epsilon)(y)
-        return x + y if x.shape == y.shape else y
 
 
 class EfficientNetLite(nn.Module):
@@ -155,10 +121,4 @@ def _plan(variant: int):
     width, depth, _ = SIZES[variant]
     for number, (blocks, size, stride, wider, filters) in enumerate(STAGES):
         ends = number in (0, len(STAGES) - 1)
-        yield blocks if ends else math.ceil(depth * blocks), size, stride, wider, _by_eight(width * filters)
-
-
-def _by_eight(filters: float) -> int:
-    """Returns the closest multiple of eight that is no less than nine tenths."""
-    rounded = max(8, int(filters + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * filters else rounded
+        yield blocks if ends else math.ceil(depth * blocks), size, stride, wider, by_eight(width * filters)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxtransfer import models
 from jaxtransfer.models.depthwise import by_convolution, by_shifts, depthwise
-from jaxtransfer.models.efficientnet_lite import relu6
+from jaxtransfer.models.inverted_residual import relu6
 
 
 def by_loops(x, kernel, stride, before, rows, columns):
