@@ -18,6 +18,7 @@ from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
 from jaxtransfer.models.linen import linen as linen
 from jaxtransfer.models.mlp import mlp as mlp
+from jaxtransfer.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2
 from jaxtransfer.models.nnx import nnx as nnx
 from jaxtransfer.models.preprocess import normalize as normalize
 from jaxtransfer.models.relation_net import relation_net as relation_net
@@ -26,6 +27,9 @@ from jaxtransfer.models.resnet import resnet18 as resnet18
 from jaxtransfer.models.resnet import resnet34 as resnet34
 from jaxtransfer.models.resnet import resnet50 as resnet50
 from jaxtransfer.models.resnet import resnet101 as resnet101
+from jaxtransfer.models.resnet import resnet152 as resnet152
+from jaxtransfer.models.resnet import wide_resnet50_2 as wide_resnet50_2
+from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
 from jaxtransfer.models.torch_weights import CIFAR_RESNET as CIFAR_RESNET
 from jaxtransfer.models.torch_weights import from_torch as from_torch

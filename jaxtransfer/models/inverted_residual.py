@@ -13,7 +13,8 @@ def relu6(x):
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 convolution that widens, a depthwise one, a 1×1 one that narrows; added to its input where the shape stays.
+    """A 1×1 convolution that widens, a depthwise one, a 1×1 one that narrows; added to its input where that has
+    as many maps and no stride lies between.
 
     Sandler et al. 2018, arXiv 1801.04381.
     """
@@ -38,7 +39,7 @@ class InvertedResidual(nn.Module):
         y = relu6(self.layers.norm("depthwise_norm", epsilon=self.epsilon)(y))
         y = self.layers.conv(self.filters, 1, name="project_conv")(y)
         y = self.layers.norm("project_norm", epsilon=self.epsilon)(y)
-        return x + y if x.shape == y.shape else y
+        return x + y if self.stride == 1 and x.shape == y.shape else y
 
 
 def by_eight(filters: float) -> int:

@@ -1,4 +1,4 @@
-"""Residual nets for ImageNet: ResNet-18, 34, 50 and 101, also with a stem for small images."""
+"""Residual nets for ImageNet: ResNet-18 to 152 and wide ones, also with a stem for small images."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtransfer.models.layers import Layers, check_images, global_avg_pool
 from jaxtransfer.models.linen import linen
 from jaxtransfer.models.recipe import recorded
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ResidualBlock(nn.Module):
@@ -24,12 +24,14 @@ class ResidualBlock(nn.Module):
     stride: int
     bottleneck: bool
     layers: Layers
+    wider: int = 1
 
     @nn.compact
     def __call__(self, x):
         """Returns the block's maps [B, H / stride, W / stride, filters (times 4 in a bottleneck)]."""
         n, s = self.filters, self.stride
-        plan = [(n, 1, 1), (n, 3, s), (4 * n, 1, 1)] if self.bottleneck else [(n, 3, s), (n, 3, 1)]
+        inside = self.wider * n
+        plan = [(inside, 1, 1), (inside, 3, s), (4 * n, 1, 1)] if self.bottleneck else [(n, 3, s), (n, 3, 1)]
         y = x
         for i, (filters, size, stride) in enumerate(plan, 1):
             y = self.layers.conv(filters, size, stride=stride, name=f"conv{i}")(y)
@@ -47,6 +49,7 @@ class ResNet(nn.Module):
     depth: int
     classes: int
     small_images: bool = False
+    wider: int = 1
     dtype: Any = None
     param_dtype: Any = jnp.float32
     axis: str | None = None
@@ -67,7 +70,7 @@ class ResNet(nn.Module):
             for i in range(1, blocks + 1):
                 stride = 2 if stage > 1 and i == 1 else 1
                 name = f"stage{stage}_block{i}"
-                x = ResidualBlock(32 * 2**stage, stride, self.depth >= 50, layers, name=name)(x)
+                x = ResidualBlock(32 * 2**stage, stride, self.depth >= 50, layers, self.wider, name=name)(x)
             outputs[f"stage{stage}"] = x
         features = global_avg_pool(x)
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
@@ -79,6 +82,7 @@ def resnet(
     classes: int,
     *,
     small_images: bool = False,
+    wider: int = 1,
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
@@ -86,17 +90,21 @@ def resnet(
     """Returns a residual net (He et al. 2016, arXiv 1512.03385), bottlenecks as in torchvision ("v1.5").
 
     Args:
-      depth: number of layers, 18, 34, 50 or 101.
+      depth: number of layers, 18, 34, 50, 101 or 152.
       classes: number of outputs.
       small_images: for images of about 32×32 the stem is a 3×3 convolution of stride 1; otherwise it is a
         7×7 convolution of stride 2 and a 3×3 max pooling of stride 2.
+      wider: how many times as many filters the inner two convolutions of a bottleneck have (Zagoruyko, Komodakis 2016,
+        arXiv 1605.07146); nets of 50 layers or more have bottlenecks.
       name: key of the model's weights.
       dtype: type of the computation; None infers it.
       param_dtype: type of the parameters.
     """
     if depth not in BLOCKS:
         raise InputError(f"expected a depth of {', '.join(map(str, BLOCKS))} layers; got {depth}")
-    module = ResNet(depth, classes, small_images, dtype=dtype, param_dtype=param_dtype)
+    if wider < 1 or (wider > 1 and depth < 50):
+        raise InputError(f"expected wider of 1, or more from 50 layers on, where bottlenecks are; got {wider}")
+    module = ResNet(depth, classes, small_images, wider, dtype=dtype, param_dtype=param_dtype)
     return linen(module, name=name, stages=("stem_.*", *(f"stage{i}_.*" for i in range(1, 5)), "head"))
 
 
@@ -146,3 +154,39 @@ def resnet101(
 ) -> Model:
     """Returns ResNet-101, 44.5 million parameters at 1000 classes; see `resnet`."""
     return resnet(101, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def resnet152(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-152, 60.2 million parameters at 1000 classes; see `resnet`."""
+    return resnet(152, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def wide_resnet50_2(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-50 twice as wide in its bottlenecks, 68.9 million parameters at 1000 classes; see `resnet`."""
+    return resnet(50, classes, small_images=small_images, wider=2, name=name, dtype=dtype, param_dtype=param_dtype)
+
+
+def wide_resnet101_2(
+    classes: int,
+    *,
+    small_images: bool = False,
+    name: str = "model",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Model:
+    """Returns ResNet-101 twice as wide in its bottlenecks, 126.9 million parameters at 1000 classes; see `resnet`."""
+    return resnet(101, classes, small_images=small_images, wider=2, name=name, dtype=dtype, param_dtype=param_dtype)

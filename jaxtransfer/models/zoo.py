@@ -17,6 +17,7 @@ from jaxtransfer.models.cifar_resnet import cifar_resnet
 from jaxtransfer.models.conv4 import conv4
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite
 from jaxtransfer.models.mlp import mlp
+from jaxtransfer.models.mobilenet_v2 import mobilenet_v2
 from jaxtransfer.models.resnet import resnet
 from jaxtransfer.models.small_cnn import small_cnn
 from jaxtransfer.models.vgg import vgg
@@ -54,9 +55,12 @@ def _table() -> dict[str, Entry]:
         table[f"resnet{d}"] = Entry(bind(cifar_resnet, d), f"CIFAR ResNet-{d}", small)
         build = bind(cifar_resnet, d, preactivation=True)
         table[f"preact-resnet{d}"] = Entry(build, f"pre-activation CIFAR ResNet-{d}", small)
-    for d in (18, 34, 50, 101):
+    for d in (18, 34, 50, 101, 152):
         table[f"resnet{d}"] = Entry(bind(resnet, d, small_images=True), f"ResNet-{d}, 32×32 stem", small)
         table[f"resnet{d}-imagenet"] = Entry(bind(resnet, d), f"ResNet-{d}, ImageNet stem", large)
+    for d in (50, 101):
+        build = bind(resnet, d, wider=2)
+        table[f"wide-resnet{d}-2"] = Entry(build, f"ResNet-{d}, twice as wide in bottlenecks, ImageNet stem", large)
     for d in (11, 13, 16, 19):
         for suffix, norm in (("", False), ("-bn", True)):
             build = bind(vgg, d, batch_norm=norm)
@@ -66,12 +70,13 @@ def _table() -> dict[str, Entry]:
     for d, k in ((10, 2), (16, 2), (16, 4), (28, 2), (28, 10), (40, 2)):
         table[f"wrn-{d}-{k}"] = Entry(bind(wide_resnet, d, k), f"wide ResNet of {d} layers, {k} times", small)
     for size, build in (("ti", vit_ti), ("s", vit_s), ("b", vit_b)):
-        for patch, image in ((4, small), (16, large)):
+        for patch, image in ((4, small), (16, large), (32, large)):
             summary = f"vision transformer {size.capitalize()}, {patch}×{patch} patches"
             table[f"vit-{size}-{patch}"] = Entry(bind(build, patch=patch), summary, image)
     for n, size in ((0, 224), (1, 240), (2, 260)):
         summary = f"EfficientNet-Lite{n}, inverted residuals without squeezing"
         table[f"efficientnet-lite{n}"] = Entry(bind(efficientnet_lite, n), summary, (size, size, 3))
+    table["mobilenet-v2"] = Entry(mobilenet_v2, "MobileNet-v2, inverted residuals", large)
     return table
 
 

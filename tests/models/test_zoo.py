@@ -20,6 +20,10 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "resnet34-imagenet": 21_797_672,
     "resnet50-imagenet": 25_557_032,
     "resnet101-imagenet": 44_549_160,
+    "resnet152-imagenet": 60_192_808,
+    "wide-resnet50-2": 68_883_240,
+    "wide-resnet101-2": 126_886_696,
+    "mobilenet-v2": 3_504_872,
     "vgg11-imagenet": 132_863_336,
     "vgg13-imagenet": 133_047_848,
     "vgg16-imagenet": 138_357_544,
@@ -35,10 +39,14 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "vit-ti-16": 5_717_416,
     "vit-s-16": 22_050_664,
     "vit-b-16": 86_567_656,
+    "vit-s-32": 22_878_952,
+    "vit-b-32": 88_224_232,
 }
 
 DEEP = {
-    name for name in models.ZOO if re.search(r"(34|44|56|101|110|16|19)(?!\d)|vit-[sb]|wrn-(28|40)", name)
+    name
+    for name in models.ZOO
+    if re.search(r"(34|44|56|101|110|152|16|19)(?!\d)|vit-[sb]|vit-ti-32|wrn-(28|40)|wide-resnet", name)
 }  # of the same code
 FAMILIES = ["mlp", "linear", "small-cnn", "conv4", "conv4-strided", "resnet20", "preact-resnet20", "resnet18"]
 FAMILIES += ["resnet18-imagenet", "resnet50", "vgg11-bn", "vgg11", "wrn-16-2"]
@@ -152,6 +160,9 @@ def test_unknown_name_lists_the_closest():
     [
         lambda: models.cifar_resnet(21, 10),
         lambda: models.resnet(19, 10),
+        lambda: models.resnet(34, 10, wider=2),
+        lambda: models.resnet(50, 10, wider=0),
+        lambda: models.mobilenet_v2(10, width=0),
         lambda: models.vgg(12, 10),
         lambda: models.wide_resnet(17, 2, 10),
         lambda: models.vit(100, 2, 3, 10),
@@ -169,7 +180,7 @@ def test_impossible_sizes_are_refused(make):
         *(("resnet", depth) for depth in (18,)),
         *(("vgg", depth) for depth in (11,)),
         *(pytest.param("cifar_resnet", depth, marks=pytest.mark.slow) for depth in (44, 56, 110)),
-        *(pytest.param("resnet", depth, marks=pytest.mark.slow) for depth in (34, 50, 101)),
+        *(pytest.param("resnet", depth, marks=pytest.mark.slow) for depth in (34, 50, 101, 152)),
         *(pytest.param("vgg", depth, marks=pytest.mark.slow) for depth in (13, 16, 19)),
     ],
 )

@@ -56,20 +56,24 @@ def slow(*values):
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
-@pytest.mark.parametrize("depth", [slow(18), slow(34), slow(50), slow(101)])
-def test_resnet(library, depth):
+@pytest.mark.parametrize("depth", [slow(18), slow(34), slow(50), slow(101), slow(152)])
+@pytest.mark.parametrize("wider", [1, 2])
+def test_resnet(library, depth, wider):
+    if wider > 1 and depth not in (50, 101):
+        pytest.skip("there is no such network")
     pytest.importorskip(library)
+    name = f"resnet{depth}" if wider == 1 else f"wide_resnet{depth}_2"
     if library == "torchvision":
         import torchvision
 
-        net = getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+        net = getattr(torchvision.models, name)(num_classes=7)
         features = "avgpool"
     else:
         import timm
 
-        net = timm.create_model(f"resnet{depth}", num_classes=7)
+        net = timm.create_model(name, num_classes=7)
         features = "global_pool"
-    model = jt.models.resnet(depth, 7, **DOUBLE)
+    model = jt.models.resnet(depth, 7, wider=wider, **DOUBLE)
     loaded = check_double(net, model, originals.images((2, 65, 48, 3)), RESNET_MAPS, features)
     assert loaded.report.scheme == "torchvision or timm ResNet"
     assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -102,11 +106,12 @@ def test_timm_vgg():
     check(net, jt.models.vgg(11, 7, dropout=0.0), originals.images((2, 224, 224, 3)), {"features": "stage5"}, None)
 
 
-@pytest.mark.parametrize("size", ["tiny", slow("b")])
+@pytest.mark.parametrize("size", ["tiny", slow(16), slow(32)])
 def test_torchvision_vit(size):
     torchvision = pytest.importorskip("torchvision")
-    if size == "b":
-        net, model, depth = torchvision.models.vit_b_16(num_classes=7), jt.models.vit_b(7), 12
+    if size != "tiny":
+        net = getattr(torchvision.models, f"vit_b_{size}")(num_classes=7)
+        model, depth = jt.models.vit_b(7, patch=size), 12
         x = originals.images((1, 224, 224, 3))
     else:
         net = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 128, num_classes=7)
@@ -124,6 +129,8 @@ def test_torchvision_vit(size):
         slow("deit_small_patch16_224", jt.models.vit_s, 224),
         slow("vit_small_patch32_224", functools.partial(jt.models.vit_s, patch=32), 224),
         slow("deit_base_patch16_224", jt.models.vit_b, 224),
+        slow("vit_base_patch32_224", functools.partial(jt.models.vit_b, patch=32), 224),
+        slow("deit_tiny_patch16_224", jt.models.vit_ti, 224),
     ],
 )
 def test_timm_vit(name, make, size):
@@ -196,6 +203,30 @@ def test_timm_efficientnet_lite(name, same, epsilon):
     maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(7)}
     loaded = check_double(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
     assert loaded.report.scheme == "timm EfficientNet-Lite"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1.0, 0.5, 1.4])
+def test_torchvision_mobilenet_v2(width):
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.mobilenet_v2(num_classes=7, width_mult=width, dropout=0.0)
+    model = jt.models.mobilenet_v2(7, width=width, dropout=0.0, **DOUBLE)
+    maps = {f"features.{number}": f"stage{i}" for i, number in enumerate((1, 3, 6, 10, 13, 16, 17), 1)}
+    size = (2, 65, 48, 3) if width == 1 else (2, 8, 8, 3)  # there a stride of 2 meets maps of one pixel
+    loaded = check_double(net, model, originals.images(size), maps, None)
+    assert loaded.report.scheme == "torchvision MobileNet-v2"
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("mobilenetv2_100", 1.0), ("mobilenetv2_050", 0.5)])
+def test_timm_mobilenet_v2(name, width):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, num_classes=7)
+    model = jt.models.mobilenet_v2(7, width=width, dropout=0.0, **DOUBLE)
+    maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(7)}
+    loaded = check_double(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
+    assert loaded.report.scheme == "timm EfficientNet-Lite or MobileNet-v2"
 
 
 @pytest.mark.slow

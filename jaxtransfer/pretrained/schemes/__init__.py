@@ -5,6 +5,7 @@ from jaxtransfer.pretrained.schemes.cifar_resnet import CIFAR_RESNET
 from jaxtransfer.pretrained.schemes.efficientnet_lite import EFFICIENTNET_LITE, TIMM_EFFICIENTNET_LITE
 from jaxtransfer.pretrained.schemes.huggingface_resnet import HUGGINGFACE_RESNET
 from jaxtransfer.pretrained.schemes.huggingface_vit import HUGGINGFACE_VIT
+from jaxtransfer.pretrained.schemes.mobilenet_v2 import TORCHVISION_MOBILENET_V2
 from jaxtransfer.pretrained.schemes.own import OWN
 from jaxtransfer.pretrained.schemes.timm_vgg import TIMM_VGG
 from jaxtransfer.pretrained.schemes.timm_vit import TIMM_VIT
@@ -15,6 +16,6 @@ from jaxtransfer.pretrained.schemes.torchvision_vit import TORCHVISION_VIT
 SCHEMES = (
     *(OWN, TORCHVISION_RESNET, HUGGINGFACE_RESNET, CIFAR_RESNET, TORCHVISION_VGG, TIMM_VGG),
     *(TORCHVISION_VIT, TIMM_VIT, HUGGINGFACE_VIT, BIG_VISION_VIT),
-    *(EFFICIENTNET_LITE, TIMM_EFFICIENTNET_LITE),
+    *(EFFICIENTNET_LITE, TIMM_EFFICIENTNET_LITE, TORCHVISION_MOBILENET_V2),
 )
 """All of them, in the order in which they are tried."""

@@ -1,4 +1,7 @@
-"""EfficientNet-Lite by the names of efficientnet_lite_pytorch, whose blocks are numbered through, and by timm's."""
+"""EfficientNet-Lite by the names of efficientnet_lite_pytorch, whose blocks are numbered through, and by timm's.
+
+timm names the layers of MobileNet-v2 alike.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,20 +13,28 @@ _PARTS = {"_expand_conv": "expand_conv", "_bn0": "expand_norm", "_depthwise_conv
 _PARTS |= {"_bn1": "depthwise_norm", "_project_conv": "project_conv", "_bn2": "project_norm"}
 
 
+def blocks_of(shapes: Shapes) -> list[str]:
+    """Returns the names of a network's inverted residuals, in order.
+
+    Args:
+      shapes: of the model's leaves.
+    """
+    blocks = {match[1] for path in shapes if (match := re.match(r"params/(stage\d+_block\d+)/project_conv/", path))}
+    return sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)])
+
+
 def rules(shapes: Shapes) -> Sequence[Rule]:
     """Returns the table for a model with such leaves.
 
     Args:
       shapes: of the model's leaves.
     """
-    blocks = {match[1] for path in shapes if (match := re.match(r"params/(stage\d+_block\d+)/project_conv/", path))}
-    in_order = sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)])
     return (
         Rule(r"_conv_stem", "stem_conv"),
         Rule(r"_bn0", "stem_norm"),
         *(
             Rule(rf"_blocks\.{number}\.{part}", f"{block}/{ours}")
-            for number, block in enumerate(in_order)
+            for number, block in enumerate(blocks_of(shapes))
             for part, ours in _PARTS.items()
         ),
         Rule(r"_conv_head", "final_conv"),
@@ -41,7 +52,7 @@ EFFICIENTNET_LITE = Scheme(
 _BLOCK = r"blocks\.([1-9]\d*)\.(\d+)"
 
 TIMM_EFFICIENTNET_LITE = Scheme(
-    "timm EfficientNet-Lite",
+    "timm EfficientNet-Lite or MobileNet-v2",
     (
         Rule(r"conv_stem", "stem_conv"),
         Rule(r"bn1", "stem_norm"),
