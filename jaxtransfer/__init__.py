@@ -9,6 +9,7 @@ step = jt.train_step(objective, optimizer)
 
 from jaxtransfer import data, losses, meta, methods, models, multitask, optim, pretrained, representation, runs, tree
 from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.former import keep_former_names
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
 from jaxtransfer.micro_batches import micro_batched
@@ -32,12 +33,11 @@ from jaxtransfer.objectives import (
 )
 from jaxtransfer.objectives import selfsupervised as _selfsupervised
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
-from jaxtransfer.outputs import shapes_of
+from jaxtransfer.parts.outputs import shapes_of
+from jaxtransfer.parts.together import together
 from jaxtransfer.pretrained import Pretrained, load_pretrained
 from jaxtransfer.representation.features import features
 from jaxtransfer.runs.load import Run, load_run
-from jaxtransfer.surgery import Report, Transferred, transfer
-from jaxtransfer.together import together
 from jaxtransfer.train import (
     Fitted,
     Interval,
@@ -54,6 +54,9 @@ from jaxtransfer.train import (
     train_step,
 )
 from jaxtransfer.weights import recompute_statistics
+from jaxtransfer.weights.transfer import Report, Transferred, transfer
+
+keep_former_names()
 
 __all__ = [
     "Average",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
-from jaxtransfer.parts import Parts
+from jaxtransfer.parts.split_statistics import Parts
 from jaxtransfer.tree import leaves_by_path
 from jaxtransfer.weights import Average, Frozen, FrozenModel, Weights, ema, frozen, on, weights_of
 

@@ -9,7 +9,7 @@ import jax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.twins import apart, joined
+from jaxtransfer.parts.twins import apart, joined
 
 Variables = Mapping[str, Any]
 Outputs = Mapping[str, Any]

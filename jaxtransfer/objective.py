@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
-from jaxtransfer.mixing import Task, mixed
 from jaxtransfer.model import FROZEN, Model
+from jaxtransfer.parts.mixing import Task, mixed
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, result_of, weight_of
 from jaxtransfer.tree import check_arrays
 from jaxtransfer.weights import Average, Frozen, Weights

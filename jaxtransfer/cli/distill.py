@@ -27,7 +27,7 @@ from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import read_text
 from jaxtransfer.methods import Phase
 from jaxtransfer.objectives.distillation.teachers import Teacher
-from jaxtransfer.outputs import shapes_of
+from jaxtransfer.parts.outputs import shapes_of
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.files import write_atomically
 

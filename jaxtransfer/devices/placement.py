@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks
+from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.weights import Frozen
 
 AXIS = "batch"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_weights
+from jaxtransfer.parts.masking import check_weights
 
 EXACT = jax.lax.Precision.HIGHEST  # full float32 products on hardware that would round them to 10 bits or fewer
 

@@ -9,13 +9,13 @@ import optax
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, FrozenModel
-from jaxtransfer.masks import mask_of
 from jaxtransfer.meta.embed import check_labels, class_means, few_shot, named_output, per_task
 from jaxtransfer.meta.linear_head import check_steps, fit_head
 from jaxtransfer.meta.prototypical import cosine_distance, unit
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, named_key, view_of
-from jaxtransfer.outputs import shapes_of
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import shapes_of
 
 
 def cosine_classification(

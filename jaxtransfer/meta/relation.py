@@ -8,7 +8,7 @@ from jaxtransfer.forward import Forward, FrozenModel
 from jaxtransfer.meta.embed import Embedded, LossFn, few_shot, named_output
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, fresh, view_of
-from jaxtransfer.outputs import shapes_of
+from jaxtransfer.parts.outputs import shapes_of
 
 
 def score_error(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -9,11 +9,11 @@ import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, Frozen, FrozenModel
-from jaxtransfer.masks import mask_of
 from jaxtransfer.meta.embed import Embedded, class_means, few_shot, named_output, per_task, run_only
 from jaxtransfer.meta.prototypical import squared_euclidean, unit
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.parts.masking import mask_of
 
 
 def simpleshot(

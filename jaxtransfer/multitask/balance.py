@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.mixing import Mixing, Rule, Task
 from jaxtransfer.objective import Objective
+from jaxtransfer.parts.mixing import Mixing, Rule, Task
 
 
 def balance(

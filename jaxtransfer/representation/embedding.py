@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
+from jaxtransfer.parts.masking import check_masks
 
 
 class Embedded(NamedTuple):

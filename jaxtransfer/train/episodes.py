@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import Placement
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
+from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.train.arguments import check_batches, check_objective, check_state, lacking
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.updates import updates_made

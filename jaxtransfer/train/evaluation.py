@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean, Objective
+from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import steps_of

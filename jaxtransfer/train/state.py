@@ -10,9 +10,9 @@ import optax
 from jaxtransfer import tree
 from jaxtransfer.devices.placement import check_whole
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
+from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.terms import result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
 from jaxtransfer.train.turns import Turn, first_states, moved_by, turns_of

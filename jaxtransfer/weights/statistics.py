@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks
 from jaxtransfer.model import Model, Variables, state_of
+from jaxtransfer.parts.masking import check_masks
 
 _PAIRS = {"mean": "var", "running_mean": "running_var", "0": "1"}  # siblings: a mean, and the variance around it
 _LARGE = 2.0**20  # beside statistics; of it and its double single precision keeps the digits

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.errors import InputError
-from jaxtransfer.masks import check_masks, mask_of
 from jaxtransfer.objective import Context, Objective
+from jaxtransfer.parts.masking import check_masks, mask_of
 
 
 def fisher_diagonal(objective: Objective, params: Any, state: Any, batches: Iterable[Any]) -> Any:

@@ -11,8 +11,8 @@ from jaxtransfer.losses._numerics import check_share, check_temperature
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, named_key, view_of
 from jaxtransfer.objectives.distillation.teachers import Source, Teacher, peers_of
-from jaxtransfer.objectives.rows import gathered, mean_of_all
-from jaxtransfer.outputs import pick, shapes_of
+from jaxtransfer.parts.outputs import pick, shapes_of
+from jaxtransfer.parts.rows import gathered, mean_of_all
 
 
 def crd(

@@ -13,13 +13,13 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.losses._numerics import check_temperature
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, fresh, view_of
 from jaxtransfer.objectives.distillation.teachers import Source, Teacher, peers_of
-from jaxtransfer.objectives.rows import kept
 from jaxtransfer.objectives.supervised.classification import check_labels
-from jaxtransfer.outputs import Tap, pick, shapes_of
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import Tap, pick, shapes_of
+from jaxtransfer.parts.rows import kept
 
 Taps = Tap | Sequence[Tap] | Mapping[Tap, Tap]
 

@@ -8,7 +8,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
-from jaxtransfer.outputs import Tap, pick
+from jaxtransfer.parts.outputs import Tap, pick
 from jaxtransfer.weights import is_fixed
 
 

@@ -9,7 +9,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
-from jaxtransfer.outputs import pick, shapes_of
+from jaxtransfer.parts.outputs import pick, shapes_of
 
 Schedule = float | Callable[[Any], Any]
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.forward import Forward, ema
 from jaxtransfer.losses._numerics import check_share, check_temperature
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
-from jaxtransfer.objectives.rows import gathered, kept
 from jaxtransfer.objectives.selfsupervised.crops import Schedule, all_views, dimension, multi_crop
 from jaxtransfer.objectives.selfsupervised.over_views import VIEWS
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.rows import gathered, kept
 
 
 def dino(

@@ -10,14 +10,14 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward, ema
 from jaxtransfer.losses._numerics import check_temperature
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
-from jaxtransfer.objectives.rows import kept
 from jaxtransfer.objectives.selfsupervised.over_views import VIEWS
 from jaxtransfer.objectives.selfsupervised.queue import enqueued, ids_of, queue_of
-from jaxtransfer.outputs import pick
-from jaxtransfer.parts import Parts
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import pick
+from jaxtransfer.parts.rows import kept
+from jaxtransfer.parts.split_statistics import Parts
 
 
 def moco(

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.forward import Forward
 from jaxtransfer.losses._numerics import check_temperature
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
-from jaxtransfer.objectives.rows import check_several, kept, unit
 from jaxtransfer.objectives.selfsupervised.over_views import VIEWS
 from jaxtransfer.objectives.selfsupervised.queue import enqueued, ids_of, queue_of
-from jaxtransfer.outputs import pick
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import pick
+from jaxtransfer.parts.rows import check_several, kept, unit
 
 
 def nnclr(

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, view_of
-from jaxtransfer.objectives.rows import kept
 from jaxtransfer.objectives.supervised.classification import check_labels
-from jaxtransfer.outputs import pick, shapes_of
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import pick, shapes_of
+from jaxtransfer.parts.rows import kept
 
 _EPSILON = 1e-6  # under the root of the features' variance
 

@@ -7,11 +7,11 @@ import jax
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, view_of
-from jaxtransfer.objectives.rows import check_several, gathered, kept, mean_of_all
-from jaxtransfer.outputs import pick
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import pick
+from jaxtransfer.parts.rows import check_several, gathered, kept, mean_of_all
 
 VIEWS = ("image", "image2")
 

@@ -6,11 +6,11 @@ import jax
 
 from jaxtransfer import losses
 from jaxtransfer.forward import Average, Forward
-from jaxtransfer.masks import mask_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective
-from jaxtransfer.objectives.rows import kept
-from jaxtransfer.outputs import pick
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.outputs import pick
+from jaxtransfer.parts.rows import kept
 
 
 def of_each_other(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.objective import Context, named_key, view_of
-from jaxtransfer.objectives.rows import gathered, unit
-from jaxtransfer.outputs import pick, shapes_of
+from jaxtransfer.parts.outputs import pick, shapes_of
+from jaxtransfer.parts.rows import gathered, unit
 
 
 def queue_of(forward: Forward, tap: str, name: str, size: int) -> Callable[..., tuple[Any, Any]]:

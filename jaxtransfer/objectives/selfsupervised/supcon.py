@@ -8,8 +8,8 @@ from jaxtransfer import losses
 from jaxtransfer.losses._numerics import check_temperature
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
-from jaxtransfer.objectives.rows import unit
 from jaxtransfer.objectives.selfsupervised.over_views import VIEWS, over_views
+from jaxtransfer.parts.rows import unit
 
 
 def supcon(

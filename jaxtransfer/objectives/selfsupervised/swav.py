@@ -10,9 +10,9 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_temperature
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key
-from jaxtransfer.objectives.rows import check_several, gathered, mean_of_all, unit
 from jaxtransfer.objectives.selfsupervised.crops import all_views, dimension, multi_crop
 from jaxtransfer.objectives.selfsupervised.over_views import VIEWS
+from jaxtransfer.parts.rows import check_several, gathered, mean_of_all, unit
 
 
 def swav(

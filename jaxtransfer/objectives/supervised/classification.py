@@ -8,11 +8,11 @@ import numpy as np
 from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
-from jaxtransfer.masks import check_weight, mask_of, weights_of
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Mean, Objective, view_of
-from jaxtransfer.objectives.rows import kept
-from jaxtransfer.outputs import pick
+from jaxtransfer.parts.masking import check_weight, mask_of, weights_of
+from jaxtransfer.parts.outputs import pick
+from jaxtransfer.parts.rows import kept
 
 
 def classification(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import normalize
-from jaxtransfer.masks import mask_of
 from jaxtransfer.objective import Batch, Context, Mean
+from jaxtransfer.parts.masking import mask_of
 
 
 def kept(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
