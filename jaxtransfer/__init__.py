@@ -7,7 +7,20 @@ objective = jt.classification(model) + jt.l2_sp(w0, exclude="head") + 0.01 * jt.
 step = jt.train_step(objective, optimizer)
 """
 
-from jaxtransfer import data, losses, meta, methods, models, multitask, optim, pretrained, representation, runs, tree
+from jaxtransfer import (
+    data,
+    losses,
+    meta,
+    methods,
+    models,
+    multitask,
+    optim,
+    pretrained,
+    representation,
+    runs,
+    schedules,
+    tree,
+)
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.former import keep_former_names
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
@@ -117,6 +130,7 @@ __all__ = [
     "regression",
     "representation",
     "runs",
+    "schedules",
     "shapes_of",
     "together",
     "train_step",

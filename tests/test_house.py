@@ -25,7 +25,7 @@ FLOORS = [
     {"terms", "parts.mixing"},
     {"objective"},
     {"parts.rows", "parts.outputs", "parts.together"},
-    {"objectives", "optim", "meta", "multitask", "runs"},
+    {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another
     {"methods"},
     {"cli"},

@@ -24,6 +24,7 @@ from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
+from jaxtransfer.cli.settings import with_settings
 from jaxtransfer.cli.words import asks_for_help, check_words
 from jaxtransfer.errors import InputError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
@@ -179,6 +180,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
       SystemExit: after --help.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    words = with_settings(words, COMMANDS)
     check_words(words, COMMANDS)
     shown: Any = _ShortUsage(sys.stdout)
     asks = asks_for_help(words)

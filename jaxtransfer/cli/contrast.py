@@ -27,6 +27,7 @@ from jaxtransfer.cli.options import (
 from jaxtransfer.cli.registry.row import choices, having, names_with, row_of
 from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_heads
 from jaxtransfer.cli.runs import Run, build_model, load_run
+from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.data import views
 from jaxtransfer.devices import device_mesh
@@ -232,6 +233,7 @@ class Contrast:
             self.data,
             training,
             self.view,
+            **made_by("contrast", self),
             knows=[FEATURES],
             heads=True,
             method=self.method,

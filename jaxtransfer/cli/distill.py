@@ -21,6 +21,7 @@ from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_
 from jaxtransfer.cli.registry.distillation import LOGITS, LOSSES, taps_of, term_of
 from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
+from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError, unknown
@@ -165,6 +166,7 @@ class Distill:
             "distill",
             self.data,
             training,
+            **made_by("distill", self),
             teacher=[str(directory) for directory in self.teacher],
             teacher_steps=[run.step for run in runs],
             teacher_weights=[teacher_identity(run)["weights"][:16] for run in runs],

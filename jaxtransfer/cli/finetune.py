@@ -14,6 +14,7 @@ from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_
 from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients
 from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
+from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES
@@ -65,6 +66,7 @@ class Finetune:
             "finetune",
             self.data,
             training,
+            **made_by("finetune", self),
             source=self.source,
             source_step=source.step,
             method=self.method,

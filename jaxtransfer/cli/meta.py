@@ -28,6 +28,7 @@ from jaxtransfer.cli.options import statistics as image_statistics
 from jaxtransfer.cli.registry.fewshot import METHODS, STATISTICS, learner
 from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, load_run
+from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError, unknown
@@ -149,6 +150,7 @@ class Meta:
             "meta",
             self.episodes,
             training,
+            **made_by("meta", self),
             knows=[EPISODES, CLASSES] if kind.labelled else [EPISODES],
             method=self.method,
             model=self.model,

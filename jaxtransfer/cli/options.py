@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import jax
 import optax
 import tyro
 
 from jaxtransfer import data as data_room
+from jaxtransfer.cli.rates import OPTIMIZERS as OPTIMIZERS
+from jaxtransfer.cli.rates import RateOptions
+from jaxtransfer.cli.values import MOST, at_least, divides_by_devices, positive
+from jaxtransfer.cli.values import at_most as at_most
 from jaxtransfer.data import augment
 from jaxtransfer.data import statistics as statistics
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
-from jaxtransfer.optim import kernels
 from jaxtransfer.runs.configuration import FORMAT
 
 AUGMENTATIONS = {
@@ -27,15 +29,6 @@ AUGMENTATIONS = {
     "mixup": lambda classes: augment.mixup(0.2, classes),
 }
 MODES = ("jit", "pmap")
-_MOST = 2**31 - 1  # what a step or an index in 32 bits can be
-OPTIMIZERS = {  # of a rate and a weight decay, which kernels alone feel
-    "adam": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels) if decay else optax.adam(rate),
-    "sgd": lambda rate, decay: optax.chain(
-        optax.add_decayed_weights(decay, kernels) if decay else optax.identity(),
-        optax.sgd(rate, momentum=0.9, nesterov=True),
-    ),
-    "lars": lambda rate, decay: optax.lars(rate, decay, weight_decay_mask=kernels, trust_ratio_mask=kernels),
-}
 STEPS = 1000
 
 
@@ -59,8 +52,8 @@ class DataOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How to learn, and where to keep what was learned."""
+class Length:
+    """Where a run lies, and how long it is."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Run directory for checkpoints, metrics and a report. The same command again resumes, or says that it is done."""
@@ -68,17 +61,15 @@ class RunOptions:
     """Updates in all."""
     epochs: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None
     """In place of --steps: how often the training examples are seen; how many steps that makes is said."""
-    optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adam"
-    """adam; sgd with Nesterov momentum 0.9; or lars, for contrast with large batches (--lr 0.3 per 256 examples)."""
-    lr: float = 1e-3
-    """Peak learning rate; it falls to zero along a cosine."""
-    warmup: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: none)")] = None
-    """Steps in which the learning rate first rises to --lr, of --steps (of each stage's, where there are several)."""
-    weight_decay: float = 0.0
-    """Weight decay, of kernels alone: no biases, norms, tokens, positions, temperatures.
-    Decoupled under adam, else added to the gradient."""
-    clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: never)")] = None
-    """Largest norm of the gradient, which is scaled down to it; of each layer's under gradual-unfreeze."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Options from a file, YAML or JSON, by their names: lr: 0.01. Those of the command line go before them. The
+    config.json of a run repeats it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(RateOptions, Length):
+    """How to learn, and where to keep what was learned."""
+
     seed: int = 0
     """Of weights, order, augmentation and choice of shots."""
     eval_every: Annotated[
@@ -106,12 +97,10 @@ class RunOptions:
         """
         steps = self.updates
         if self.epochs is not None:
-            steps = max(1, math.ceil(min(self.epochs * examples / rows, _MOST + 1)))
-            if steps > _MOST:
-                raise InputError(
-                    f"--epochs must make at most {_MOST} steps; got {self.epochs:g} of {examples} examples"
-                )
-        self._check_warmup(steps)
+            steps = max(1, math.ceil(min(self.epochs * examples / rows, MOST + 1)))
+            if steps > MOST:
+                raise InputError(f"--epochs must make at most {MOST} steps; got {self.epochs:g} of {examples} examples")
+        self.check_warmup(steps)
         return dataclasses.replace(self, steps=steps)
 
     def say_steps(self) -> None:
@@ -119,33 +108,16 @@ class RunOptions:
         if self.epochs is not None:
             print(f"--epochs {self.epochs:g}: {self.steps} steps", file=sys.stderr)
 
-    def _check_warmup(self, steps: int) -> None:
-        if self.warmup and self.warmup >= steps:
-            raise InputError(f"--warmup must be shorter than the {steps} steps that it is a part of; got {self.warmup}")
-
-    def optimizer_for(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optimiser with its schedule over `steps`: a linear warm-up, then a cosine."""
-        self._check_warmup(steps)
-        warmup = self.warmup or 0
-        rate = optax.cosine_decay_schedule(self.lr, max(1, steps - warmup))
-        if warmup:
-            rate = optax.join_schedules(
-                [optax.linear_schedule(self.lr / (warmup + 1), self.lr, warmup), rate], [warmup]
-            )
-        optimizer = OPTIMIZERS[self.optimizer](rate, self.weight_decay)
-        return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
-
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
-        for name, known in (("optimizer", OPTIMIZERS), ("mode", MODES)):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        self.check_rates()
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES)
         at_least(self, 1, "steps", "keep", "eval_every", "patience")
-        at_least(self, 0, "weight_decay", "seed", "warmup")
-        positive(self, "epochs", "clip")
+        at_least(self, 0, "seed")
+        positive(self, "epochs")
         if self.steps is not None and self.epochs is not None:
             raise InputError("--steps and --epochs both say how long to train; give one of them")
-        positive(self, "lr")
         if self.seed >= 2**32:
             raise InputError(f"--seed must be below 2**32; got {self.seed}")
 
@@ -156,10 +128,34 @@ class TrainOptions(RunOptions):
 
     batch_size: int = 128
     """Examples per update, over all devices; a multiple of their number."""
+    accumulate: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1)")] = None
+    """Batches whose gradients make one update, by their mean: where a larger batch doesn't fit into memory. --steps,
+    --warmup and --eval-every count batches."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
     augment: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
     """Any of crop, flip, cutout, mixup, in the order of use."""
+
+    def for_data(self, examples: int, rows: int) -> Self:
+        """Returns the options with their steps; of epochs so many that the last update has all of its batches."""
+        counted, together = super().for_data(examples, rows), self.accumulate or 1
+        if self.epochs is None or counted.steps is None:
+            return counted
+        return dataclasses.replace(counted, steps=math.ceil(counted.steps / together) * together)
+
+    def optimizer_for(self, steps: int) -> optax.GradientTransformation:
+        """Returns the optimiser with its schedule over `steps` batches, of which --accumulate make an update."""
+        if (together := self.accumulate or 1) == 1:
+            return super().optimizer_for(steps)
+        if steps % together:
+            raise InputError(
+                f"--accumulate {together}: {steps} steps (of a stage, where there are several) make no whole number of "
+                f"updates; choose --steps so that they do, or --epochs"
+            )
+        self.check_warmup(steps)
+        warmup = None if self.warmup is None else math.ceil(self.warmup / together)
+        one = dataclasses.replace(self, accumulate=None, warmup=warmup).optimizer_for(steps // together)
+        return optax.MultiSteps(one, together).gradient_transformation()
 
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:
         """Returns the training batches."""
@@ -173,33 +169,10 @@ class TrainOptions(RunOptions):
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
-        at_least(self, 1, "batch_size")
+        at_least(self, 1, "batch_size", "accumulate")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label-smoothing must be at least 0 and below 1; got {self.label_smoothing}")
         divides_by_devices("batch_size", self.batch_size)
-
-
-def divides_by_devices(name: str, value: int) -> None:
-    """Raises for a number of rows that the devices can't share."""
-    if value % (count := jax.device_count()):
-        raise InputError(f"--{name.replace('_', '-')} must be a multiple of the {count} devices; got {value}")
-
-
-def at_least(options: Any, least: float, *names: str) -> None:
-    """Raises for an option that is set and smaller than `least`, not finite, or a count that no array can have."""
-    for name in names:
-        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
-        if isinstance(value, int) and value > _MOST and name != "seed":
-            raise InputError(f"{option} must be at most {_MOST}; got {str(value)[:40]}")
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise InputError(f"{option} must be at least {least}; got {value}")
-
-
-def at_most(options: Any, most: int, why: str, *names: str) -> None:
-    """Raises for an option that is set and larger than `most`, and says why that is enough."""
-    for name in names:
-        if (value := getattr(options, name)) is not None and value > most:
-            raise InputError(f"--{name.replace('_', '-')} must be at most {most}, {why}; got {value}")
 
 
 def check_memory(batch_size: int, image_shape: Sequence[int], option: str = "--batch-size") -> None:
@@ -225,19 +198,14 @@ def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     return size
 
 
-def positive(options: Any, *names: str) -> None:
-    """Raises for an option that is set and not positive, or not finite."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"--{name.replace('_', '-')} must be positive and finite; got {value}")
+_ELSEWHERE = ("out", "data_dir", "epochs", "config")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:
     """Returns what determines a run as JSON types: the options, but for where things lie; epochs count as steps."""
     config: dict[str, Any] = {"command": command, "format": FORMAT}
     for option in options:
-        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in ("out", "data_dir", "epochs")}
+        config |= {k: v for k, v in dataclasses.asdict(option).items() if k not in _ELSEWHERE}
     if config.get("weight_decay"):
         config["weight_decay_of"] = "kernels"  # of all parameters, in runs of old
     return {k: str(v) if isinstance(v, Path) else v for k, v in {**config, **more}.items()}

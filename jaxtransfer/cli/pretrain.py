@@ -9,6 +9,7 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, load_pair, statistics
 from jaxtransfer.cli.runs import build_model
+from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import unknown
 from jaxtransfer.runs.configuration import CLASSES
@@ -44,6 +45,7 @@ class Pretrain:
             "pretrain",
             self.data,
             training,
+            **made_by("pretrain", self),
             knows=[CLASSES],
             model=self.model,
             class_names=list(train.class_names),

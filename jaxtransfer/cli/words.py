@@ -81,11 +81,11 @@ def check_words(words: Sequence[str], commands: Mapping[str, type], prog: str = 
 
 
 def _check_options(name: str, words: Sequence[str], commands: Mapping[str, type]) -> None:
-    options, places = _options_of(commands[name])
+    options, places = options_of(commands[name])
     given, left, position = set(), [], 0
     while position < len(words):
         word, position = words[position], position + 1
-        if not _is_option(word):
+        if not is_option(word):
             left.append(word)
             continue
         word, equals, value = word.partition("=")
@@ -94,7 +94,7 @@ def _check_options(name: str, words: Sequence[str], commands: Mapping[str, type]
             raise _no_option(name, word, options, commands)
         given.add(option.name)
         following = []
-        while position + len(following) < len(words) and not _is_option(words[position + len(following)]):
+        while position + len(following) < len(words) and not is_option(words[position + len(following)]):
             following.append(words[position + len(following)])
         if equals:
             values, taken = [value], 0
@@ -121,14 +121,14 @@ def _check_options(name: str, words: Sequence[str], commands: Mapping[str, type]
 
 def _no_option(name: str, word: str, options: Mapping[str, Option], commands: Mapping[str, type]) -> InputError:
     close = difflib.get_close_matches(word, options, n=1)
-    others = [other for other, kind in commands.items() if word in _options_of(kind)[0]]
+    others = [other for other, kind in commands.items() if word in options_of(kind)[0]]
     if others:
         return InputError(f"{name} has no option {word}, which is one of {', '.join(others)}")
     hint = f" (did you mean {close[0]}?)" if close else ""
     return InputError(f"{name} has no option {word}{hint}")
 
 
-def _options_of(command: type) -> tuple[dict[str, Option], list[Option]]:
+def options_of(command: type) -> tuple[dict[str, Option], list[Option]]:
     """Returns what a command takes: options by name, and words by their place."""
     options: dict[str, Option] = {}
     places: list[Option] = []
@@ -136,11 +136,11 @@ def _options_of(command: type) -> tuple[dict[str, Option], list[Option]]:
     for field in dataclasses.fields(command):
         kind, notes = _without_notes(hints[field.name])
         if dataclasses.is_dataclass(kind):
-            inner, further = _options_of(typing.cast(type, kind))
+            inner, further = options_of(typing.cast(type, kind))
             options |= inner
             places += further
             continue
-        told = {key: value for note in notes for key in ("name", "metavar") if (value := getattr(note, key, None))}
+        told = _told(notes)
         kinds, open_ended = _kinds(kind)
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         name = f"--{told.get('name', field.name).replace('_', '-')}"
@@ -152,6 +152,26 @@ def _options_of(command: type) -> tuple[dict[str, Option], list[Option]]:
             name = f"--no-{name[2:]}"
         options[name] = Option(name, kinds, open_ended, required, metavar)
     return options, places
+
+
+def given_options(command: Any) -> dict[str, Any]:
+    """Returns what a command was given, by the options' names without dashes, JSON types: all but the defaults."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(command), include_extras=True)
+    for field in dataclasses.fields(command):
+        value, notes = getattr(command, field.name), _without_notes(hints[field.name])[1]
+        if dataclasses.is_dataclass(value):
+            found |= given_options(value)
+        elif value != field.default:
+            value = [str(one) if isinstance(one, Path) else one for one in value] if isinstance(value, tuple) else value
+            name = _told(notes).get("name", field.name).replace("_", "-")
+            found[name] = str(value) if isinstance(value, Path) else value
+    return found
+
+
+def _told(notes: Sequence[Any]) -> dict[str, Any]:
+    """The name and the metavar that an option has besides those of its field."""
+    return {key: value for note in notes for key in ("name", "metavar") if (value := getattr(note, key, None))}
 
 
 def _without_notes(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -179,7 +199,7 @@ def _kinds(kind: Any) -> tuple[tuple[Any, ...], bool]:
     return (kind if kind in (int, float, str, Path) else str,), False
 
 
-def _is_option(word: str) -> bool:
+def is_option(word: str) -> bool:
     """Whether a word is meant as an option; a negative number isn't."""
     if not word.startswith("-") or word == "-":
         return False

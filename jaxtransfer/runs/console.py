@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtransfer.runs.directory import MADE
 from jaxtransfer.runs.report import evaluation
 
 _FOR_READERS = ("format", "knows", "heads")  # entries of a configuration that people have no use for
@@ -12,7 +13,10 @@ _FOR_READERS = ("format", "knows", "heads")  # entries of a configuration that p
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the rows of a report's first table: the configuration, without what only the reader of a run needs."""
-    return {name: shown(value) for name, value in config.items() if name not in _FOR_READERS}
+    told = {name: value for name, value in config.items() if name not in _FOR_READERS}
+    made = told.pop(MADE, {})
+    told |= {name: value for name, value in made.items() if not isinstance(value, dict)}
+    return {name: shown(value) for name, value in told.items()}
 
 
 def shown(value: Any) -> Any:

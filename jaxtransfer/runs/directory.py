@@ -14,6 +14,7 @@ from jaxtransfer.runs.configuration import ENTRIES
 from jaxtransfer.runs.files import told, write_atomically
 
 CONFIG = "config.json"
+MADE = "made"  # the entry of a configuration that says how its run came about, and not what it is
 NOTE = "identity.json"  # what the run is, by which `fit` compares; see train/identity.py
 
 
@@ -87,6 +88,7 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         if (directory / CONFIG).exists() and _begun(directory):
             _check_same(directory, read_config(directory), config)
         else:
+            (directory / CONFIG).unlink(missing_ok=True)
             note_config(directory, config)
         yield directory
 
@@ -97,7 +99,10 @@ def _begun(directory: Path) -> bool:
 
 
 def note_config(directory: Path, config: dict[str, Any]) -> None:
-    """Writes the configuration of a run."""
+    """Writes the configuration of a run; how it came about stays as it was noted when the run began."""
+    if MADE in config and (directory / CONFIG).exists():
+        began = read_config(directory).get(MADE)
+        config = {**config, MADE: config[MADE] if began is None else began}
     with told(directory / CONFIG):
         write_atomically(directory / CONFIG, json.dumps(_as_json(config), indent=2) + "\n")
 
@@ -110,11 +115,13 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    keys = old.keys() | new.keys()
+    keys = (old.keys() | new.keys()) - {MADE}
     if "format" in new and "format" not in old:  # written before runs said what they are
         keys -= ENTRIES.keys() - old.keys() | {"format"}
     changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in sorted(keys) if old.get(key) != new.get(key)
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(keys)
+        if _or_none(old.get(key)) != _or_none(new.get(key))
     ]
     if len(changes) == 1 and old.get("steps") != new.get("steps") and (directory / NOTE).exists():
         return
@@ -123,3 +130,8 @@ def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> No
             f"{directory} holds a run of another configuration ({'; '.join(changes)}); repeat that one's command to "
             f"resume it, or choose another --out"
         )
+
+
+def _or_none(value: Any) -> Any:
+    """Returns None for what is off: an option that came later is off in the runs before it."""
+    return None if value is False or value == [] else value

@@ -1,0 +1,83 @@
+"""Learning rates over the steps of a run, each with a linear warm-up: what `jaxtransfer --schedule` names.
+
+A schedule is a function of the step, as optax takes it: `optax.adam(jt.schedules.cosine(1e-3, 1000, warmup=50))`.
+With a warm-up of W steps, step t < W has the rate · (t + 1) / (W + 1); what follows begins at the full rate.
+"""
+
+from collections.abc import Sequence
+
+import optax
+
+from jaxtransfer.errors import InputError
+
+
+def cosine(rate: float, steps: int, *, warmup: int = 0) -> optax.Schedule:
+    """Returns rate · ½(1 + cos(π t / T)), from the full rate to 0 (Loshchilov, Hutter 2017, arXiv:1608.03983).
+
+    Args:
+      rate: at the peak.
+      steps: of the whole run, warm-up included; T is what is left of them after it.
+      warmup: steps in which the rate first rises.
+
+    Raises:
+      InputError: for a warm-up that leaves no steps.
+    """
+    return _warmed_up(optax.cosine_decay_schedule(rate, _after(steps, warmup)), rate, warmup)
+
+
+def linear(rate: float, steps: int, *, warmup: int = 0) -> optax.Schedule:
+    """Returns rate · (1 − t / T), from the full rate to 0, as BERT is fine-tuned (Devlin et al. 2019).
+
+    Args:
+      rate: at the peak.
+      steps: of the whole run, warm-up included.
+      warmup: steps in which the rate first rises.
+
+    Raises:
+      InputError: for a warm-up that leaves no steps.
+    """
+    return _warmed_up(optax.linear_schedule(rate, 0.0, _after(steps, warmup)), rate, warmup)
+
+
+def constant(rate: float, *, warmup: int = 0) -> optax.Schedule:
+    """Returns the full rate throughout.
+
+    Args:
+      rate: of all steps after the warm-up.
+      warmup: steps in which the rate first rises.
+    """
+    return _warmed_up(optax.constant_schedule(rate), rate, warmup)
+
+
+def step_decay(rate: float, milestones: Sequence[int], *, factor: float = 0.1, warmup: int = 0) -> optax.Schedule:
+    """Returns rate · factorᵏ, k the number of milestones that the step has reached (He et al. 2016, arXiv:1512.03385).
+
+    Args:
+      rate: before the first milestone.
+      milestones: steps, counted from the run's first, that rise.
+      factor: by which each multiplies the rate, in (0, 1].
+      warmup: steps in which the rate first rises.
+
+    Raises:
+      InputError: for milestones that don't rise or lie within the warm-up, and a factor out of range.
+    """
+    if not 0 < factor <= 1:
+        raise InputError(f"factor must be in (0, 1]; got {factor}")
+    places = list(milestones)
+    if not places or sorted(set(places)) != places or places[0] <= warmup:
+        raise InputError(f"milestones are steps that rise, after a warm-up of {warmup}; got {places}")
+    later = optax.piecewise_constant_schedule(rate, {place - warmup: factor for place in places})
+    return _warmed_up(later, rate, warmup)
+
+
+def _after(steps: int, warmup: int) -> int:
+    """The steps that are left after the warm-up."""
+    if not 0 <= warmup < steps:
+        raise InputError(f"a warm-up is shorter than the {steps} steps that it is a part of; got {warmup}")
+    return steps - warmup
+
+
+def _warmed_up(schedule: optax.Schedule, rate: float, warmup: int) -> optax.Schedule:
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(rate / (warmup + 1), rate, warmup), schedule], [warmup])

@@ -1,0 +1,48 @@
+"""Learning rates over the steps, each against its formula written out."""
+
+import math
+
+import pytest
+
+import jaxtransfer as jt
+
+
+def rates(schedule, steps):
+    return [float(schedule(step)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_each_schedule_is_its_formula(warmup):
+    steps, rate = 10, 0.4
+    rising = [rate * (t + 1) / (warmup + 1) for t in range(warmup)]
+    left = steps - warmup
+    expected = {
+        "cosine": [rate * 0.5 * (1 + math.cos(math.pi * t / left)) for t in range(left)],
+        "linear": [rate * (1 - t / left) for t in range(left)],
+        "constant": [rate] * left,
+        "step": [rate * 0.5 ** ((t + warmup >= 5) + (t + warmup >= 8)) for t in range(left)],
+    }
+    got = {
+        "cosine": jt.schedules.cosine(rate, steps, warmup=warmup),
+        "linear": jt.schedules.linear(rate, steps, warmup=warmup),
+        "constant": jt.schedules.constant(rate, warmup=warmup),
+        "step": jt.schedules.step_decay(rate, (5, 8), factor=0.5, warmup=warmup),
+    }
+    for name, schedule in got.items():
+        assert rates(schedule, steps) == pytest.approx(rising + expected[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: jt.schedules.cosine(1.0, 5, warmup=5), "shorter than the 5 steps"),
+        (lambda: jt.schedules.linear(1.0, 5, warmup=-1), "shorter than the 5 steps"),
+        (lambda: jt.schedules.step_decay(1.0, ()), "steps that rise"),
+        (lambda: jt.schedules.step_decay(1.0, (3, 3)), "steps that rise"),
+        (lambda: jt.schedules.step_decay(1.0, (2, 5), warmup=2), "after a warm-up of 2"),
+        (lambda: jt.schedules.step_decay(1.0, (2,), factor=0), "factor must be"),
+    ],
+)
+def test_what_can_be_no_schedule(make, expected):
+    with pytest.raises(jt.InputError, match=expected):
+        make()
