@@ -26,6 +26,7 @@ FLOORS = [
     {"objective"},
     {"parts.rows", "parts.outputs", "parts.together"},
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
+    {"measures"},
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another
     {"methods"},
     {"cli"},
@@ -212,7 +213,7 @@ def test_public_names_have_docstrings_that_say_more_than_the_name():
 
 
 def test_what_the_faces_promise_is_there():
-    for room in (jt, jt.losses, jt.data):
+    for room in (jt, jt.losses, jt.data, jt.measures):
         assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
         for name in room.__all__:
             assert hasattr(room, name), name

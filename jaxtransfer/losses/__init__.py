@@ -6,6 +6,7 @@ from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supco
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
 from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi_hard, triplet
+from jaxtransfer.losses.multilabel import answers_right, binary_cross_entropy
 from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
 from jaxtransfer.losses.relations import (
@@ -21,10 +22,12 @@ from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
 
 __all__ = [
     "CRDMemory",
+    "answers_right",
     "attention_transfer",
     "barlow_twins",
     "batch_all",
     "batch_hard",
+    "binary_cross_entropy",
     "class_weights",
     "correlation_congruence",
     "crd",

@@ -5,7 +5,7 @@ from jaxtransfer.objectives.anchored import fisher_diagonal, fisher_l2_sp, l2, l
 from jaxtransfer.objectives.averaged import averaged
 from jaxtransfer.objectives.distillation import cached, crd, distillation, mean_teacher, mutual_learning, peer
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
-from jaxtransfer.objectives.supervised import classification, regression
+from jaxtransfer.objectives.supervised import classification, multilabel_classification, regression
 
 __all__ = [
     "averaged",
@@ -18,6 +18,7 @@ __all__ = [
     "l2",
     "l2_sp",
     "mean_teacher",
+    "multilabel_classification",
     "mutual_learning",
     "peer",
     "regression",

@@ -1,14 +1,18 @@
 """Exact evaluation: every example counts once, sums are divided at the end."""
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
+from jaxtransfer.measures.measure import Measure, as_measures
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
@@ -16,20 +20,29 @@ from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import steps_of
 from jaxtransfer.train.updates import updates_made
 
-Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, float]]
+Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, Any]]
 
 
-def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "jit") -> Evaluation:
+def eval_step(
+    objective: Objective,
+    *,
+    mesh: Mesh | None = None,
+    mode: str = "jit",
+    measures: Measure | Sequence[Measure] = (),
+) -> Evaluation:
     """Compiles the evaluation of an objective, for many calls: `run(state, batches) -> metrics`. See `evaluate`."""
     check_objective(objective)
+    several = as_measures(measures)
+    more = tuple(forward for measure in several for forward in measure.forwards)
+    runs = dataclasses.replace(objective, forwards=(*objective.forwards, *more)) if more else objective
     placement = Placement(mesh, mode)
     axis = AXIS if mode == "pmap" else None
 
     def totals(state, batch, frozen):
         params, state, (step, steps) = state
-        read = dict(zip(objective.frozen, frozen, strict=True))
+        read = dict(zip(runs.frozen, frozen, strict=True))
         ctx = Context(step, None, read, axis, train=False, steps=steps)
-        outputs, state = objective.run(params, state, batch, ctx)
+        outputs, state = runs.run(params, state, batch, ctx)
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         examples = ctx.sum(_counted(batch))
         others, losses = [], []
@@ -41,7 +54,11 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
                 others.append(value)
         if others:
             losses.append(Mean(sum(others[1:], start=others[0]) * examples, examples))
-        return losses, metrics
+        if taken := {"loss", *metrics} & {measure.name for measure in several}:
+            raise InputError(f"a measure is called {taken.pop()!r}, as a metric is; give it another name=")
+        measured = {measure.name: measure.of_batch(outputs, batch, ctx) for measure in several}
+        sums, rows = ({name: pair[i] for name, pair in measured.items()} for i in (0, 1))
+        return (losses, metrics, sums), rows
 
     if mode == "pmap":
         in_axes = ((None, None, None), 0, None)  # nested: JAX 0.10 misreads a flat one for as many leaves as arguments
@@ -50,11 +67,12 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
         compiled = jax.jit(totals)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
-    def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+    def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, Any]:
         check_state(state)
         check_batches(batches, "evaluate")
-        frozen = placement.frozen(objective.frozen)
+        frozen = placement.frozen(runs.frozen)
         state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
+        rows = Rows()
         optimizers = getattr(state, "opt_state", ())
         steps = updates_made(state.step, optimizers), steps_of(optimizers, state.step)
         for batch in batches:
@@ -62,18 +80,38 @@ def eval_step(objective: Objective, *, mesh: Mesh | None = None, mode: str = "ji
             check_kind(batch)
             check_rows(batch)
             try:
-                part = compiled((state.params, state.state, steps), placement.batch(batch), frozen)
+                part, own = compiled((state.params, state.state, steps), placement.batch(batch), frozen)
             except KeyError as error:
-                raise lacking(error, objective, state.params, state.state) or error from None
+                raise lacking(error, runs, state.params, state.state) or error from None
             sums = part if sums is None else add(sums, part)
             in_flight.add(sums)
+            rows.add(own)
         if sums is None:
             raise InputError("evaluate: expected at least one batch, got none; is the split empty?")
-        losses, metrics = jax.device_get(sums)
-        values = {"loss": sum(float(mean.value) for mean in losses)}
-        return values | {name: float(mean.value) for name, mean in metrics.items()}
+        losses, metrics, measured = jax.device_get(sums)
+        values: dict[str, Any] = {"loss": sum(float(mean.value) for mean in losses)}
+        values |= {name: float(mean.value) for name, mean in metrics.items()}
+        together = rows.together()
+        return values | {one.name: one.result(measured[one.name], together[one.name]) for one in several}
 
     return run
+
+
+class Rows:
+    """Rows of batches that follow each other, on the host; a batch's are fetched while the next one is computed."""
+
+    def __init__(self):
+        self._held: list[Any] = []
+
+    def add(self, rows: Any) -> None:
+        """Adds the rows of a batch, on the devices, and fetches those of the batch before."""
+        if self._held:
+            self._held[-1] = jax.device_get(self._held[-1])
+        self._held.append(rows)
+
+    def together(self) -> Any:
+        """Returns all rows, a tree of NumPy arrays."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(self._held))
 
 
 def _counted(batch: Batch) -> jax.Array:
@@ -87,8 +125,14 @@ def _counted(batch: Batch) -> jax.Array:
 
 
 def evaluate(
-    objective: Objective, state: TrainState, batches: Iterable[Batch], *, mesh: Mesh | None = None, mode: str = "jit"
-) -> dict[str, float]:
+    objective: Objective,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh | None = None,
+    mode: str = "jit",
+    measures: Measure | Sequence[Measure] = (),
+) -> dict[str, Any]:
     """Evaluates an objective in inference mode over all batches, exactly.
 
     A metric's total and count add up over the batches and are divided once; rows with `mask` 0 do not count, so a
@@ -102,11 +146,14 @@ def evaluate(
       batches: an iterable of batches of one shape, such as `jt.data.eval_batches` gives.
       mesh: as for `train_step`.
       mode: as for `train_step`.
+      measures: what else to measure in the same pass and the same program, a measure of `jt.measures` or several:
+        scores per class, calibration, average precision. A model that the objective runs is not run again for them.
 
     Returns:
-      A dict of floats.
+      A dict of floats, and under each measure's name what it makes, such as a `jt.measures.ClassScores`.
 
     Raises:
-      InputError: where there is no batch, and where the state lacks a model or an average that the objective runs.
+      InputError: where there is no batch, and where the state lacks a model or an average that the objective runs;
+        what a measure raises, where nothing counts say, or logits are not finite.
     """
-    return eval_step(objective, mesh=mesh, mode=mode)(state, batches)
+    return eval_step(objective, mesh=mesh, mode=mode, measures=measures)(state, batches)

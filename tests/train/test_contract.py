@@ -97,6 +97,7 @@ OBJECTIVES = {
     "classification": lambda model, w, rng: jt.classification(model),
     "label smoothing": lambda model, w, rng: jt.classification(model, label_smoothing=0.1),
     "weighted": lambda model, w, rng: jt.classification(model, weight=[1, 2, 3, 0.5], label_smoothing=0.1),
+    "multilabel": lambda model, w, rng: jt.multilabel_classification(model, label="labels", pos_weight=[1, 2, 0.5, 3]),
     "a model and a draw of its own": lambda model, w, rng: jt.classification(model) + 0.1 * own_term(model, critic()),
     "l2": lambda model, w, rng: jt.classification(model) + 0.1 * jt.l2(),
     "l2 only": lambda model, w, rng: jt.classification(model) + jt.l2(strength=0.1, only="head"),
@@ -163,7 +164,8 @@ def batches(rng, count, rows=16):
         index = rng.permutation(rows).astype(np.int32)
         image2 = image + 0.3 * rng.normal(size=image.shape)
         images = {"image": image.astype(np.float32), "image2": image2.astype(np.float32)}
-        out.append({**images, "label": label.astype(np.int32), "index": index})
+        several = (label[:, None] <= np.arange(4)).astype(np.float32)  # any number of labels hold at once
+        out.append({**images, "label": label.astype(np.int32), "labels": several, "index": index})
     return out
 
 
