@@ -9,6 +9,7 @@ alone, `optax.multi_transform` or `optax.masked`, freezes parameters only: take 
 
 import dataclasses
 import functools
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -117,7 +118,21 @@ def only(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: boo
 def _by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
     transforms: dict[Hashable, Optimizer] = {str(number): optimizer for number, optimizer in enumerate(rules.values())}
     numbers = {pattern: str(number) for number, pattern in enumerate(rules)}
-    return optax.multi_transform(transforms, lambda params: tree.label(params, numbers))
+
+    def labels(params):
+        if not _is_part(params):
+            return tree.label(params, numbers)
+        paths = list(tree.leaves_by_path(params))  # what stands around holds the rest: a whole stage may be frozen
+        used = {pattern: number for pattern, number in numbers.items() if any(tree.matches(p, pattern) for p in paths)}
+        return tree.label(params, used)
+
+    return optax.multi_transform(transforms, labels)
+
+
+def _is_part(params: Any) -> bool:
+    """Whether another optimiser around has hidden some of the parameters."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def _beside(patterns: tree.Patterns) -> str:
@@ -138,6 +153,33 @@ def _is_zero(rule: Optimizer) -> bool:
     """Returns whether `optax.set_to_zero` made the rule: its update is then a closure of the same code."""
     made: Any = optax.set_to_zero().update
     return getattr(rule.update, "__code__", None) is made.__code__
+
+
+def batch_norms(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns path patterns of the layers that keep running statistics, for `freeze`: batch norm that stays.
+
+    `jt.optim.freeze(optax.adam(1e-4), jt.optim.batch_norms(params, state))`: statistics, scales and biases stay, and
+    the layers normalise by the statistics, as is usual where batches are small.
+
+    Args:
+      params: by model name.
+      state: the statistics, likewise.
+
+    Raises:
+      InputError: for such a layer without parameters, which nothing can tell to stay.
+    """
+    found: dict[str, None] = {}
+    for name in params:
+        for kind in state.get(name, {}):
+            layers = (path.rpartition("/")[0] for path in tree.leaves_by_path(state[name][kind]))
+            found |= dict.fromkeys(f"{name}/{layer}" for layer in layers)
+    paths = [path.rpartition("/")[0] for path in tree.leaves_by_path(params)]
+    if bare := next((layer for layer in found if layer not in paths), None):
+        raise InputError(
+            f"layer {bare!r} keeps statistics and has no parameters by which it could be frozen; give it a scale or a "
+            f"bias, or train model.inference()"
+        )
+    return tuple(re.escape(layer) for layer in found)
 
 
 def kernels(params: Any, *, patterns: tree.Patterns = ("kernel", "weight", "w")) -> Any:

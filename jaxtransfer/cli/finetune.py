@@ -10,7 +10,9 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import places_in, with_classes_of
+from jaxtransfer.cli.freezing import FreezeOptions
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
+from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients
 from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
@@ -31,6 +33,8 @@ class Finetune:
     """Run directory to start from: its best checkpoint."""
     data: DataOptions
     training: TrainOptions
+    recipe: RecipeOptions
+    frozen: FreezeOptions
     method: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(METHODS))] = "full"
     """How to move the weights. Frozen ones run in inference mode: batch norm by its running statistics, which stay,
     and no dropout.
@@ -49,6 +53,8 @@ class Finetune:
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
+        self.recipe.check()
+        self.frozen.check()
         row = row_of("method", self.method, METHODS)
         at_least(self, 0, "strength", "head_strength")
         positive(self, "head_rate")
@@ -57,6 +63,7 @@ class Finetune:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if row.facts.weighs:
             check_knows_classes(source, self.source, f"--method {self.method} weighs by the source's own loss")
+        stay = self.frozen.patterns(source.model, source.config["image_shape"], new_head=not self.keep_head)
         shape = tuple(source.config["image_shape"]) if self.resize else None
         train, test = load_pair(self.data, shape, seed=self.training.seed, batch_size=self.training.batch_size)
         check_fits(source, train, self.source)
@@ -66,6 +73,8 @@ class Finetune:
             "finetune",
             self.data,
             training,
+            self.recipe,
+            self.frozen,
             **made_by("finetune", self),
             source=self.source,
             source_step=source.step,
@@ -79,18 +88,22 @@ class Finetune:
             class_names=list(train.class_names),
             **architecture(source.config),
         )
+        config |= self.recipe.entries(config)
         model = build_model(config)
         kept, places = _kept(self, source, train) if self.keep_head else (source, None)
         params, state = _start(self, kept, model, train)
         command, anchor = dataclasses.replace(self, training=training), {model.name: kept.params[source.model.name]}
-        make = Ingredients(command, source, model, anchor, places)
+        make = Ingredients(command, source, model, anchor, places, self.recipe.weights(train))
+        stages, evaluated = self.recipe.applied(self.frozen.applied(row.build(make), stay), model)
         train_stages(
-            row.build(make),
+            stages,
             config,
             training,
             train,
             test,
             eval_model=model,
+            eval_objective=evaluated,
+            monitor=self.recipe.monitor,
             title=f"finetune {config['model']} on {self.data.data} by {self.method}",
             params={model.name: params},
             state={model.name: state},

@@ -8,6 +8,7 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, load_pair, statistics
+from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.runs import build_model
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
@@ -24,6 +25,7 @@ class Pretrain:
 
     data: DataOptions
     training: TrainOptions
+    recipe: RecipeOptions
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "small-cnn"
     """Network; `jaxtransfer models` lists them."""
     image_shape: Annotated[
@@ -34,6 +36,7 @@ class Pretrain:
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
+        self.recipe.check()
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
         train, test = load_pair(
@@ -45,6 +48,7 @@ class Pretrain:
             "pretrain",
             self.data,
             training,
+            self.recipe,
             **made_by("pretrain", self),
             knows=[CLASSES],
             model=self.model,
@@ -54,7 +58,19 @@ class Pretrain:
             mean=mean,
             std=std,
         )
+        config |= self.recipe.entries(config)
         model = build_model(config)
         optimizer = training.optimizer_for(training.updates)
-        stages = jt.methods.full(model, optimizer, label_smoothing=training.label_smoothing)
-        train_stages(stages, config, training, train, test, eval_model=model, title=f"pretrain {self.model}")
+        loss = {"label_smoothing": training.label_smoothing, "weight": self.recipe.weights(train)}
+        stages, evaluated = self.recipe.applied(jt.methods.full(model, optimizer, **loss), model)
+        train_stages(
+            stages,
+            config,
+            training,
+            train,
+            test,
+            eval_model=model,
+            eval_objective=evaluated,
+            monitor=self.recipe.monitor,
+            title=f"pretrain {self.model}",
+        )

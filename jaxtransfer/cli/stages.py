@@ -33,6 +33,7 @@ def train_stages(
     params: Any = None,
     state: Any = None,
     eval_objective: jt.Objective | None = None,
+    monitor: str | None = None,
     tables: Callable[[Any], Sequence[tuple[str, Sequence[str], Sequence[Any]]]] = lambda variables: (),
 ) -> None:
     """Trains each phase from the weights of the one before and writes the report; done phases are not repeated.
@@ -51,7 +52,15 @@ def train_stages(
         last, name = phase is stages[-1], eval_model.name
         own = {"params": fitted.state.params[name], **fitted.state.state[name]}
         heading = title if last else f"{title}: {phase.name}"
-        page = write_report(out, heading, facts, earlier=earlier, tables=tables(own) if last else ())
+        page = write_report(
+            out,
+            heading,
+            facts,
+            earlier=earlier,
+            tables=tables(own) if last else (),
+            monitor=monitor or "accuracy",
+            note=chosen_where(test, monitor or "accuracy"),
+        )
         earlier.append(out.name)
         if last:
             print_results(training.out, fitted, page)
@@ -70,10 +79,19 @@ def train_stages(
         eval_objective=eval_objective or jt.classification(eval_model),
         eval_every=training.eval_every,
         patience=training.patience,
+        monitor=monitor,
         config=config,
         keep=training.keep,
         mesh=device_mesh() if training.mode == "jit" else None,
         mode=training.mode,
+    )
+
+
+def chosen_where(test: jt.data.Dataset, metric: str) -> str:
+    """Returns what a report says of the examples on which the best step was chosen."""
+    return (
+        f"On {test.title}, {len(test)} examples. The best step is the one of the best {metric} on these same examples, "
+        f"so what stands here for it is a little too good."
     )
 
 

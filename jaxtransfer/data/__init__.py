@@ -1,6 +1,7 @@
 """Data: named data sets, deterministic pipelines, exact evaluation batches, caches of a teacher's outputs."""
 
 from jaxtransfer.data import augment, views
+from jaxtransfer.data.class_weights import balanced_weights
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.entries import Entry
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
@@ -31,6 +32,7 @@ __all__ = [
     "attach_outputs",
     "augment",
     "available",
+    "balanced_weights",
     "eval_batches",
     "fingerprint",
     "from_frame",

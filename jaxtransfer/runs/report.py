@@ -18,6 +18,8 @@ def write_report(
     earlier: Sequence[str] = (),
     tables: Sequence[tuple[str, Sequence[str], Sequence[Any]]] = (),
     pictures: Mapping[str, str] = {},
+    monitor: str = "accuracy",
+    note: str = "",
 ) -> Path:
     """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
 
@@ -28,6 +30,8 @@ def write_report(
       earlier: folders in it with the reports of the stages before.
       tables: further tables, each a title, a header and rows.
       pictures: further pictures that lie there, by title.
+      monitor: the metric whose largest value is the best evaluation.
+      note: what is to be said of the evaluations: on which examples they are.
 
     Returns:
       The path of the report.
@@ -39,10 +43,16 @@ def write_report(
     for stage in earlier:
         lines += ["", f"The stage before: [{stage}]({stage}/report.md)"]
     if evals := [record for record in history if evaluation(record)]:
-        last, best = evals[-1], max(evals, key=lambda record: record.get("eval/accuracy", 0.0))
-        header = ("metric", f"step {last['step']} (last)", f"step {best['step']} (best accuracy)")
+        last, best = evals[-1], max(evals, key=lambda record: record.get(f"eval/{monitor}", 0.0))
+        header = ("metric", f"step {last['step']} (last)", f"step {best['step']} (best {monitor})")
         values, bests = evaluation(last), evaluation(best)
-        lines += ["", "## Evaluation", "", *table(header, [(k, v, bests.get(k)) for k, v in values.items()])]
+        lines += [
+            "",
+            "## Evaluation",
+            "",
+            *([note, ""] if note else []),
+            *table(header, [(k, v, bests.get(k)) for k, v in values.items()]),
+        ]
     for heading, header, rows in tables:
         lines += ["", f"## {heading}", "", *table(header, rows)]
     if timing := read_jsonl(directory / "timing.jsonl"):

@@ -52,9 +52,7 @@ METHODS: dict[str, Row[Finetuning]] = {
         "Howard & Ruder 2018",
     ),
     "gradual-unfreeze": Row(
-        lambda make: jt.methods.gradual(
-            make.model, make.optimizer, every=max(1, make.steps // (2 * len(make.model.stages))), **make.loss
-        ),
+        lambda make: jt.methods.gradual(make.model, make.optimizer, every=make.period, **make.loss),
         "the head first, then layer by layer",
         Finetuning(),
         "Howard & Ruder 2018",
@@ -71,6 +69,7 @@ class Ingredients:
     model: jt.Model
     anchor: Any
     places: np.ndarray | None  # of the classes in the source, where its head is kept
+    weights: np.ndarray | None = None  # of the classes in the loss
 
     @property
     def steps(self) -> int:
@@ -91,9 +90,15 @@ class Ingredients:
         return jt.optim.scale_rate(optimizer, rate / training.lr, f"{self.model.name}/(?:{self.model.head})")
 
     @property
+    def period(self) -> int:
+        """Batches between two unfreezings, a whole number of updates: all stages train for half of the steps."""
+        together = self.command.training.accumulate or 1
+        return max(1, self.steps // (2 * len(self.model.stages)) // together) * together
+
+    @property
     def loss(self) -> dict[str, Any]:
         """Arguments of `classification`."""
-        return {"label_smoothing": self.command.training.label_smoothing}
+        return {"label_smoothing": self.command.training.label_smoothing, "weight": self.weights}
 
     def lp_ft(self):
         """Returns the two stages of LP-FT, each with half of the steps and a schedule of its own."""

@@ -1,0 +1,108 @@
+"""Options of how a classifier is trained, besides its optimiser: average, precision, weights of classes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+import jaxtransfer as jt
+from jaxtransfer.cli.values import positive
+from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.methods import Phase
+
+DTYPES = ("float32", "bfloat16")
+_BALANCED = "balanced"
+_AVERAGE = "average"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeOptions:
+    """How to train a classifier, besides the optimiser."""
+
+    ema: Annotated[float | None, tyro.conf.arg(metavar="DECAY", help_behavior_hint="(default: none)")] = None
+    """Keep a moving average of the weights, by a decay such as 0.999, at first their plain mean. It is evaluated beside
+    them, chooses the best step, and is what evaluate and predict use."""
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32)")] = None
+    """bfloat16 computes in half the memory; weights, statistics, losses and averages stay float32."""
+    class_weights: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="CLASS=WEIGHT ...", help_behavior_hint="(default: all 1)")
+    ] = ()
+    """What classes weigh in the loss, 1 where nothing is said; or balanced, by how rare each is."""
+
+    def check(self) -> None:
+        """Raises for values that no run can have, before anything is loaded."""
+        positive(self, "ema")
+        if self.ema is not None and self.ema >= 1:
+            raise InputError(f"--ema is the share of the average that a step keeps, below 1; got {self.ema:g}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        self._weights_said()
+
+    def weights(self, train: jt.data.Dataset) -> np.ndarray | None:
+        """Returns the weights of the classes [C], or None where all weigh the same.
+
+        Raises:
+          InputError: for a name that is no class.
+        """
+        if not self.class_weights:
+            return None
+        if self.class_weights == (_BALANCED,):
+            return jt.data.balanced_weights(train)
+        found = np.ones(train.classes)
+        for name, weight in self._weights_said().items():
+            if name not in train.class_names:
+                raise unknown(f"class of {train.name}, in --class-weights,", name, train.class_names)
+            found[train.class_names.index(name)] = weight
+        if not found.any():
+            raise InputError("--class-weights: all classes weigh 0, which leaves nothing to learn from")
+        return found
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the entries of a run's configuration that follow from the options, besides these.
+
+        Args:
+          config: that of the network.
+        """
+        found: dict[str, Any] = {}
+        if self.dtype is not None:
+            options = {name: value for name, value in (config.get("model_options") or {}).items() if name != "dtype"}
+            found["model_options"] = options if self.dtype == DTYPES[0] else {**options, "dtype": self.dtype}
+        if self.ema is not None:
+            found |= {"average": f"{config.get('model_name') or 'model'}_ema", "monitor": self.monitor}
+        return found
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric that chooses the best step; None for the usual one."""
+        return None if self.ema is None else f"{_AVERAGE}/accuracy"
+
+    def applied(self, phases: Sequence[Phase], model: jt.Model) -> tuple[tuple[Phase, ...], jt.Objective]:
+        """Returns the phases of a method, which keep the average, and what is evaluated."""
+        evaluated = jt.classification(model)
+        if self.ema is None:
+            return tuple(phases), evaluated
+        average = jt.ema(model, self.ema, warm_up=True)
+        kept = []
+        for phase in phases:
+            assert isinstance(phase.objective, jt.Objective)
+            kept.append(phase._replace(objective=phase.objective + jt.averaged(average)))
+        return tuple(kept), evaluated + jt.classification(average).named(_AVERAGE)
+
+    def _weights_said(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if self.class_weights == (_BALANCED,):
+            return found
+        for word in self.class_weights:
+            name, equals, text = word.rpartition("=")
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = float("nan")
+            if not equals or not 0 <= weight < float("inf"):
+                raise InputError(f"--class-weights takes balanced, or CLASS=WEIGHT, from 0 on; got {word!r}")
+            if name in found:
+                raise InputError(f"--class-weights: {name!r} is there twice")
+            found[name] = weight
+        return found
