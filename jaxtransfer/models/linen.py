@@ -60,15 +60,19 @@ def linen(module: nn.Module, *, name: str = "model", stages: tuple[str, ...] = (
             )
         return module
 
+    def initialised(inputs, keys):
+        return module.init(keys, inputs, **arguments(False))
+
     def init(key, inputs):
         keys = {"params": key, "dropout": jax.random.fold_in(key, 1)}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda x: x, inputs))
         with _one_line_errors(name, inputs):
-            if not _reads(lambda x: module.init(keys, x, **arguments(False)), shapes):
-                return module.lazy_init(keys, shapes, **arguments(False))
+            drawn = _without_inputs(initialised, shapes, keys)
+            if drawn is not None:
+                return drawn
             if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
-                return _of_any(lambda x: module.init(keys, x, **arguments(False)), shapes, name)
-            return module.init(keys, inputs, **arguments(False))
+                return _of_any(lambda x: initialised(x, keys), shapes, name)
+            return initialised(inputs, keys)
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
         variables, state = without_frozen(variables), state_of(variables)
@@ -96,21 +100,34 @@ def _like(state, new, name):
     return jax.tree.unflatten(structure, leaves)
 
 
-def _reads(init, shapes) -> bool:
-    """Whether what `init` returns may depend on the values of its inputs, through layers that loop or remat too.
+def _without_inputs(init, shapes, keys):
+    """Returns what `init(inputs, keys)` gives whatever the inputs are, or None where it may depend on their values.
 
-    Newer versions of Flax's `lazy_init` take zeros for them without a word.
+    Layers that loop or remat count, too: newer versions of Flax's `lazy_init` take zeros for them without a word. It is
+    traced, once for each kind of inputs, and of the program only that is run which draws the variables, operation by
+    operation: layers of one shape share what is compiled.
     """
-    program = jax.make_jaxpr(init)(shapes).jaxpr
-    reached = set(program.invars)
+    program, out = jax.make_jaxpr(init, return_shape=True)(shapes, keys)
+    jaxpr, seen = program.jaxpr, len(jax.tree.leaves(shapes))
+    reached = set(jaxpr.invars[:seen])
 
-    def met(variables) -> bool:
-        return any(isinstance(v, jax.extend.core.Var) and v in reached for v in variables)
+    def met(variables, some) -> bool:
+        return any(isinstance(v, jax.extend.core.Var) and v in some for v in variables)
 
-    for equation in program.eqns:
-        if met(equation.invars):
+    for equation in jaxpr.eqns:
+        if met(equation.invars, reached):
             reached.update(equation.outvars)
-    return met(program.outvars)
+    if met(jaxpr.outvars, reached):
+        return None
+    needed, kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var)}, []
+    for equation in reversed(jaxpr.eqns):
+        if met(equation.outvars, needed):
+            kept.append(equation)
+            needed.update(v for v in equation.invars if isinstance(v, jax.extend.core.Var))
+    drawing = jax.extend.core.ClosedJaxpr(jaxpr.replace(eqns=kept[::-1]), program.consts)
+    unread = [None] * seen
+    leaves = jax.extend.core.jaxpr_as_fun(drawing)(*unread, *jax.tree.leaves(keys))
+    return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
 
 def _of_any(init, shapes, name):
