@@ -15,7 +15,7 @@ from jaxtransfer.data.classes import Places, match_classes, not_among
 from jaxtransfer.errors import InputError
 
 
-def labelled_as(run: Run, dataset: jt.data.Dataset, directory: Path) -> jt.data.Dataset:
+def labelled_as(run: Run, dataset: jt.data.Dataset, directory: Path | str) -> jt.data.Dataset:
     """Returns the data set with the labels of a run: each class the one of its name.
 
     Raises:
@@ -40,7 +40,7 @@ def labelled_as(run: Run, dataset: jt.data.Dataset, directory: Path) -> jt.data.
     return labelled
 
 
-def places_in(run: Run, dataset: jt.data.Dataset, directory: Path) -> Places:
+def places_in(run: Run, dataset: jt.data.Dataset, directory: Path | str) -> Places:
     """Returns where the classes of a data set stand among those of a run.
 
     Raises:
@@ -53,7 +53,7 @@ def places_in(run: Run, dataset: jt.data.Dataset, directory: Path) -> Places:
     return found
 
 
-def with_classes_of(run: Run, dataset: jt.data.Dataset, directory: Path, found: Places) -> Run:
+def with_classes_of(run: Run, dataset: jt.data.Dataset, directory: Path | str, found: Places) -> Run:
     """Returns the run with outputs for the classes of a data set alone, in their order, `found` by `places_in`."""
     known = run.config["class_names"]
     _warn_of_numbers(found, known, dataset, directory)
@@ -92,7 +92,7 @@ def _shapes(config: dict[str, Any]) -> dict[str, Any]:
     return tree.leaves_by_path(jax.eval_shape(build_model(config).init, jax.random.key(0), image)["params"])
 
 
-def _warn_of_numbers(found: Places, known: Sequence[str], dataset: jt.data.Dataset, directory: Path) -> None:
+def _warn_of_numbers(found: Places, known: Sequence[str], dataset: jt.data.Dataset, directory: Path | str) -> None:
     """Says that numbers decided which class is which."""
     if found.by_number:
         place, theirs = int(found.places[0]), dataset.class_names[0]

@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import tyro
 
 import jaxtransfer as jt
@@ -56,17 +54,8 @@ class Convert:
         names: tuple[str, ...] = ()
         if self.data is not None:
             names = tuple(jt.data.load(self.data, "test", data_dir=self.data_dir).class_names)
-        outputs = jt.pretrained.count_outputs(
-            self.source, models.create(self.model, 2), part=self.part, ignore=self.ignore
+        loaded = jt.pretrained.load_named(
+            self.source, self.model, part=self.part, ignore=self.ignore, mean=self.mean, std=self.std
         )
-        model = models.create(self.model, outputs)
-        if self.mean:
-            model = models.normalize(model, self.mean, self.std)
-        loaded = jt.load_pretrained(self.source, model, part=self.part, ignore=self.ignore)
-        moved = any(path.endswith("stem_position") for path in loaded.report.adapted)
-        if moved and loaded.preprocessing is not None and loaded.preprocessing.size is not None:
-            shape = (1, *loaded.preprocessing.size, models.ZOO[self.model].image[2])  # that they were trained on
-            inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-            loaded = jt.load_pretrained(self.source, model, inputs=inputs, part=self.part, ignore=self.ignore)
         jt.pretrained.write_run(loaded, self.out, class_names=names, data=self.data or "")
         print(f"{loaded.report}\nwritten to {self.out}")

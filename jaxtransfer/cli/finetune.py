@@ -1,7 +1,6 @@
 """`jaxtransfer finetune`: move what a run has learned to another data set."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -15,8 +14,9 @@ from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients
 from jaxtransfer.cli.registry.row import choices, row_of
-from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes, load_run
+from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes
 from jaxtransfer.cli.settings import made_by
+from jaxtransfer.cli.sources import network_of, read_source
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES
@@ -24,13 +24,14 @@ from jaxtransfer.runs.configuration import CLASSES
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Start from the weights of a run and train on another data set.
+    """Start from pretrained weights and train on another data set.
 
     Example: jaxtransfer finetune --from runs/a --data digits/noisy --out runs/b
     """
 
-    source: Annotated[Path, tyro.conf.arg(name="from", metavar="RUN")]
-    """Run directory to start from: its best checkpoint."""
+    source: Annotated[str, tyro.conf.arg(name="from", metavar="SOURCE")]
+    """What to start from: a run directory (its best checkpoint), a file or folder of weights (PyTorch, safetensors,
+    .npz, ONNX), hf:owner/name or timm:name, with @revision to pin it."""
     data: DataOptions
     training: TrainOptions
     recipe: RecipeOptions
@@ -39,6 +40,8 @@ class Finetune:
     """How to move the weights. Frozen ones run in inference mode: batch norm by its running statistics, which stay,
     and no dropout.
     """
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the source says)")] = None
+    """Network that weights of a file are of, where its name doesn't tell; `jaxtransfer models` lists them."""
     head_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --lr)")] = None
     """Peak learning rate of the head, a new one's say, where it differs from that of the body."""
     strength: float = 0.1
@@ -58,7 +61,10 @@ class Finetune:
         row = row_of("method", self.method, METHODS)
         at_least(self, 0, "strength", "head_strength")
         positive(self, "head_rate")
-        source = load_run(self.source)
+        network = network_of(self.source, self.model)
+        if network is not None:
+            self._check_weights(network, weighs=row.facts.weighs)
+        source = read_source(self.source, network, needs_head=self.keep_head)
         if self.keep_head:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if row.facts.weighs:
@@ -87,6 +93,7 @@ class Finetune:
             knows=[CLASSES],
             class_names=list(train.class_names),
             **architecture(source.config),
+            **({} if network is None else {f"source_{name}": source.config[name] for name in ("scheme", "weights")}),
         )
         config |= self.recipe.entries(config)
         model = build_model(config)
@@ -108,6 +115,16 @@ class Finetune:
             params={model.name: params},
             state={model.name: state},
         )
+
+    def _check_weights(self, network: str, *, weighs: bool) -> None:
+        """Raises for what can't be done with weights of a file, before they are read or fetched."""
+        if weighs:
+            raise InputError(
+                f"--method {self.method} weighs by the source's own loss on its own data, which the weights "
+                f"{self.source} don't bring along; make a run of them: jaxtransfer convert --data"
+            )
+        body, shape = jt.models.create(network, 2), jt.models.ZOO[network].image
+        self.frozen.patterns(body, shape, new_head=not self.keep_head)
 
 
 def _start(command: Finetune, source: Run, model: jt.Model, train: jt.data.Dataset) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in (*ENTRIES, "image_shape") if key in config}
 
 
-def check_knows_classes(run: Run, directory: Path, what: str) -> None:
+def check_knows_classes(run: Run, directory: Path | str, what: str) -> None:
     """Raises for a run whose network was trained without classes: its logits mean nothing; `what` needs them."""
     if CLASSES not in run.knows:
         raise InputError(
@@ -39,7 +39,7 @@ def check_knows_classes(run: Run, directory: Path, what: str) -> None:
         )
 
 
-def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path) -> None:
+def check_fits(run: Run, dataset: jt.data.Dataset, directory: Path | str) -> None:
     """Raises where a data set's images are not of the shape that a run was trained on."""
     expected = tuple(run.config["image_shape"])
     if dataset.image_shape != expected:

@@ -18,34 +18,29 @@ from jaxtransfer.pretrained.source import open_source
 from jaxtransfer.runs.checkpoints import Checkpoints
 from jaxtransfer.runs.configuration import CLASSES, FORMAT, check_config, check_weights
 from jaxtransfer.runs.directory import open_run
+from jaxtransfer.runs.load import Run
 
 
-def write_run(
+def run_of(
     loaded: Pretrained,
-    directory: str | Path,
     *,
     class_names: Sequence[str] = (),
     image_shape: tuple[int, int, int] | None = None,
     data: str = "",
     config: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes somebody's weights as a run, at step 0, which `load_run` and all commands read.
+) -> Run:
+    """Returns somebody's weights as a run in memory, at step 0: what `load_run` gives of one that `write_run` wrote.
 
     Args:
       loaded: what `load_pretrained` gave, for a model of the zoo.
-      directory: where the run will be.
       class_names: of the outputs, in order; by default those that the weights bring along, or else numbers.
       image_shape: (H, W, C) of the images; by default what the weights expect, or the zoo's for this model.
       data: name of the data set that the classes are of.
       config: further entries of its configuration.
 
-    Returns:
-      The directory.
-
     Raises:
       InputError: for a model that is not of the zoo; where nothing says how images are normalised; for another number
-        of class names than of outputs; for images that the weights are not laid out for; where a run of another
-        configuration is there.
+        of class names than of outputs; for images that the weights are not laid out for.
     """
     described = models.describe(loaded.model)
     if described is None:
@@ -75,8 +70,37 @@ def write_run(
         "preprocessing": None if known is None else known.as_entries(),
         **(config or {}),
     }
-    check_config(entries, directory)
-    with open_run(directory, entries) as folder:
+    return Run(entries, loaded.model, loaded.params, loaded.state, 0, {}, Path(loaded.report.source))
+
+
+def write_run(
+    loaded: Pretrained,
+    directory: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    image_shape: tuple[int, int, int] | None = None,
+    data: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes somebody's weights as a run, at step 0, which `load_run` and all commands read.
+
+    Args:
+      loaded: what `load_pretrained` gave, for a model of the zoo.
+      directory: where the run will be.
+      class_names: as for `run_of`.
+      image_shape: likewise.
+      data: likewise.
+      config: likewise.
+
+    Returns:
+      The directory.
+
+    Raises:
+      InputError: as `run_of`, and where a run of another configuration is there.
+    """
+    run = run_of(loaded, class_names=class_names, image_shape=image_shape, data=data, config=config)
+    check_config(run.config, directory)
+    with open_run(directory, run.config) as folder:
         saved = Checkpoints(folder / "checkpoints")
         try:
             saved.save(0, {"params": loaded.params, "state": loaded.state}, {})

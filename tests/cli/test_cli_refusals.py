@@ -67,7 +67,7 @@ def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused
         ("tune", "unknown command 'tune' (did you mean 'finetune'?)"),
         ("pretrain --data x", "pretrain needs --out DIR; "),
         ("pretrain", "pretrain needs --data NAME and --out DIR; "),
-        ("finetune --data x --out y", "finetune needs --from RUN; "),
+        ("finetune --data x --out y", "finetune needs --from SOURCE; "),
         ("distill --data x --out y", "distill needs --teacher RUN ...; "),
         ("evaluate", "evaluate needs RUN; "),
         ("pretrain --data x --ouut y", "pretrain has no option --ouut (did you mean --out?); "),
