@@ -50,7 +50,7 @@ from jaxtransfer.objectives import selfsupervised as _selfsupervised
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
 from jaxtransfer.parts.outputs import shapes_of
 from jaxtransfer.parts.together import together
-from jaxtransfer.pretrained import Pretrained, load_pretrained
+from jaxtransfer.pretrained import Pretrained, export_program, export_weights, inspect_weights, load_pretrained
 from jaxtransfer.representation.features import features
 from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.train import (
@@ -106,12 +106,15 @@ __all__ = [
     "eval_step",
     "evaluate",
     "evaluate_episodes",
+    "export_program",
+    "export_weights",
     "features",
     "fisher_diagonal",
     "fisher_l2_sp",
     "fit",
     "frozen",
     "init",
+    "inspect_weights",
     "l2",
     "l2_sp",
     "load_pretrained",

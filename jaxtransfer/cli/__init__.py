@@ -19,7 +19,9 @@ from jaxtransfer.cli.contrast import Contrast
 from jaxtransfer.cli.convert import Convert
 from jaxtransfer.cli.distill import Distill
 from jaxtransfer.cli.evaluate import Evaluate
+from jaxtransfer.cli.export import Export
 from jaxtransfer.cli.finetune import Finetune
+from jaxtransfer.cli.inspect import Inspect
 from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.predict import Predict
@@ -37,6 +39,8 @@ COMMANDS = {
     "contrast": Contrast,
     "meta": Meta,
     "convert": Convert,
+    "inspect": Inspect,
+    "export": Export,
     "evaluate": Evaluate,
     "predict": Predict,
     "datasets": Datasets,

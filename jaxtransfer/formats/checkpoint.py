@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxtransfer.errors import InputError
@@ -78,7 +79,7 @@ def unwrapped(name: Any) -> str:
 
 
 def as_array(name: str, tensor: Any) -> np.ndarray:
-    """Returns a tensor or array as NumPy's, one of a type that NumPy lacks as float32.
+    """Returns a tensor or array as NumPy's, bfloat16 as that of `ml_dtypes`, and of other types that it lacks float32.
 
     Args:
       name: of the tensor, for errors.
@@ -93,6 +94,10 @@ def as_array(name: str, tensor: Any) -> np.ndarray:
         try:
             return tensor.numpy()
         except TypeError:  # bfloat16 and narrower
+            if str(tensor.dtype) == "torch.bfloat16":
+                import torch  # pyright: ignore[reportMissingImports]
+
+                return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
             return tensor.float().numpy()
     except Exception as error:  # of sparse tensors, of tensors without data
         reason = str(error).partition("\n")[0]

@@ -1,8 +1,10 @@
-"""Safetensors, read by NumPy alone: a length, a JSON header, and the values; every number in it is checked."""
+"""Safetensors by NumPy alone: a length, a JSON header, and the values; every number that is read is checked."""
 
 import itertools
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,43 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Any, tuple[int, ...], tup
             f"the weights {path} are damaged: {name!r} {kind} {shape} takes {size:,} bytes, they have {end - begin:,}"
         )
     return _TYPES[kind], tuple(shape), (begin, end)
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors by name as a file, whole or not at all.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      tensors: by name, of types that the format has.
+      metadata: what the file says of itself, names and values.
+
+    Raises:
+      InputError: for a tensor of another type.
+      OSError: where the file can't be written.
+    """
+    names = {np.dtype(kind): name for name, kind in _TYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # wider types first, so that each tensor begins at a multiple of its own width
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype.newbyteorder("=") not in names:
+            raise InputError(
+                f"{name!r} is of type {tensor.dtype}, which safetensors lack; they have {', '.join(_TYPES)}"
+            )
+        begin, end = end, end + tensor.nbytes
+        kind = names[tensor.dtype.newbyteorder("=")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                values = np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<"))
+                file.write(values.reshape(-1).view(np.uint8).data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

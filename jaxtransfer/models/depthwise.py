@@ -1,5 +1,6 @@
 """Depthwise convolution: a kernel for each channel; the one place where its formulation is chosen by platform."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
+from jax import export
 
 from jaxtransfer.models.layers import he_normal
 
@@ -26,8 +28,12 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, *, same: bool = 
     """
     sides = range(2)
     padding = [_padding(x.shape[1 + i], kernel.shape[i], stride, same) for i in sides]
-    form = by_shifts if jax.default_backend() == "cpu" else by_convolution
-    return form(x, kernel, stride, padding)
+    shifts, convolution = (
+        functools.partial(form, stride=stride, padding=padding) for form in (by_shifts, by_convolution)
+    )
+    if export.is_symbolic_dim(x.shape[0]):  # exported, for other platforms than this one too
+        return jax.lax.platform_dependent(x, kernel, cpu=shifts, default=convolution)
+    return (shifts if jax.default_backend() == "cpu" else convolution)(x, kernel)
 
 
 def by_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Any) -> jax.Array:

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.formats import safetensors
+from jaxtransfer.formats.read import file_of
 from jaxtransfer.pretrained.preprocessing import Preprocessing
 from jaxtransfer.pretrained.resample import FILTERS
 
 _PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of its filters, as transformers writes them
+
+
+OUR_KEY = "jaxtransfer"
+"""Under which a file of safetensors that we wrote says what is known of it."""
 
 
 class Facts(NamedTuple):
@@ -29,7 +35,7 @@ class Facts(NamedTuple):
 
 
 def beside(path: Path) -> Facts:
-    """Returns what `config.json` and `preprocessor_config.json` beside weights say.
+    """Returns what a file of ours says of itself; else what `config.json` and `preprocessor_config.json` beside it say.
 
     Args:
       path: the file of weights, or its folder.
@@ -37,6 +43,8 @@ def beside(path: Path) -> Facts:
     Raises:
       InputError: where one of them is there and says what can't be.
     """
+    if (own := within(path)) is not None:
+        return own
     folder = path if path.is_dir() else path.parent
     config, prepared = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     try:
@@ -49,6 +57,31 @@ def beside(path: Path) -> Facts:
         return Facts(None, names, heads, "config.json")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"what stands beside the weights in {folder} can't be read: {error!r}") from None
+
+
+def within(path: Path) -> Facts | None:
+    """Returns what a file that `export_weights` wrote says of itself; None for others.
+
+    Args:
+      path: the file of weights, or its folder.
+
+    Raises:
+      InputError: where it says what can't be.
+    """
+    file = file_of(path)
+    if file.suffix != ".safetensors":
+        return None
+    told = safetensors.metadata(file).get(OUR_KEY)
+    if told is None:
+        return None
+    try:
+        entries = json.loads(told)
+        known = entries.get("preprocessing")
+        names = tuple(map(str, entries.get("class_names") or ()))
+        preprocessing = None if known is None else Preprocessing.from_entries(known)
+        return Facts(preprocessing, names, entries.get("heads"), "the file itself")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
 
 
 def _of_timm(entries: Mapping[str, Any]) -> Preprocessing:

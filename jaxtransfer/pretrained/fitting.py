@@ -12,8 +12,8 @@ from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.pretrained import adapt
+from jaxtransfer.pretrained.layouts import Shapes
 from jaxtransfer.pretrained.match import Match
-from jaxtransfer.pretrained.scheme import Shapes
 from jaxtransfer.pretrained.schemes.own import OWN
 from jaxtransfer.pretrained.source import Source
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.pretrained.scheme import Scheme, Shapes, translate
+from jaxtransfer.pretrained.layouts import Shapes
+from jaxtransfer.pretrained.scheme import Scheme, translate
 
 
 class Match(NamedTuple):

@@ -62,6 +62,44 @@ def test_safetensors_of_their_library_are_read(tmp_path):
     same(read_tensors(tmp_path / "model.safetensors"), plain)
 
 
+class TestWriting:
+    """Safetensors that we write."""
+
+    def test_are_read_again_by_us_and_by_their_library(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        safetensors.write(path, ARRAYS, {"format": "pt", "names": "ä"})
+        same(safetensors.read(path), ARRAYS)
+        assert safetensors.metadata(path) == {"format": "pt", "names": "ä"}
+        safe_open = pytest.importorskip("safetensors").safe_open
+        with safe_open(path, "np") as file:
+            assert file.metadata() == {"format": "pt", "names": "ä"}
+            plain = {name: array for name, array in ARRAYS.items() if name != "brain"}
+            same({name: file.get_tensor(name) for name in plain}, plain)
+
+    def test_values_are_laid_out_as_the_format_wants(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        swapped = {"big": np.arange(3, dtype=">i4"), "turned": np.arange(6.0).reshape(2, 3).T, "flag": np.array(True)}
+        safetensors.write(path, swapped)
+        found = safetensors.read(path)
+        for name, array in swapped.items():
+            np.testing.assert_array_equal(found[name], array)
+        length = int.from_bytes(path.read_bytes()[:8], "little")
+        assert length % 8 == 0
+        entries = json.loads(path.read_bytes()[8 : 8 + length])
+        for entry in entries.values():
+            width = {"I32": 4, "F64": 8, "BOOL": 1}[entry["dtype"]]
+            assert entry["data_offsets"][0] % width == 0
+
+    def test_what_the_format_lacks_is_told_and_leaves_what_was_there(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        safetensors.write(path, {"a": np.ones(2)})
+        before = path.read_bytes()
+        with pytest.raises(jt.InputError, match="'b' is of type complex64, which safetensors lack"):
+            safetensors.write(path, {"a": np.ones(2), "b": np.ones(2, np.complex64)})
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_cut_off_anywhere_gives_one_line(tmp_path):
     whole = written(ARRAYS)
     for size in range(0, len(whole), 7):

@@ -1,7 +1,8 @@
 """Vision transformers of big_vision and of its forerunner, `.npz` of Flax: layouts are ours."""
 
+from jaxtransfer.pretrained.layouts import direct
 from jaxtransfer.pretrained.preprocessing import Preprocessing
-from jaxtransfer.pretrained.scheme import Rule, Scheme, direct
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 _BLOCK = r"(?:params/)?Transformer/encoderblock_(\d+)"
 _LEAF = r"/(scale|bias|kernel)"
@@ -10,7 +11,7 @@ BIG_VISION_VIT = Scheme(
     "big_vision ViT",
     (
         Rule(r"(?:params/)?cls", "stem_token", direct),
-        Rule(r"(?:params/)?(?:Transformer/posembed_input/)?pos_embedding", "stem_position", direct),
+        Rule(r"(?:params/)?(?:|Transformer/posembed_input/)pos_embedding", "stem_position", direct),
         Rule(rf"(?:params/)?embedding{_LEAF}", r"stem_conv/\1", direct),
         Rule(rf"{_BLOCK}/LayerNorm_0{_LEAF}", r"stage{\1}/norm1/\2", direct),
         Rule(rf"{_BLOCK}/LayerNorm_[12]{_LEAF}", r"stage{\1}/norm2/\2", direct),
@@ -25,4 +26,5 @@ BIG_VISION_VIT = Scheme(
     ),
     left_out={r"(?:opt|extra)/.*": "of the training, not of the network"},
     preprocessing=Preprocessing((224, 224), None, (0.5,) * 3, (0.5,) * 3),
+    libraries=("big_vision",),
 )

@@ -13,4 +13,5 @@ CIFAR_RESNET = Scheme(
         Rule(r"linear", "head"),
     ),
     preprocessing=Preprocessing((32, 32), 1.0, IMAGENET_MEAN, IMAGENET_STD),
+    libraries=("cifar",),
 )

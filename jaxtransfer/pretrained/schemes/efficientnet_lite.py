@@ -6,8 +6,9 @@ timm names the layers of MobileNet-v2 alike.
 import re
 from collections.abc import Sequence
 
+from jaxtransfer.pretrained.layouts import Shapes
 from jaxtransfer.pretrained.preprocessing import Preprocessing
-from jaxtransfer.pretrained.scheme import Rule, Scheme, Shapes
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 _PARTS = {"_expand_conv": "expand_conv", "_bn0": "expand_norm", "_depthwise_conv": "depthwise_conv"}
 _PARTS |= {"_bn1": "depthwise_norm", "_project_conv": "project_conv", "_bn2": "project_norm"}
@@ -47,6 +48,7 @@ EFFICIENTNET_LITE = Scheme(
     "EfficientNet-Lite",
     rules,
     preprocessing=Preprocessing((224, 224), 0.875, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic"),
+    libraries=("efficientnet_lite_pytorch",),
 )
 
 _BLOCK = r"blocks\.([1-9]\d*)\.(\d+)"
@@ -70,5 +72,6 @@ TIMM_EFFICIENTNET_LITE = Scheme(
         Rule(r"bn2", "final_norm"),
         Rule(r"classifier", "head"),
     ),
+    libraries=("timm",),
 )
 """Its weights differ in what they expect of images: `tf_...` by 0.5, others by ImageNet's mean."""

@@ -17,4 +17,5 @@ HUGGINGFACE_RESNET = Scheme(
         Rule(r"classifier\.1", "head"),
     ),
     preprocessing=IMAGENET,
+    libraries=("huggingface",),
 )

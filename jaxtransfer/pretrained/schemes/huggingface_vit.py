@@ -1,6 +1,7 @@
 """Vision transformers of Hugging Face's transformers, with the names of version 5 and of those before."""
 
-from jaxtransfer.pretrained.scheme import Rule, Scheme, direct, heads
+from jaxtransfer.pretrained.layouts import direct, heads
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 _EMBEDDINGS = r"(?:vit\.)?embeddings"
 _OLD, _NEW = r"(?:vit\.)?encoder\.layer\.(\d+)", r"(?:vit\.)?layers\.(\d+)"
@@ -26,4 +27,5 @@ HUGGINGFACE_VIT = Scheme(
         Rule(r"classifier", "head"),
     ),
     left_out={r"(?:vit\.)?pooler\..*": "the pooler stands beside the classifier", r".*mask_token": "for masked images"},
+    libraries=("huggingface",),
 )

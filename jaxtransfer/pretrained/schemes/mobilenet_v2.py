@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from jaxtransfer.pretrained.layouts import Shapes
 from jaxtransfer.pretrained.preprocessing import IMAGENET
-from jaxtransfer.pretrained.scheme import Rule, Scheme, Shapes
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 from jaxtransfer.pretrained.schemes.efficientnet_lite import blocks_of
 
 _NARROWS = {"conv.0.0": "depthwise_conv", "conv.0.1": "depthwise_norm", "conv.1": "project_conv"}
@@ -35,4 +36,4 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     )
 
 
-TORCHVISION_MOBILENET_V2 = Scheme("torchvision MobileNet-v2", rules, preprocessing=IMAGENET)
+TORCHVISION_MOBILENET_V2 = Scheme("torchvision MobileNet-v2", rules, preprocessing=IMAGENET, libraries=("torchvision",))

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxtransfer.pretrained.layouts import Shapes, conv_on_map, one_by_one
 from jaxtransfer.pretrained.preprocessing import IMAGENET
-from jaxtransfer.pretrained.scheme import Rule, Scheme, Shapes, dense_on_map, one_by_one
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 from jaxtransfer.pretrained.schemes.torchvision_vgg import features
 
 
@@ -15,10 +16,10 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     """
     return (
         *features(shapes),
-        Rule(r"pre_logits\.fc1", "fc1", dense_on_map),
+        Rule(r"pre_logits\.fc1", "fc1", conv_on_map),
         Rule(r"pre_logits\.fc2", "fc2", one_by_one),
         Rule(r"head\.fc", "head"),
     )
 
 
-TIMM_VGG = Scheme("timm VGG", rules, preprocessing=IMAGENET)
+TIMM_VGG = Scheme("timm VGG", rules, preprocessing=IMAGENET, libraries=("timm",))

@@ -4,7 +4,8 @@ What they expect of images differs from one to the next (augreg's are normalised
 `config.json` beside them says it.
 """
 
-from jaxtransfer.pretrained.scheme import Rule, Scheme, direct, fused, heads
+from jaxtransfer.pretrained.layouts import direct, fused, heads
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 TIMM_VIT = Scheme(
     "timm ViT",
@@ -19,4 +20,5 @@ TIMM_VIT = Scheme(
         Rule(r"norm", "final_norm"),
         Rule(r"head", "head"),
     ),
+    libraries=("timm",),
 )

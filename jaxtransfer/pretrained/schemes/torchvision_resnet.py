@@ -15,4 +15,5 @@ TORCHVISION_RESNET = Scheme(
         Rule(r"fc", "head"),
     ),
     preprocessing=IMAGENET,
+    libraries=("torchvision", "timm"),
 )

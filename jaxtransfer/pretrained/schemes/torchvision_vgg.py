@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from jaxtransfer.pretrained.layouts import Shapes, dense_on_map
 from jaxtransfer.pretrained.preprocessing import IMAGENET
-from jaxtransfer.pretrained.scheme import Rule, Scheme, Shapes, dense_on_map
+from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 
 def features(shapes: Shapes) -> list[Rule]:
@@ -39,4 +40,4 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     )
 
 
-TORCHVISION_VGG = Scheme("torchvision VGG", rules, preprocessing=IMAGENET)
+TORCHVISION_VGG = Scheme("torchvision VGG", rules, preprocessing=IMAGENET, libraries=("torchvision",))
