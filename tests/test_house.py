@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"tree", "files", "formats", "parts.masking", "parts.split_statistics", "resizing"},
-    {"parts.twins"},
+    {"parts.twins", "texts"},
     {"model"},
     {"weights"},
     {"losses", "forward", "micro_batches", "devices"},
@@ -35,7 +35,7 @@ FLOORS = [
 ]
 ASIDE = {
     "models": {"errors", "formats", "model", "tree"},
-    "data": {"errors", "files", "model", "resizing"},
+    "data": {"errors", "files", "model", "resizing", "texts"},
 }  # meet the rest only above
 MEETS = {"runs": {"models"}, "pretrained": {"models"}}  # a run says how its model is made
 MEETING_PLACES = {"cli", "__init__", "__main__"}

@@ -14,9 +14,9 @@ from jaxtransfer.data.prefetch import prefetch_to_device
 from jaxtransfer.data.statistics import statistics
 from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
 from jaxtransfer.data.teacher_writer import write_outputs
-from jaxtransfer.data.words import Vocabulary
 from jaxtransfer.data.zipped import Zipped, zipped
 from jaxtransfer.resizing import Resizing
+from jaxtransfer.texts.words import Vocabulary
 
 __all__ = [
     "RIGHT_ANGLES",

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxtransfer.data.entries import LABEL_DTYPE, Entry, check_range
 from jaxtransfer.data.table_columns import MISSING, in_order, is_number, is_whole, names_of, numbers_of, texts_of
-from jaxtransfer.data.words import PADDING, Vocabulary
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.texts.words import PADDING, Vocabulary
 
 _LOG = logging.getLogger("jaxtransfer")
 _MOST_CATEGORIES = 100

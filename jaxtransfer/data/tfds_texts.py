@@ -8,8 +8,8 @@ from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.features import Names, is_picture, renamed
 from jaxtransfer.data.quiet import quiet_tfds
-from jaxtransfer.data.words import PADDING, Vocabulary
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.texts.words import PADDING, Vocabulary
 
 OPTIONS = {"tokens": (), "length": None, "words": 20_000, "train": "train"}
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxtransfer.data import Dataset, Vocabulary, fingerprint, from_frame, load
-from jaxtransfer.data.words import words_of
 from jaxtransfer.errors import InputError
+from jaxtransfer.texts.words import words_of
 
 pandas = pytest.importorskip("pandas")
 
