@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
       mean: what its inputs are normalised by, a list; None for inputs as they are.
       std: likewise.
       heads: whether heads stand on it, which belong to a method and not to the model.
+      bare: whether it is as its constructor made it; false where another model was made from it.
     """
 
     build: str
@@ -34,6 +35,7 @@ class Recipe(NamedTuple):
     mean: list[float] | None = None
     std: list[float] | None = None
     heads: bool = False
+    bare: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,7 +165,7 @@ class Model:
 
     def made_from(self, recipe: Recipe | None, **changes: Any) -> "Model":
         """Returns the same model with a recipe: that of the model which it wraps, with some `changes`."""
-        known = None if recipe is None else recipe._replace(apply=self.apply, **changes)
+        known = None if recipe is None else recipe._replace(apply=self.apply, bare=False, **changes)
         return dataclasses.replace(self, recipe=known)
 
     @property

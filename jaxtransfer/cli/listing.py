@@ -51,6 +51,7 @@ class Models:
         at_least(self, 1, "classes")
         rows = []
         for name, entry in models.ZOO.items():
-            count = models.count_parameters(models.create(name, self.classes), entry.image)
-            rows.append((name, f"{count:,}", "×".join(map(str, entry.image)), entry.summary))
+            count = models.count_parameters(models.create(name, self.classes), entry.image, entry.dtype)
+            shape = "×".join(map(str, entry.image)) + " tokens" * entry.takes_text
+            rows.append((name, f"{count:,}", shape, entry.summary))
         _print_table(("name", "parameters", "image", "what"), rows)

@@ -16,6 +16,7 @@ from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_ou
 from jaxtransfer.data.teacher_writer import write_outputs
 from jaxtransfer.data.zipped import Zipped, zipped
 from jaxtransfer.resizing import Resizing
+from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import Vocabulary
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Pipeline",
     "Resizing",
     "TeacherCache",
+    "Tokenizer",
     "Vocabulary",
     "Zipped",
     "attach_outputs",

@@ -8,6 +8,9 @@ from jaxtransfer.data.features import Names, renamed
 from jaxtransfer.data.recipe import Recipe, TableChoice, learn
 from jaxtransfer.data.sources import ArraySource
 from jaxtransfer.errors import InputError
+from jaxtransfer.texts.saved import check_tokenizer
+from jaxtransfer.texts.tokenizer import Tokenizer
+from jaxtransfer.texts.words import Vocabulary
 
 _WORDS = 20_000
 
@@ -24,6 +27,7 @@ def from_frame(
     numeric: Sequence[str] = (),
     length: int | None = None,
     words: int = _WORDS,
+    tokenizer: Vocabulary | Tokenizer | None = None,
     fill: bool = True,
     like: Dataset | None = None,
     name: str = "frame",
@@ -56,6 +60,9 @@ def from_frame(
       numeric: labels of whole numbers that are numbers, not classes.
       length: tokens of each text, as for `Vocabulary.of`.
       words: words that are known at most.
+      tokenizer: what makes the tokens in place of the training texts' words: that of a pretrained text encoder
+        (`jt.load_pretrained(...).tokenizer`), or that of a run. Without `length`, texts are as long as the longest of
+        training, and no longer than it allows.
       fill: whether missing numbers of `features` are filled; else they are an error.
       like: a data set that this function made: its columns, statistics, categories, class names and words; a label may
         then be missing.
@@ -74,7 +81,7 @@ def from_frame(
         if not isinstance(like, Dataset) or like.recipe is None:
             raise InputError("like= is a data set that from_frame or load('table:...') made")
         asked = (label, columns, tokens, features, drop, categorical, numeric)
-        learned = length is not None or words != _WORDS or not fill
+        learned = length is not None or words != _WORDS or tokenizer is not None or not fill
         if any(value is not None and len(value) for value in asked) or learned:
             raise InputError(
                 "with like= the columns are those of that data set; leave out what else is said of columns"
@@ -90,12 +97,15 @@ def from_frame(
         numeric=numeric,
         length=length,
         words=words,
+        tokenizer=tokenizer,
         fill=fill,
     )
     return dataset_of(frame, learn(frame, frame, choice, title), name, split)
 
 
-def choice_of(*, label, columns, tokens, features, drop, categorical, numeric, length, words, fill) -> TableChoice:
+def choice_of(
+    *, label, columns, tokens, features, drop, categorical, numeric, length, words, fill, tokenizer=None
+) -> TableChoice:
     """Returns what becomes of a table's columns; arguments as for `from_frame`."""
     labels = {"label": label} if isinstance(label, str) else renamed(label, "label")
     taken = {**labels, **renamed([columns] if isinstance(columns, str) else columns, "columns")}
@@ -106,7 +116,10 @@ def choice_of(*, label, columns, tokens, features, drop, categorical, numeric, l
             raise InputError(f"{what}= is a tuple of names, ({names!r},) of one; got {names!r:.60}")
     rest = {key: tuple(value) for key, value in lists.items()}
     features = None if features is None else tuple(features)
-    return TableChoice(taken, frozenset(labels), texts, features, length=length, words=words, fill=fill, **rest)
+    check_tokenizer(tokenizer, asked=bool(texts), words=words != _WORDS)
+    return TableChoice(
+        taken, frozenset(labels), texts, features, length=length, words=words, tokenizer=tokenizer, fill=fill, **rest
+    )
 
 
 def dataset_of(frame: Any, recipe: Recipe, name: str, split: str, data: str | None = None) -> Dataset:

@@ -68,8 +68,9 @@ def load(
       image: the feature that becomes `image`; by default the one of that name, if there is one.
       label: the feature that becomes `label`, a class or a number; or several features.
       columns: further features; their names, or new names to theirs.
-      **table: of a table: `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`, `fill` as for
-        `jt.data.from_frame`; `split_by` and `train`. Of a tfds set `tokens`, `length`, `words` and `train` for texts.
+      **table: of a table: `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`, `tokenizer`,
+        `fill` as for `jt.data.from_frame`; `split_by` and `train`. Of a tfds set `tokens`, `length`, `words`,
+        `tokenizer` and `train` for texts.
 
     Returns:
       The data set: `image` uint8 [H, W, C] and `label` int per example, or what was named.

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtransfer.data.entries import LABEL_DTYPE, Entry, check_range
 from jaxtransfer.data.table_columns import MISSING, in_order, is_number, is_whole, names_of, numbers_of, texts_of
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.texts.saved import of_length
+from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import PADDING, Vocabulary
 
 _LOG = logging.getLogger("jaxtransfer")
@@ -30,6 +32,7 @@ class TableChoice(NamedTuple):
       numeric: labels that are numbers, though they are whole.
       length: tokens of each text.
       words: words that are known at most.
+      tokenizer: what makes the tokens; None for words of the training texts.
       fill: whether missing numbers are filled; else they are an error.
     """
 
@@ -42,6 +45,7 @@ class TableChoice(NamedTuple):
     numeric: tuple[str, ...]
     length: int | None
     words: int
+    tokenizer: Vocabulary | Tokenizer | None
     fill: bool
 
 
@@ -57,7 +61,7 @@ class Recipe:
       kept: columns by themselves: new name to (name in the table, class names; None for numbers).
       labels: those of `kept` that new rows may lack.
       tokens: new name to name in the table.
-      vocabulary: of the training texts.
+      vocabulary: what makes the tokens: of the training texts, or the tokenizer that was given.
       fill: whether missing numbers are filled.
     """
 
@@ -67,7 +71,7 @@ class Recipe:
     kept: Mapping[str, tuple[str, tuple[str, ...] | None]]
     labels: frozenset[str]
     tokens: Mapping[str, str]
-    vocabulary: Vocabulary | None
+    vocabulary: Vocabulary | Tokenizer | None
     fill: bool
 
     @property
@@ -185,7 +189,10 @@ def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
     vocabulary = None
     if choice.tokens:
         texts = [text for name in choice.tokens.values() for text in texts_of(frame[name])]
-        vocabulary = Vocabulary.of(texts, length=choice.length, size=choice.words)
+        if choice.tokenizer is None:
+            vocabulary = Vocabulary.of(texts, length=choice.length, size=choice.words)
+        else:
+            vocabulary = of_length(choice.tokenizer, texts, choice.length)
     return Recipe(numbers, tuple(gaps), categories, kept, choice.labels, dict(choice.tokens), vocabulary, choice.fill)
 
 

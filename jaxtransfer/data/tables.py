@@ -41,8 +41,8 @@ def load_table(
       split: the rows to load.
       split_by: the column whose values are the splits; it is no feature.
       train: the split that training is on; "train" by default.
-      **asked: `label`, `columns`, `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words` and `fill`
-        as for `jt.data.from_frame`.
+      **asked: `label`, `columns`, `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`,
+        `tokenizer` and `fill` as for `jt.data.from_frame`.
 
     Raises:
       InputError: for a file that can't be read, an unknown split, no training rows, and as `from_frame`.
@@ -78,6 +78,7 @@ _USUAL = {
     "numeric": (),
     "length": None,
     "words": 20_000,
+    "tokenizer": None,
     "fill": True,
 }
 

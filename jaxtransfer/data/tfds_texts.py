@@ -9,13 +9,22 @@ from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.features import Names, is_picture, renamed
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.texts.saved import check_tokenizer, of_length
+from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import PADDING, Vocabulary
 
-OPTIONS = {"tokens": (), "length": None, "words": 20_000, "train": "train"}
+OPTIONS = {"tokens": (), "length": None, "words": 20_000, "tokenizer": None, "train": "train"}
 
 
 def with_tokens(
-    dataset: Dataset, builder: Any, *, tokens: Names, length: int | None, words: int, train: str
+    dataset: Dataset,
+    builder: Any,
+    *,
+    tokens: Names,
+    length: int | None,
+    words: int,
+    tokenizer: Vocabulary | Tokenizer | None = None,
+    train: str,
 ) -> Dataset:
     """Returns the data set with texts as columns of tokens, `tokens` and `tokens_mask`, say; see `from_frame`.
 
@@ -25,12 +34,14 @@ def with_tokens(
       tokens: the feature that becomes `tokens`; or several, as for `from_frame`.
       length: tokens of each text; by default those of the longest training text, at most 256.
       words: words that are known at most.
+      tokenizer: what makes the tokens, in place of words of the training texts.
       train: the split whose texts the words are taken from.
 
     Raises:
       InputError: for a feature that is no single text, and where the training split can't be read.
     """
     names = {"tokens": tokens} if isinstance(tokens, str) else renamed(tokens, "tokens")
+    check_tokenizer(tokenizer, asked=True, words=words != OPTIONS["words"])
     known = dict(builder.info.features.items())
     for feature in names.values():
         if feature not in known:
@@ -40,7 +51,11 @@ def with_tokens(
             raise InputError(f"{dataset.name}: {feature!r} is not one text per example, so it can't become tokens")
     texts = _texts(builder, dataset.split, list(names.values()), dataset.name)
     learned = texts if train == dataset.split else _texts(builder, train, list(names.values()), dataset.name)
-    vocabulary = Vocabulary.of([t for some in learned.values() for t in some], length=length, size=words)
+    known_texts = [text for some in learned.values() for text in some]
+    if tokenizer is None:
+        vocabulary = Vocabulary.of(known_texts, length=length, size=words)
+    else:
+        vocabulary = of_length(tokenizer, known_texts, length)
     arrays = {new: vocabulary(texts[feature]) for new, feature in names.items()}
     masks = {f"{new}_mask": array != PADDING for new, array in arrays.items()}
     classes = dict.fromkeys(arrays, vocabulary.names)

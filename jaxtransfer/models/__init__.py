@@ -31,6 +31,10 @@ from jaxtransfer.models.resnet import resnet152 as resnet152
 from jaxtransfer.models.resnet import wide_resnet50_2 as wide_resnet50_2
 from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
+from jaxtransfer.models.text_encoder import bert_base as bert_base
+from jaxtransfer.models.text_encoder import distilbert_base as distilbert_base
+from jaxtransfer.models.text_encoder import minilm_l6 as minilm_l6
+from jaxtransfer.models.text_encoder import text_encoder as text_encoder
 from jaxtransfer.models.torch_weights import CIFAR_RESNET as CIFAR_RESNET
 from jaxtransfer.models.torch_weights import from_torch as from_torch
 from jaxtransfer.models.vgg import vgg as vgg

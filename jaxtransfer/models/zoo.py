@@ -20,6 +20,7 @@ from jaxtransfer.models.mlp import mlp
 from jaxtransfer.models.mobilenet_v2 import mobilenet_v2
 from jaxtransfer.models.resnet import resnet
 from jaxtransfer.models.small_cnn import small_cnn
+from jaxtransfer.models.text_encoder import SIZES, text_encoder
 from jaxtransfer.models.vgg import vgg
 from jaxtransfer.models.vit import vit_b, vit_s, vit_ti
 from jaxtransfer.models.wide_resnet import wide_resnet
@@ -32,12 +33,24 @@ class Entry:
     Attributes:
       build: `build(classes, *, name="model", dtype=None) -> Model`.
       summary: what it is, in a line.
-      image: shape (H, W, C) of the images that it was made for; nets that end in a mean take others too.
+      image: shape (H, W, C) of the images that it was made for; nets that end in a mean take others too. Of a text
+        encoder the number of tokens (T,); it takes shorter texts too.
+      dtype: of the inputs: whole numbers where they are tokens.
     """
 
     build: Callable[..., Model]
     summary: str
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its inputs are tokens."""
+        return jnp.issubdtype(self.dtype, jnp.integer)
+
+    def inputs(self, batch: int) -> jax.ShapeDtypeStruct:
+        """Returns the shape and the type of a batch of inputs."""
+        return jax.ShapeDtypeStruct((batch, *self.image), self.dtype)
 
 
 def _table() -> dict[str, Entry]:
@@ -77,6 +90,9 @@ def _table() -> dict[str, Entry]:
         summary = f"EfficientNet-Lite{n}, inverted residuals without squeezing"
         table[f"efficientnet-lite{n}"] = Entry(bind(efficientnet_lite, n), summary, (size, size, 3))
     table["mobilenet-v2"] = Entry(mobilenet_v2, "MobileNet-v2, inverted residuals", large)
+    for name, options in SIZES.items():
+        summary = f"text encoder, {options['depth']} blocks of width {options['width']}"
+        table[name] = Entry(bind(text_encoder, **options), summary, (512,), jnp.int32)
     return table
 
 
@@ -108,8 +124,8 @@ def create(name: str, classes: int, *, name_in_params: str = "model", dtype=None
     return build(classes, name=name_in_params, dtype=dtype, **options)
 
 
-def count_parameters(model: Model, image_shape: tuple[int, ...]) -> int:
-    """Returns the number of trainable parameters for inputs of shape [1, *image_shape], allocating none."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def count_parameters(model: Model, image_shape: tuple[int, ...], dtype: Any = jnp.float32) -> int:
+    """Returns the number of trainable parameters for inputs of shape [1, *image_shape] and a type, allocating none."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), dtype)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

@@ -49,7 +49,7 @@ def beside(path: Path) -> Facts:
     config, prepared = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     try:
         names = _class_names(config)
-        heads = config.get("num_attention_heads")
+        heads = config.get("num_attention_heads", config.get("n_heads"))
         if isinstance(config.get("pretrained_cfg"), Mapping):
             return Facts(_of_timm(config["pretrained_cfg"]), names, heads, "config.json")
         if "image_mean" in prepared:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import models, tree
@@ -51,7 +50,8 @@ def shape_of(model: Model, inputs: Any) -> Any:
     described = models.describe(model)
     if described is None:
         raise InputError(f"model {model.name!r} is not of the zoo: pass inputs=, a batch or its jax.ShapeDtypeStruct")
-    return jax.ShapeDtypeStruct((1, *models.ZOO[described["model"]].image), jnp.float32)
+    row = models.ZOO[described["model"]]
+    return jax.ShapeDtypeStruct((1, 1), row.dtype) if row.takes_text else row.inputs(1)  # weights are of any length
 
 
 def without(tensors: Mapping[str, Any], ignore: tree.Patterns) -> tuple[dict[str, Any], dict[str, str]]:
@@ -188,6 +188,8 @@ def _adapted(
 ) -> tuple[np.ndarray, str]:
     """Returns a value brought to the model's shape and how, or as it is and "" where nothing does it."""
     shape = shapes[path]
+    if path.endswith(("stem_positions", "stem_words/embedding")) and value.ndim == 2 and value.shape[1] == shape[1]:
+        return _of_texts(path, value, shape[0])
     if path.endswith("stem_position") and value.ndim == 3 and value.shape[::2] == shape[::2]:
         patch = shapes[path.removesuffix("stem_position") + "stem_conv/kernel"][:2]
         ours, count = _grid(inputs.shape[1:3], patch), value.shape[1] - 1
@@ -205,6 +207,14 @@ def _adapted(
     ):
         return adapt.stem(value, shape[2]), f"from {value.shape[2]} to {shape[2]} channels"
     return value, ""
+
+
+def _of_texts(path: str, value: np.ndarray, rows: int) -> tuple[np.ndarray, str]:
+    """Returns the first positions of a text encoder's, where the model's texts are shorter; no word is left out."""
+    if path.endswith("stem_positions") and rows < len(value):
+        return value[:rows], f"the first {rows} of {len(value)} positions"
+    name = "positions" if path.endswith("stem_positions") else "vocabulary"
+    raise InputError(f"the weights have {name} of {len(value)}, the model of {rows}; make it {name}={len(value)}")
 
 
 def _grid(sides: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:

@@ -6,6 +6,10 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.formats.read import file_of
 
 _FACTS = ("config.json", "preprocessor_config.json")
+_TEXT = (  # what stands beside text encoders, and where sentence-transformers keeps it
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *("modules.json", "*_Pooling/config.json", "sentence_bert_config.json"),
+)
 _FILES = ("model*.safetensors", "model.safetensors.index.json")
 _OLD_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -41,7 +45,7 @@ def fetch(source: str) -> Path:
     for patterns in (_FILES, _OLD_FILES):
         try:
             folder = huggingface_hub.snapshot_download(
-                repository, revision=revision or None, allow_patterns=[*_FACTS, *patterns]
+                repository, revision=revision or None, allow_patterns=[*_FACTS, *_TEXT, *patterns]
             )
         except Exception as error:  # of the network, of the hub, of the cache: many and changing kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -100,6 +100,15 @@ def _write_as_is(path: str, leaves: Leaves) -> dict[str, np.ndarray]:
     return {"": leaves[path]} if path in leaves else {}
 
 
+def _read_table(kind: str, path: str, value: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
+    return {f"params/{path}/embedding": value}
+
+
+def _write_table(path: str, leaves: Leaves) -> dict[str, np.ndarray]:
+    leaf = leaves.get(f"params/{path}/embedding")
+    return {} if leaf is None else {"weight": leaf}
+
+
 def _read_on_map(kind: str, path: str, value: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
     if value.ndim == 2 and kind == "weight":
         side = _side(value.shape[1])
@@ -161,6 +170,9 @@ direct = Layout(_read_direct, _write_direct)
 
 as_is = Layout(_read_as_is, _write_as_is)
 """A leaf of ours, under its own path."""
+
+embedding = Layout(_read_table, _write_table)
+"""A table of vectors, one a row."""
 
 dense_on_map = Layout(_read_on_map, _write_dense_on_map)
 """A linear layer on a flat map, theirs flat as [C, H, W], ours as [H, W, C]."""

@@ -21,7 +21,10 @@ from jaxtransfer.pretrained.report import WeightsReport
 from jaxtransfer.pretrained.scheme import Scheme
 from jaxtransfer.pretrained.schemes import SCHEMES
 from jaxtransfer.pretrained.source import open_source
+from jaxtransfer.pretrained.text_facts import POSITIONS, WORDS, settled
 from jaxtransfer.runs.load import Run
+from jaxtransfer.texts.tokenizer import Tokenizer
+from jaxtransfer.texts.words import Vocabulary
 
 
 class Pretrained(NamedTuple):
@@ -31,9 +34,11 @@ class Pretrained(NamedTuple):
       variables: `{"params": ..., "batch_stats": ...}`, NumPy arrays in the model's types.
       report: what became of each tensor and of each leaf.
       model: the model over images as they are, uint8: it normalises by `preprocessing`, where that is known and the
-        given model doesn't normalise already; else the given one.
+        given model doesn't normalise already; a text encoder that pools as the weights do, where the given one leaves
+        that open; else the given one.
       preprocessing: what the weights expect of images; None where nothing says it.
       class_names: of the outputs, where they are known and the head is the weights'.
+      tokenizer: what makes tokens of texts, where the weights are a text encoder's and it stands beside them.
     """
 
     variables: dict[str, Any]
@@ -41,6 +46,7 @@ class Pretrained(NamedTuple):
     model: Model
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...]
+    tokenizer: Tokenizer | Vocabulary | None = None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -108,6 +114,10 @@ def load_pretrained(
     inputs = fitting.shape_of(model, inputs)
     leaves = tree.leaves_by_path(dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x), inputs)))
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    texts, told = None, ()
+    if WORDS in shapes:
+        texts = found.texts()
+        model, told = settled(model, texts, shapes, found.name)
     kept, ignored = fitting.without(found.tensors, ignore)
     matched = best_match(kept, shapes, SCHEMES) if scheme is None else match_by(kept, shapes, scheme)
     fitting.check_heads(found, shapes)
@@ -124,7 +134,12 @@ def load_pretrained(
         values |= {path: np.array(drawn[path]) for path in fit.fresh}
         for path, columns in fit.columns.items():
             fitting.fill(values[path], np.asarray(drawn[path]), columns)
-    preprocessing, notes = _preprocessing(found.facts, matched, shapes, model)
+    preprocessing, tokenizer = None, None
+    if texts is None:
+        preprocessing, told = _preprocessing(found.facts, matched, shapes, model)
+    elif texts.tokenizer is not None:
+        tokenizer = texts.tokenizer.of_length(min(texts.tokenizer.length, shapes[POSITIONS][0]))
+        told = (*told, f"tokenizer: {tokenizer}")
     report = WeightsReport(
         found.name,
         matched.scheme.name + f" under {matched.prefix!r}" * bool(matched.prefix),
@@ -132,11 +147,11 @@ def load_pretrained(
         fit.adapted,
         fit.fresh,
         {**matched.left, **ignored, **fit.left},
-        notes,
+        told,
     )
     ours = tuple(class_names) or (() if any(tree.matches(path, model.head) for path in fit.fresh) else names)
     variables = tree.nested({path: values[path] for path in leaves})
-    return Pretrained(variables, report, _normalized(model, preprocessing), preprocessing, ours)
+    return Pretrained(variables, report, _normalized(model, preprocessing), preprocessing, ours, tokenizer)
 
 
 def _preprocessing(

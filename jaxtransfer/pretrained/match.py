@@ -63,10 +63,11 @@ def match(tensors: Mapping[str, np.ndarray], shapes: Shapes, scheme: Scheme, pre
     """
     rules = scheme.table(shapes)
     found = Match(scheme, prefix, {}, {}, {}, ())
+    without = scheme.leaves_out(shapes, [name.removeprefix(prefix) for name in tensors])
     unknown = []
     for name, value in tensors.items():
         short = name.removeprefix(prefix)
-        reason = next((why for pattern, why in scheme.left_out.items() if re.fullmatch(pattern, short)), None)
+        reason = next((why for pattern, why in without.items() if re.fullmatch(pattern, short)), None)
         if reason is not None:
             found.left[name] = reason
             continue

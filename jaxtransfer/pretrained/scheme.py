@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,20 +34,27 @@ class Scheme:
       name: for reports and errors.
       rules: the table, of which the first row that matches counts; or a function of the model's shapes, by path, that
         makes it, where names depend on the depth.
-      left_out: names of tensors that no network of ours has a place for, and why, by pattern.
+      left_out: names of tensors that no network of ours has a place for, and why, by pattern; or a function of the
+        model's shapes and of all names that makes it.
       preprocessing: what the library's published weights expect, where all of them expect the same.
       libraries: whose names these are, for exports: "torchvision", "timm".
     """
 
     name: str
     rules: Sequence[Rule] | Callable[[Shapes], Sequence[Rule]]
-    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, str] | Callable[[Shapes, Collection[str]], Mapping[str, str]] = dataclasses.field(
+        default_factory=dict
+    )
     preprocessing: Preprocessing | None = None
     libraries: tuple[str, ...] = ()
 
     def table(self, shapes: Shapes) -> Sequence[Rule]:
         """Returns the rules for a model with leaves of these shapes."""
         return self.rules(shapes) if callable(self.rules) else self.rules
+
+    def leaves_out(self, shapes: Shapes, names: Collection[str]) -> Mapping[str, str]:
+        """Returns the patterns of names that have no place in a model with leaves of these shapes, and why."""
+        return self.left_out(shapes, names) if callable(self.left_out) else self.left_out
 
 
 def translate(name: str, value: np.ndarray, rules: Sequence[Rule], shapes: Shapes) -> dict[str, np.ndarray] | None:

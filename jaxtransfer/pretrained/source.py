@@ -1,6 +1,6 @@
 """Where weights come from, and what they are: tensors by name, with what is known of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jaxtransfer.formats.checkpoint import tensors_in
 from jaxtransfer.pretrained import hub
 from jaxtransfer.pretrained.facts import Facts, beside
 from jaxtransfer.pretrained.preprocessing import Preprocessing
+from jaxtransfer.pretrained.text_facts import TextFacts, text_facts, weights_folder
 from jaxtransfer.runs.load import Run, load_run
 
 
@@ -23,11 +24,13 @@ class Source(NamedTuple):
       name: for reports and errors.
       tensors: by name.
       facts: what is known of them.
+      texts: reads what is known of them where they are a text encoder's.
     """
 
     name: str
     tensors: dict[str, np.ndarray]
     facts: Facts
+    texts: Callable[[], TextFacts] = TextFacts
 
 
 def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) -> Source:
@@ -52,7 +55,8 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
     path = hub.fetch(source) if isinstance(source, str) and hub.is_name(source) else Path(source)
     if (path / "checkpoints").is_dir():
         return _of_run(load_run(path))
-    return Source(str(source), read_tensors(path, part), beside(path))
+    inner = weights_folder(path)
+    return Source(str(source), read_tensors(inner, part), beside(inner), lambda: text_facts(path))
 
 
 def _of_run(run: Run) -> Source:

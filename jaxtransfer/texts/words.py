@@ -59,7 +59,7 @@ class Vocabulary:
         if size < 1 or min_count < 1:
             raise InputError(f"a vocabulary needs size >= 1 and min_count >= 1, got {size} and {min_count}")
         counts, longest = Counter(), 0
-        for text in _texts(texts):
+        for text in plain_texts(texts):
             found = words_of(text)
             counts.update(found)
             longest = max(longest, len(found))
@@ -82,21 +82,29 @@ class Vocabulary:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the tokens of texts, int32 [N, length], filled up by 0."""
         tokens = np.full((len(texts), self.length), PADDING, np.int32)
-        for row, text in enumerate(_texts(texts)):
+        for row, text in enumerate(plain_texts(texts)):
             numbers = [self._numbers.get(word, UNKNOWN) for word in words_of(text)[: self.length]]
             tokens[row, : len(numbers)] = numbers
         return tokens
 
     def longer(self, texts: Sequence[str]) -> int:
         """Returns how many texts have more words than `length`, and are cut."""
-        return sum(len(words_of(text)) > self.length for text in _texts(texts))
+        return sum(len(words_of(text)) > self.length for text in plain_texts(texts))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words, len(_SPECIAL))}
 
 
-def _texts(texts: Iterable[str]) -> Iterable[str]:
+def plain_texts(texts: Iterable[str]) -> Iterable[str]:
+    """Yields texts, checked.
+
+    Args:
+      texts: several.
+
+    Raises:
+      InputError: for one text, and for what are none.
+    """
     if isinstance(texts, str):
         raise InputError(f"expected several texts, got one, {texts[:40]!r}; pass a list")
     for number, text in enumerate(texts):

@@ -41,6 +41,9 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "vit-b-16": 86_567_656,
     "vit-s-32": 22_878_952,
     "vit-b-32": 88_224_232,
+    "minilm-l6": 22_565_376 + 385_000,  # transformers' without the head
+    "bert-base": 109_482_240 + 769_000,
+    "distilbert-base": 66_362_880 + 769_000,
 }
 
 DEEP = {
@@ -68,7 +71,7 @@ def classes_of(name):
 def model_and_shapes(name):
     """A network named "student", two of its images, and its variables, in shapes."""
     model = models.create(name, classes_of(name), name_in_params="student")
-    images = jax.ShapeDtypeStruct((2, *models.ZOO[name].image), jnp.float32)
+    images = models.ZOO[name].inputs(2)
     return model, images, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
