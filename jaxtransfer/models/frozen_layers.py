@@ -160,9 +160,9 @@ class _Mode(NamedTuple):
             known = {"deterministic": True} if drops else {}
         names = {field.name for field in dataclasses.fields(module)}
         fields = {name: value for name, value in known.items() if name in names}
+        told = {name: value for name, value in known.items() if name in signature.parameters and name not in fields}
         if fields == {"deterministic": True} and not drops:
             fields = {}
-        told = {name: value for name, value in known.items() if name in signature.parameters and name not in fields}
         if not fields and not told:
             return None
         given = signature.bind(module, *args, **kwargs)
