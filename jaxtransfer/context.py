@@ -110,6 +110,10 @@ class Context:
         """
         return None if self.key is None else named_key(jax.random.fold_in(self.key, self.step), name)
 
+    def key_of(self, model: Model, name: str, *view: str) -> jax.Array | None:
+        """Returns the key that a model is applied with: a device's own, or the shared one where it asks for that."""
+        return self.shared_key("/".join((name, *view))) if model.shares_key else self.draw_key(name, *view)
+
     def run(self, model: Model, params: Tree, state: Tree, inputs: Any, *, view: str = "") -> tuple[Any, Tree]:
         """Runs a small model of a term's own: an adapter, a critic, a head; its weights train with the rest.
 
@@ -135,7 +139,7 @@ class Context:
                 f"makes them"
             )
         variables = model.complete({"params": model.whole(params), **state.get(model.name, {})}, self.read)
-        key = self.draw_key(model.name, *filter(None, (view,)))
+        key = self.key_of(model, model.name, *filter(None, (view,)))
         outputs, new = model.apply(variables, inputs, key=key, **self.how(model, variables["params"]))
         return outputs, {**state, model.name: dict(new)}
 

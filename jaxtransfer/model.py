@@ -63,6 +63,8 @@ class Model:
         Elsewhere `complete` puts them beside the other variables. Models that are made of models pass them on.
       shares: with which model it shares parameters, and which are its own; see `twin`.
       recipe: how it was made, where that is known; what wraps a model of the same weights hands it on by `made_from`.
+      shares_key: whether `apply` gets the key that all devices share, for what is drawn once for the whole batch; with
+        an `axis` it folds the device in by itself for what is drawn by row. Otherwise the key is a device's own.
     """
 
     init: Callable[..., Variables]
@@ -72,6 +74,7 @@ class Model:
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shares: "Shared | None" = None
     recipe: Recipe | None = None
+    shares_key: bool = False
 
     def __post_init__(self):
         parameters = inspect.signature(self.apply).parameters

@@ -267,7 +267,7 @@ def _run(forward: Forward, params, state, batch, ctx: Context):
     if weights.inference:
         how: dict[str, Any] = {"train": False, "key": None}
     else:
-        drawn = ctx.draw_key(weights.name, *(part for view in forward.views for part in view))
+        drawn = ctx.key_of(weights.model, weights.name, *(part for view in forward.views for part in view))
         how = {"key": drawn, **ctx.how(weights.model, variables["params"])}
     outputs, new = forward.apply(variables, inputs, **how)
     outputs = outputs if weights.trained else jax.lax.stop_gradient(outputs)

@@ -1,6 +1,7 @@
 """Networks as models: constructors, the Linen adapter, preprocessing, and the table of names."""
 
 from jaxtransfer.models import adapters as adapters
+from jaxtransfer.models.batch_norm import BatchNorm as BatchNorm
 from jaxtransfer.models.cifar_resnet import cifar_resnet as cifar_resnet
 from jaxtransfer.models.cifar_resnet import resnet20 as resnet20
 from jaxtransfer.models.cifar_resnet import resnet32 as resnet32
@@ -31,6 +32,7 @@ from jaxtransfer.models.resnet import resnet152 as resnet152
 from jaxtransfer.models.resnet import wide_resnet50_2 as wide_resnet50_2
 from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
+from jaxtransfer.models.stoch_norm import stoch_norm as stoch_norm
 from jaxtransfer.models.text_encoder import bert_base as bert_base
 from jaxtransfer.models.text_encoder import distilbert_base as distilbert_base
 from jaxtransfer.models.text_encoder import minilm_l6 as minilm_l6
