@@ -12,7 +12,7 @@ from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.freezing import FreezeOptions
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
 from jaxtransfer.cli.recipe import RecipeOptions
-from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients
+from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients, strength_of, strengths
 from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes
 from jaxtransfer.cli.settings import made_by
@@ -44,10 +44,10 @@ class Finetune:
     """Network that weights of a file are of, where its name doesn't tell; `jaxtransfer models` lists them."""
     head_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --lr)")] = None
     """Peak learning rate of the head, a new one's say, where it differs from that of the body."""
-    strength: float = 0.1
-    """Of the pull of l2-sp and l2-sp-fisher to the pretrained weights."""
+    strength: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=strengths())] = None
+    """Of the penalty that holds the model near the source, or of bss."""
     head_strength: float = 0.01
-    """Of the decay of a new head under l2-sp and l2-sp-fisher."""
+    """Of the decay of a new head under l2-sp, l2-sp-fisher and delta."""
     keep_head: bool = False
     """Keep the source's head for the classes of the same names; otherwise a new one starts afresh."""
     resize: bool = False
@@ -59,7 +59,7 @@ class Finetune:
         self.recipe.check()
         self.frozen.check()
         row = row_of("method", self.method, METHODS)
-        at_least(self, 0, "strength", "head_strength")
+        at_least(self, 0, "head_strength", *(["strength"] if self.strength is not None else []))
         positive(self, "head_rate")
         network = network_of(self.source, self.model)
         if network is not None:
@@ -85,7 +85,7 @@ class Finetune:
             source=self.source,
             source_step=source.step,
             method=self.method,
-            strength=self.strength,
+            strength=strength_of(self),
             head_strength=self.head_strength,
             head_rate=self.head_rate,
             keep_head=self.keep_head,

@@ -1,7 +1,9 @@
 """Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
 
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
+from jaxtransfer.losses.behaviour import delta
 from jaxtransfer.losses.classification import class_weights, cross_entropy, top_k
+from jaxtransfer.losses.co_tuning import co_tuning
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
@@ -19,6 +21,7 @@ from jaxtransfer.losses.relations import (
 )
 from jaxtransfer.losses.self_distillation import dino, dino_center, negative_cosine, sinkhorn, swav
 from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
+from jaxtransfer.losses.spectral import bss
 
 __all__ = [
     "CRDMemory",
@@ -28,12 +31,15 @@ __all__ = [
     "batch_all",
     "batch_hard",
     "binary_cross_entropy",
+    "bss",
     "class_weights",
+    "co_tuning",
     "correlation_congruence",
     "crd",
     "crd_memory",
     "cross_entropy",
     "dcl",
+    "delta",
     "dino",
     "dino_center",
     "dist",

@@ -1,7 +1,8 @@
 """Methods of training in one phase or several: fine-tuning, and what runs the phases one after the other."""
 
-from jaxtransfer.methods.finetuning import anchored, discriminative, full, gradual, linear_probe, lp_ft
+from jaxtransfer.methods.finetuning import anchored, bss, delta, discriminative, full, gradual, linear_probe, lp_ft
 from jaxtransfer.methods.phases import Phase, split_steps, train_phases
+from jaxtransfer.methods.relationship import calibration_temperature, direct_relationship, reverse_relationship
 
 Stage = Phase
 """What `Phase` was called before: a stage is a part of a network."""
@@ -10,11 +11,16 @@ __all__ = [
     "Phase",
     "Stage",
     "anchored",
+    "bss",
+    "calibration_temperature",
+    "delta",
+    "direct_relationship",
     "discriminative",
     "full",
     "gradual",
     "linear_probe",
     "lp_ft",
+    "reverse_relationship",
     "split_steps",
     "train_phases",
 ]

@@ -1,11 +1,13 @@
 """Fine-tuning methods: each a function from a model and pretrained weights to the phases that train it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
 
-from jaxtransfer import optim
+from jaxtransfer import objectives, optim
 from jaxtransfer.errors import InputError
+from jaxtransfer.forward import FrozenModel
 from jaxtransfer.methods.phases import Phase
 from jaxtransfer.model import Model
 from jaxtransfer.objectives import classification, fisher_l2_sp, l2, l2_sp
@@ -87,6 +89,51 @@ def anchored(
     if new_head:
         objective += l2(strength=head_strength, only=head)
     return (Phase("l2-sp" if fisher is None else "l2-sp-fisher", objective, optimizer),)
+
+
+def delta(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    source: FrozenModel,
+    *,
+    taps: str | Sequence[str],
+    strength: float = 0.01,
+    head_strength: float = 0.01,
+    new_head: bool = True,
+    weights: Mapping[str, Any] | None = None,
+    **loss: Any,
+) -> tuple[Phase, ...]:
+    """Trains all weights while feature maps are held where the pretrained network's are, a new head decays: DELTA.
+
+    (Li et al. 2019, arXiv:1901.09229, equation 3, with α = strength and β = head_strength.)
+
+    Args:
+      model: the model.
+      optimizer: of the phase.
+      source: the pretrained network, `jt.frozen(model.named("source"), variables)`.
+      taps: the outputs that are held, see `jt.delta`.
+      strength: α.
+      head_strength: β.
+      new_head: whether the head starts afresh.
+      weights: attention by tap, see `jt.filter_weights`.
+      **loss: arguments of `classification`.
+
+    Returns:
+      One phase.
+    """
+    held = objectives.delta(model, source, taps=taps, strength=strength, weights=weights)
+    objective = classification(model, **loss) + held
+    if new_head:
+        objective += l2(strength=head_strength, only=f"{model.name}/{model.head}")
+    return (Phase("delta", objective, optimizer),)
+
+
+def bss(
+    model: Model, optimizer: optax.GradientTransformation, *, k: int = 1, strength: float = 1e-3, **loss: Any
+) -> tuple[Phase, ...]:
+    """Trains all weights while the weakest directions of each batch's features are shrunk: `jt.bss`."""
+    objective = classification(model, **loss) + objectives.bss(model, k=k, strength=strength)
+    return (Phase("bss", objective, optimizer),)
 
 
 def discriminative(

@@ -1,7 +1,16 @@
 """Objectives: each binds models and losses into a term that adds up; a family a folder, a method a file."""
 
 from jaxtransfer.objectives import selfsupervised
-from jaxtransfer.objectives.anchored import fisher_diagonal, fisher_l2_sp, l2, l2_sp
+from jaxtransfer.objectives.anchored import (
+    bss,
+    co_tuning,
+    delta,
+    filter_weights,
+    fisher_diagonal,
+    fisher_l2_sp,
+    l2,
+    l2_sp,
+)
 from jaxtransfer.objectives.averaged import averaged
 from jaxtransfer.objectives.distillation import cached, crd, distillation, mean_teacher, mutual_learning, peer
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
@@ -9,10 +18,14 @@ from jaxtransfer.objectives.supervised import classification, multilabel_classif
 
 __all__ = [
     "averaged",
+    "bss",
     "cached",
     "classification",
+    "co_tuning",
     "crd",
+    "delta",
     "distillation",
+    "filter_weights",
     "fisher_diagonal",
     "fisher_l2_sp",
     "l2",

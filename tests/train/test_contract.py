@@ -105,6 +105,14 @@ OBJECTIVES = {
     "fisher_l2_sp": lambda model, w, rng: (
         jt.classification(model) + jt.fisher_l2_sp(noisy(rng, w), positive(rng, w), strength=0.1)
     ),
+    "bss": lambda model, w, rng: jt.classification(model) + jt.bss(model, k=2, strength=0.02),
+    "delta": lambda model, w, rng: (
+        jt.classification(model)
+        + jt.delta(model, teacher(model), taps="features", strength=0.1, weights={"features": rng.random(8)})
+    ),
+    "co-tuning": lambda model, w, rng: (
+        jt.classification(model) + jt.co_tuning(model, 0.1 + 0.6 * np.eye(4), output="logits", strength=0.5)
+    ),
     "scheduled": lambda model, w, rng: (
         jt.classification(model) + optax.cosine_decay_schedule(0.1, 10) * jt.l2_sp(noisy(rng, w))
     ),
@@ -170,7 +178,18 @@ def batches(rng, count, rows=16):
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
-ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
+ALIKE |= {
+    "weighted",
+    "delta",
+    "co-tuning",
+    "simsiam",
+    "nnclr",
+    "swav",
+    "crd",
+    "online probe",
+    "mean teacher",
+    "mutual learning",
+}
 
 STOPPED = {"crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning"}
 STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino"), "unfused")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 import jaxtransfer as jt
@@ -20,9 +21,11 @@ class Finetuning:
 
     Attributes:
       weighs: whether it weighs by the source's own loss, so that the source must know classes.
+      strength: the usual one of its penalty; None where it has none.
     """
 
     weighs: bool = False
+    strength: float | None = None
 
 
 METHODS: dict[str, Row[Finetuning]] = {
@@ -38,12 +41,27 @@ METHODS: dict[str, Row[Finetuning]] = {
         lambda make: make.lp_ft(), "linear-probe for half of the steps, then full", Finetuning(), "Kumar et al. 2022"
     ),
     "l2-sp": Row(
-        lambda make: make.anchored(), "full, drawn back to the source's weights", Finetuning(), "Li et al. 2018"
+        lambda make: make.anchored(),
+        "full, drawn back to the source's weights",
+        Finetuning(strength=0.1),
+        "Li et al. 2018",
     ),
     "l2-sp-fisher": Row(
         lambda make: make.anchored(fisher=make.fisher()),
         "l2-sp, each weight by its importance for the source",
-        Finetuning(weighs=True),
+        Finetuning(weighs=True, strength=0.1),
+    ),
+    "delta": Row(
+        lambda make: make.delta(),
+        "full, feature maps held at the source's",
+        Finetuning(strength=0.01),
+        "Li et al. 2019",
+    ),
+    "bss": Row(
+        lambda make: jt.methods.bss(make.model, make.optimizer, strength=make.strength, **make.loss),
+        "full, the weakest directions of the features shrunk",
+        Finetuning(strength=0.001),
+        "Chen et al. 2019",
     ),
     "layerwise-decay": Row(
         lambda make: jt.methods.discriminative(make.model, make.optimizer, **make.loss),
@@ -105,6 +123,30 @@ class Ingredients:
         probe, rest = (self.optimizer_for(n) for n in jt.methods.split_steps(self.steps, [0.5, 0.5]))
         return jt.methods.lp_ft(self.model, rest, probe_optimizer=probe, **self.loss)
 
+    @property
+    def strength(self) -> float:
+        """Of the method's penalty."""
+        return strength_of(self.command)
+
+    def delta(self):
+        """Returns the phase under DELTA, in its plain form, on the maps of the stages, or on the features."""
+        image = jax.ShapeDtypeStruct((1, *self.source.config["image_shape"]), np.uint8)
+        before = self.source.model
+        variables = {"params": self.source.params[before.name], **self.source.state[before.name]}
+        frozen = jt.frozen(before.named(f"{before.name}_source"), variables)
+        shapes = jt.shapes_of(jt.Forward.of(frozen), {"image": image})
+        taps = tuple(name for name in shapes if name.startswith("stage")) or ("features",)
+        return jt.methods.delta(
+            self.model,
+            self.optimizer,
+            frozen,
+            taps=taps,
+            strength=self.strength,
+            head_strength=self.command.head_strength,
+            new_head=not self.command.keep_head,
+            **self.loss,
+        )
+
     def anchored(self, fisher: Any = None):
         """Returns the stage under L2-SP, weighted by the Fisher diagonal where one is given."""
         return jt.methods.anchored(
@@ -112,7 +154,7 @@ class Ingredients:
             self.optimizer,
             self.anchor,
             fisher=fisher,
-            strength=self.command.strength,
+            strength=self.strength,
             head_strength=self.command.head_strength,
             new_head=not self.command.keep_head,
             **self.loss,
@@ -134,3 +176,15 @@ class Ingredients:
         if self.places is None:
             return fisher
         return {name: pick_classes(config, values, self.places) for name, values in fisher.items()}
+
+
+def strengths() -> str:
+    """Returns what follows the help of --strength: the usual one of each method that has a penalty."""
+    usual = {name: row.facts.strength for name, row in METHODS.items() if row.facts.strength is not None}
+    return f"(default: {', '.join(f'{value:g} of {name}' for name, value in usual.items())})"
+
+
+def strength_of(command: "Finetune") -> float:
+    """Returns the strength that is asked for, or the method's usual one; 0.1 where it has no penalty."""
+    usual = METHODS[command.method].facts.strength
+    return next(value for value in (command.strength, usual, 0.1) if value is not None)

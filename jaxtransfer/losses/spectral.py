@@ -1,0 +1,89 @@
+"""Batch spectral shrinkage: the weakest directions of a batch's features are made weaker."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.errors import InputError
+from jaxtransfer.losses._numerics import EXACT, kept_rows, wide
+
+
+def bss(features: jax.Array, *, k: int = 1, mask: jax.Array | None = None) -> jax.Array:
+    """Computes Σ_{i ≤ k} σ_{−i}(F)², the k smallest squared singular values of a batch's features.
+
+    (Chen et al. 2019, NeurIPS: "Catastrophic forgetting meets negative transfer". They take k = 1 and a weight of
+    0.001.) Directions in which features of the target hardly vary are those that don't transfer; they are shrunk, the
+    others left alone. F has min(B, D) singular values. Derivatives don't divide by the gaps between them: repeated
+    ones and zeros do no harm. Only between the k-th smallest and the next one the gradient jumps, where they are equal.
+
+    Args:
+      features: float [B, D], all rows of the batch: the value is of all together.
+      k: how many, at least 1 and at most min(B, D).
+      mask: [B]; rows where it is 0 are left out, and with fewer than k rows left all values count.
+
+    Returns:
+      A scalar, in at least float32.
+
+    Raises:
+      InputError: for what is no matrix, and for k out of range.
+    """
+    if features.ndim != 2:
+        raise InputError(f"bss takes features [batch, dimensions]; got shape {features.shape}")
+    if not 1 <= k <= min(features.shape):
+        raise InputError(f"k must be in [1, {min(features.shape)}], the singular values of {features.shape}; got {k}")
+    (features,) = wide(features)
+    keep = kept_rows(mask, len(features))
+    features = jnp.where(keep[:, None], features, 0)
+    known = jnp.minimum(jnp.sum(keep), features.shape[1])  # the values beyond are those of the rows left out
+    return _weakest(k, features, known)
+
+
+def _chosen(k, singular, known):
+    """Which of the singular values [r], from the largest on, are the k smallest of the first `known`; 0 or 1."""
+    place = jnp.arange(singular.shape[0])
+    return ((place >= known - k) & (place < known)).astype(singular.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _weakest(k, features, known):
+    singular = jnp.linalg.svd(features, full_matrices=False, compute_uv=False)
+    return jnp.sum(_chosen(k, singular, known) * jnp.square(singular))
+
+
+@_weakest.defjvp
+def _weakest_jvp(k, primals, tangents):
+    """d Σ σ² = 2 ⟨F_k, dF⟩ with F_k = Σ σᵢ uᵢ vᵢᵀ, the part of F in the directions chosen, whose basis is free."""
+    features, known = primals
+    return _weakest(k, features, known), 2 * jnp.sum(_part(k, features, known) * tangents[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _part(k, features, known):
+    u, singular, vt = jnp.linalg.svd(features, full_matrices=False)
+    return jnp.matmul(u * (_chosen(k, singular, known) * singular)[None], vt, precision=EXACT)
+
+
+@_part.defjvp
+def _part_jvp(k, primals, tangents):
+    """Daleckii–Krein for singular values: divided differences of σ ↦ σ·[chosen], 0 or 1 within either group."""
+    features, known = primals
+    change = tangents[0]
+    u, singular, vt = jnp.linalg.svd(features, full_matrices=False)
+    chosen = _chosen(k, singular, known)
+    values = chosen * singular
+    same = chosen[:, None] == chosen[None]
+    gap = singular[:, None] - singular[None]
+    total = singular[:, None] + singular[None]
+    between = jnp.where(gap == 0, 0, (values[:, None] - values[None]) / jnp.where(gap == 0, 1, gap))
+    across = jnp.where(total == 0, 0, (values[:, None] + values[None]) / jnp.where(total == 0, 1, total))
+    between, across = (jnp.where(same, chosen[:, None], one) for one in (between, across))
+
+    product = functools.partial(jnp.matmul, precision=EXACT)
+    inner = product(product(u.T, change), vt.T)
+    even, odd = (inner + inner.T) / 2, (inner - inner.T) / 2
+    moved = product(product(u, between * even + across * odd), vt)
+    left, right = product(u * chosen[None], u.T), product(vt.T * chosen[None], vt)
+    rows = product(change - product(u, product(u.T, change)), right)  # what leaves the span of u, and of v
+    columns = product(left, change - product(product(change, vt.T), vt))
+    return _part(k, features, known), moved + rows + columns
