@@ -10,14 +10,16 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.freezing import FreezeOptions
-from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, positive
+from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, positive
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients, strength_of, strengths
 from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, architecture, build_model, check_fits, check_knows_classes
+from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.sources import network_of, read_source
 from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.cli.validation import load_sets
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES
 
@@ -57,11 +59,14 @@ class Finetune:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
         self.recipe.check()
+        check_seeds(self.training, self.recipe.seeds)
         self.frozen.check()
         row = row_of("method", self.method, METHODS)
         at_least(self, 0, "head_strength", *(["strength"] if self.strength is not None else []))
         positive(self, "head_rate")
         network = network_of(self.source, self.model)
+        if self.recipe.seeds:
+            return run_each("finetune", self)
         if network is not None:
             self._check_weights(network, weighs=row.facts.weighs)
         source = read_source(self.source, network, needs_head=self.keep_head)
@@ -71,9 +76,10 @@ class Finetune:
             check_knows_classes(source, self.source, f"--method {self.method} weighs by the source's own loss")
         stay = self.frozen.patterns(source.model, source.config["image_shape"], new_head=not self.keep_head)
         shape = tuple(source.config["image_shape"]) if self.resize else None
-        train, test = load_pair(self.data, shape, seed=self.training.seed, batch_size=self.training.batch_size)
-        check_fits(source, train, self.source)
-        check_fits(source, test, self.source)
+        rows = {"seed": self.training.seed, "batch_size": self.training.batch_size}
+        train, val, test = load_sets(self.data, self.recipe.val_split, shape, **rows)
+        for one in (train, test, *(() if val is None else (val,))):
+            check_fits(source, one, self.source)
         training = self.training.for_data(len(train), self.training.batch_size)
         config = config_of(
             "finetune",
@@ -108,6 +114,7 @@ class Finetune:
             training,
             train,
             test,
+            val=val,
             eval_model=model,
             eval_objective=evaluated,
             monitor=self.recipe.monitor,

@@ -7,11 +7,13 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models
-from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, load_pair, statistics
+from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, statistics
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.runs import build_model
+from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.cli.validation import load_sets
 from jaxtransfer.errors import unknown
 from jaxtransfer.runs.configuration import CLASSES
 
@@ -37,11 +39,13 @@ class Pretrain:
         """Trains, or resumes, or says that it is done."""
         self.training.check()
         self.recipe.check()
+        check_seeds(self.training, self.recipe.seeds)
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
-        train, test = load_pair(
-            self.data, self.image_shape, seed=self.training.seed, batch_size=self.training.batch_size
-        )
+        if self.recipe.seeds:
+            return run_each("pretrain", self)
+        rows = {"seed": self.training.seed, "batch_size": self.training.batch_size}
+        train, val, test = load_sets(self.data, self.recipe.val_split, self.image_shape, **rows)
         training = self.training.for_data(len(train), self.training.batch_size)
         mean, std = statistics(train)
         config = config_of(
@@ -69,6 +73,7 @@ class Pretrain:
             training,
             train,
             test,
+            val=val,
             eval_model=model,
             eval_objective=evaluated,
             monitor=self.recipe.monitor,

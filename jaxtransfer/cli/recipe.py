@@ -1,4 +1,4 @@
-"""Options of how a classifier is trained, besides its optimiser: average, precision, weights of classes."""
+"""Options of how a classifier is trained, besides its optimiser: by which examples, average, precision, weights."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.values import positive
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Phase
@@ -21,6 +22,14 @@ _AVERAGE = "average"
 class RecipeOptions:
     """How to train a classifier, besides the optimiser."""
 
+    val_split: Annotated[str | None, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="(default: --eval-split)")] = (
+        None
+    )
+    """Examples by which the best step is chosen, so that --eval-split tests what was chosen once, at the end: a split,
+    such as train[90%:] beside --split train[:90%], or a share of the training examples, 0.1."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: --seed)")] = ()
+    """Several runs, one for each seed, in OUT/seed-N; their mean and its interval go to OUT/report.md and
+    OUT/summary.json."""
     ema: Annotated[float | None, tyro.conf.arg(metavar="DECAY", help_behavior_hint="(default: none)")] = None
     """Keep a moving average of the weights, by a decay such as 0.999, at first their plain mean. It is evaluated beside
     them, chooses the best step, and is what evaluate and predict use."""
@@ -33,6 +42,7 @@ class RecipeOptions:
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
+        share_of(self.val_split)
         positive(self, "ema")
         if self.ema is not None and self.ema >= 1:
             raise InputError(f"--ema is the share of the average that a step keeps, below 1; got {self.ema:g}")

@@ -10,6 +10,7 @@ import numpy as np
 
 import jaxtransfer as jt
 from jaxtransfer.cli.options import TrainOptions
+from jaxtransfer.cli.validation import chosen_where, result_of
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.methods import Phase, train_phases
@@ -30,6 +31,7 @@ def train_stages(
     *,
     eval_model: jt.Model,
     title: str,
+    val: jt.data.Dataset | None = None,
     params: Any = None,
     state: Any = None,
     eval_objective: jt.Objective | None = None,
@@ -38,18 +40,30 @@ def train_stages(
 ) -> None:
     """Trains each phase from the weights of the one before and writes the report; done phases are not repeated.
 
+    The best step is chosen by `val`, and tested on `test` then; without `val` it is chosen by `test`.
     The last phase's records lie in the run directory itself, an earlier one's in a folder of its name. The report gets
     `tables(variables)` of the model that was trained, (title, header, rows) each.
     """
     with opened(training.out, config):
         split_steps(training.updates, [phase.share for phase in stages])  # raises
         check_model_takes(eval_model, config["model"], train)
-        batches, evals = training.pipeline(train), jt.data.eval_batches(test, training.batch_size)
+        batches, evals = (
+            training.pipeline(train),
+            jt.data.eval_batches(test if val is None else val, training.batch_size),
+        )
     training.say_steps()
     facts, earlier = facts_of(config), []
 
     def report(phase: Phase, out: Path, fitted: jt.Fitted) -> None:
         last, name = phase is stages[-1], eval_model.name
+        result: dict[str, Any] = {}
+        if last:
+            result = result_of(training.out, fitted.best, val, test, training.batch_size)
+        more = (
+            []
+            if val is None or not last
+            else [(f"Test of step {result['step']}", ("", test.title), [*result["test"].items()])]
+        )
         own = {"params": fitted.state.params[name], **fitted.state.state[name]}
         heading = title if last else f"{title}: {phase.name}"
         page = write_report(
@@ -57,13 +71,16 @@ def train_stages(
             heading,
             facts,
             earlier=earlier,
-            tables=tables(own) if last else (),
+            tables=[*more, *(tables(own) if last else ())],
             monitor=monitor or "accuracy",
-            note=chosen_where(test, monitor or "accuracy"),
+            note=chosen_where(val, test, monitor or "accuracy"),
         )
         earlier.append(out.name)
         if last:
             print_results(training.out, fitted, page)
+            if val is not None:
+                told = ", ".join(f"{name} {value:.4g}" for name, value in result["test"].items())
+                print(f"test of that step, on {test.title}: {told}")
 
     train_phases(
         stages,
@@ -84,14 +101,6 @@ def train_stages(
         keep=training.keep,
         mesh=device_mesh() if training.mode == "jit" else None,
         mode=training.mode,
-    )
-
-
-def chosen_where(test: jt.data.Dataset, metric: str) -> str:
-    """Returns what a report says of the examples on which the best step was chosen."""
-    return (
-        f"On {test.title}, {len(test)} examples. The best step is the one of the best {metric} on these same examples, "
-        f"so what stands here for it is a little too good."
     )
 
 

@@ -8,6 +8,7 @@ from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, sp
 from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.frames import from_frame
+from jaxtransfer.data.hold_out import hold_out, share_examples
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
@@ -38,11 +39,13 @@ __all__ = [
     "eval_batches",
     "fingerprint",
     "from_frame",
+    "hold_out",
     "load",
     "open_outputs",
     "outputs_note",
     "pipeline",
     "prefetch_to_device",
+    "share_examples",
     "split_classes",
     "statistics",
     "views",

@@ -1,0 +1,75 @@
+"""Examples set aside for choosing, and whether two splits share examples."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxtransfer.data.dataset import Dataset, check_dataset
+from jaxtransfer.data.folder import parse_split
+from jaxtransfer.errors import InputError
+
+
+def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Returns the data set without a share of each class, and that share: to train on, and to choose by.
+
+    Of n examples of a class round(share · n) are held out, one at least and never all; a class of one example stays.
+    The choice is a function of the seed and the labels.
+
+    Args:
+      dataset: with a class per example.
+      share: in (0, 1).
+      seed: of the choice.
+
+    Raises:
+      InputError: for a share out of range, and where nothing is left to hold out.
+    """
+    check_dataset(dataset, "hold_out")
+    if not 0 < share < 1:
+        raise InputError(f"the share to hold out is above 0 and below 1; got {share}")
+    labels, classes = dataset.labels, dataset.classes
+    order = np.random.default_rng([seed, 0x5E7]).permutation(len(labels))
+    held = np.zeros(len(labels), bool)
+    for number in range(classes):
+        rows = order[labels[order] == number]
+        count = min(max(1, math.floor(share * len(rows) + 0.5)), len(rows) - 1)
+        held[rows[: max(0, count)]] = True
+    if not held.any():
+        raise InputError(f"{dataset.title} has no class of two examples or more, of which one could be held out")
+    chosen = dataset.select(np.flatnonzero(held))
+    return dataset.select(np.flatnonzero(~held)), dataclasses.replace(chosen, split=f"{share:g} of {dataset.split}")
+
+
+def share_examples(one: str, other: str, size_of: Callable[[str], int]) -> bool:
+    """Returns whether two splits have examples in common, by their names and slices: `train[:60%]` and `train[50%:]`.
+
+    Args:
+      one: a split, several joined by a plus.
+      other: likewise.
+      size_of: the number of examples of a whole split, by its name; asked where both are slices of one.
+    """
+    for mine in one.split("+"):
+        for theirs in other.split("+"):
+            (name, *bounds), (same, *others) = parse_split(mine.strip()), parse_split(theirs.strip())
+            if name != same:
+                continue
+            if not any((*bounds, *others)):
+                return True
+            size = size_of(name)
+            (first, last), (begin, end) = _places(bounds, size), _places(others, size)
+            if max(first, begin) < min(last, end):
+                return True
+    return False
+
+
+def _places(bounds: list[str | None], size: int) -> tuple[int, int]:
+    """The first example of a slice, and the one after its last."""
+    places = []
+    for bound, usual in zip(bounds, (0, size), strict=True):
+        if bound is None:
+            places.append(usual)
+            continue
+        place = round(size * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+        places.append(min(max(place + size if place < 0 else place, 0), size))
+    return places[0], places[1]
