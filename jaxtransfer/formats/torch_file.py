@@ -2,12 +2,15 @@
 
 import argparse
 import collections
-from pathlib import Path
+import datetime
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.errors import InputError
+
+_PATHS = (type(Path()), PurePosixPath, PureWindowsPath)  # Python 3.13 says that they are of `pathlib._local`
 
 
 def read(path: Path) -> Any:
@@ -42,6 +45,8 @@ def _harmless() -> list[Any]:
     return [
         argparse.Namespace,  # torchvision's and many other scripts save their options
         collections.defaultdict,
+        *(datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone),
+        *((path, f"{module}.{path.__name__}") for path in _PATHS for module in ("pathlib", "pathlib._local")),
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
         *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # of NumPy 1 and 2

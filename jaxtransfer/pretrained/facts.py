@@ -71,17 +71,44 @@ def within(path: Path) -> Facts | None:
     file = file_of(path)
     if file.suffix != ".safetensors":
         return None
-    told = safetensors.metadata(file).get(OUR_KEY)
-    if told is None:
+    entries = _own(file)
+    if entries is None:
         return None
     try:
-        entries = json.loads(told)
         known = entries.get("preprocessing")
         names = tuple(map(str, entries.get("class_names") or ()))
         preprocessing = None if known is None else Preprocessing.from_entries(known)
         return Facts(preprocessing, names, entries.get("heads"), "the file itself")
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
+
+
+def network_within(path: Path) -> str | None:
+    """Returns the name in the zoo of the network that a file of ours says it is of; None where nothing says it.
+
+    Args:
+      path: a file of weights or a name of some, there or not.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    network = (_own(path) or {}).get("network")
+    if not isinstance(network, Mapping) or network.get("model_options"):  # options stand in no name
+        return None
+    return str(network.get("model"))
+
+
+def _own(file: Path) -> dict[str, Any] | None:
+    """Returns what a file of safetensors holds under our key."""
+    told = safetensors.metadata(file).get(OUR_KEY)
+    if told is None:
+        return None
+    try:
+        entries = json.loads(told)
+    except ValueError as error:
+        raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
+    if not isinstance(entries, dict):
+        raise InputError(f"what the weights {file} say of themselves can't be read: it is no object")
+    return entries
 
 
 def _of_timm(entries: Mapping[str, Any]) -> Preprocessing:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.pretrained.as_run import count_outputs
+from jaxtransfer.pretrained.facts import network_within
 from jaxtransfer.pretrained.load import Pretrained, load_pretrained
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".npz", ".onnx", ".json")
@@ -29,7 +30,7 @@ _NAMES: tuple[tuple[str, str], ...] = (  # as timm, torchvision and transformers
 
 
 def told_network(source: str | Path) -> str | None:
-    """Returns the network of the zoo that the name of some weights tells, None where it doesn't.
+    """Returns the network of the zoo that the name of some weights tells, or a file of ours itself; else None.
 
     `timm:resnet18.a1_in1k` and `resnet18-f37072fd.pth` are of "resnet18-imagenet". Whether it is true shows when the
     weights are read.
@@ -37,6 +38,8 @@ def told_network(source: str | Path) -> str | None:
     Args:
       source: a file or a name of a hub.
     """
+    if (network := network_within(Path(source))) in models.ZOO:
+        return network
     name = str(source).partition("@")[0].rstrip("/").split("/")[-1].split(":")[-1].lower()
     for ending in _ENDINGS:
         name = name.removesuffix(ending)

@@ -106,6 +106,7 @@ def test_what_is_known_travels_in_the_file(tmp_path):
         assert again.class_names == ("a", "b", "ä")
         assert (again.preprocessing.size, again.preprocessing.mean) == ((8, 8), (0.1, 0.2, 0.3))
         assert "preprocessing (the file itself)" in str(again.report)
+        assert jt.pretrained.told_network(tmp_path / "w.safetensors") == "resnet20"
         assert again.model.recipe.mean == [0.1, 0.2, 0.3]
     twice = jt.export_weights(again, tmp_path / "again.safetensors", scheme="cifar")
     assert twice.path.read_bytes()[-1000:] == (tmp_path / "w.safetensors").read_bytes()[-1000:]
