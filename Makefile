@@ -5,6 +5,7 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OPTIMISED = $(shell grep -rl --include='test_*.py' 'mark.optimised' tests)  # the files with tests that need it
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: help demo test test-all lint format clean
@@ -22,7 +23,7 @@ demo: $(READY)   ## compares six ways of transfer on two real domain shifts, off
 
 test: lint       ## checks style and types, runs the tests
 	$(BIN)/python -m pytest -m "not slow" --unoptimised -n $(WORKERS) --dist worksteal
-	$(BIN)/python -m pytest -m "not slow and optimised" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and optimised" -n $(WORKERS) --dist worksteal $(OPTIMISED)
 
 test-all: lint   ## runs every test, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -64,9 +64,9 @@ def head_on_features(model, start, batches, rate):
     """The head that gradient descent reaches on the features of inference, written out in NumPy."""
     variables = {"params": start["params"]["model"], **start["state"]["model"]}
     w, b = (start["params"]["model"]["head"][k].astype(np.float64) for k in ("kernel", "bias"))
+    features = jax.jit(lambda images: model.apply(variables, images, train=False, key=None)[0]["features"])
     for batch in batches:
-        outputs, _ = model.apply(variables, batch["image"], train=False, key=None)
-        x = np.asarray(outputs["features"], np.float64)
+        x = np.asarray(features(batch["image"]), np.float64)
         logits = x @ w + b
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         error = (p - np.eye(3)[batch["label"]]) / len(x)

@@ -50,7 +50,7 @@ def objective():
     return dataclasses.replace(plain, loss=loss)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
     """With eight devices on few cores, 33 calls that nobody waits for would stop one another for ever."""
     optimizer = optax.sgd(0.1)

@@ -49,7 +49,8 @@ def test_a_maximum_is_found():
     assert not of_gradient(lambda x: jax.nn.logsumexp(x) + jax.nn.relu(x).sum() + jnp.sort(x)[0, 0], x)
 
 
-SISTERS = ("resnet, small images", "vgg, batch norm")  # of the same code as the others
+SISTERS = {"resnet, small images", "vgg, batch norm", "cifar_resnet, preactivation"}  # of the same code as the others
+SISTERS |= {"conv4 without norm", "conv4, strided"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def a_batch(rng, rows=8, classes=3):
 def run(objective, batch, *, step=0, params=None, state=None, key=KEY):
     if params is None:
         params, state = objective.init(key, batch)
-    return objective(params, state, batch, jt.Context(step=jnp.int32(step), key=key))
+    ctx = jt.Context(step=jnp.int32(step), key=key)
+    return jax.jit(lambda *given: objective(*given, ctx))(params, state, batch)  # one program, not one an operation
 
 
 def value_of(objective, step=0):

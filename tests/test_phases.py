@@ -35,7 +35,7 @@ def test_two_phases_are_two_runs_written_out(batches, tmp_path):
         def loss(params, batch, value=value):
             return value(params, {"model": {}}, batch, jt.Context(step=0, key=jax.random.key(0)))[0]
 
-        grads = jax.grad(loss)(params, batches.batch(step))
+        grads = jax.jit(jax.grad(loss))(params, batches.batch(step))
         moves = ("head",) if phase is probe else params["model"]
         for layer in moves:
             rate = rates[phase is full]

@@ -307,7 +307,7 @@ def _flip_a_byte(folder):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("model", ["small-cnn", "mlp"])
+@pytest.mark.parametrize("model", [pytest.param("small-cnn", marks=pytest.mark.slow), "mlp"])
 @pytest.mark.parametrize("every", ["1", "4"])
 def test_a_loss_that_is_not_finite(refused, tmp_path, model, every):
     out = tmp_path / "out"

@@ -57,7 +57,7 @@ def test_streams_of_a_training(run, tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=() if name in ("full", "l2-sp") else pytest.mark.slow) for name in sorted(METHODS)],
+    [pytest.param(name, marks=() if name == "l2-sp" else pytest.mark.slow) for name in sorted(METHODS)],
 )
 def test_every_method_runs(run, source, tmp_path, method):
     out = tmp_path / "out"

@@ -34,7 +34,7 @@ def flip(path, share):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.55, 0.7])
+@pytest.mark.parametrize("share", [0.05, 0.55, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.3, 0.7))])
 def test_a_flipped_bit_names_the_file_and_the_example(letters, share):
     whole = load("letters", "train", data_dir=letters.parent.parent).decoded()
     flip(letters / "digits-train.array_record-00000-of-00001", share)

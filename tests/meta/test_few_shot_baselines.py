@@ -113,7 +113,15 @@ def test_baseline_plus_plus_is_the_loop_written_out(scale, steps, rng, x64):
     assert got == pytest.approx({"loss": loss, "baseline_plus_plus": loss, "accuracy": accuracy}, rel=1e-8)
 
 
-@pytest.mark.parametrize(("centred", "normalize"), [(False, False), (False, True), (True, True), (True, False)])
+@pytest.mark.parametrize(
+    ("centred", "normalize"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_simpleshot_is_the_nearest_centroid(centred, normalize, rng, x64):
     batch = tasks.vectors(rng, queries=20)
     center = rng.normal(size=4) if centred else None

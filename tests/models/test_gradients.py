@@ -46,11 +46,11 @@ COSTLY = {"resnet", "resnet, small images", "vgg, batch norm", "cifar_resnet, pr
 
 
 @pytest.mark.parametrize(
-    ("name", "eager"),
-    [(name, name == "small_cnn") for name in NETS if name not in COSTLY]
-    + [pytest.param(name, True, marks=pytest.mark.slow) for name in NETS if name != "small_cnn"],
+    ("name", "beside"),
+    [(name, "unfused" if name == "small_cnn" else "") for name in NETS if name not in COSTLY]
+    + [pytest.param(name, "eager", marks=pytest.mark.slow) for name in NETS],
 )
-def test_the_compiled_gradient_is_right(name, eager):
+def test_the_compiled_gradient_is_right(name, beside):
     """Of all layers together, and of the first ones, below all pooling."""
     build, shape = NETS[name]
     rng, model = np.random.default_rng(3), build()
@@ -59,4 +59,9 @@ def test_the_compiled_gradient_is_right(name, eager):
     params, state = jax.eval_shape(lambda: objective.init(jax.random.key(2), batch))
     state = jax.tree.map_with_path(lambda path, like: np.full(like.shape, path[-1].key == "var", like.dtype), state)
     loss = gradients.loss_of(objective, state, batch)
-    gradients.assert_right(loss, gradients.filled(params, rng), f"/(?:{model.stages[0]})(/|$)", eager=eager)
+    gradients.assert_right(
+        loss,
+        gradients.filled(params, rng),
+        f"/(?:{model.stages[0]})(/|$)",
+        **dict.fromkeys([beside] * bool(beside), True),
+    )

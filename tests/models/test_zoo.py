@@ -57,6 +57,7 @@ FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16"]
 
 
 SISTERS = {"resnet18-imagenet", "resnet50", "vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-16"}  # of others here
+SISTERS |= {"efficientnet-lite1", "efficientnet-lite2"}
 
 
 def sparing(names, slow):

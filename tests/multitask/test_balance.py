@@ -114,7 +114,7 @@ def updated(objective, batches, optimizer=None, **place):
     return before, jax.tree.map(np.array, state.params), state, metrics
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ["pcgrad", pytest.param("mgda", marks=pytest.mark.slow)])
 def test_the_gradient_is_the_mixed_one_on_any_devices(name, mesh_of):
     rule, reference = RULES[name]
     calls, batch = [], a_batch()

@@ -144,9 +144,8 @@ def test_only_the_student_learns():
     student, teacher, batch = net(), a_teacher(net("teacher")), a_batch()
     objective = jt.distillation(student, teacher)
     params, state = objective.init(KEY, batch)
-    gradient = jax.grad(lambda tree: loss_of(objective, params, state, batch, frozen={objective.frozen[0]: tree})[0])(
-        teacher.variables.tree
-    )
+    value = lambda tree: loss_of(objective, params, state, batch, frozen={objective.frozen[0]: tree})[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(value))(teacher.variables.tree)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -258,7 +257,7 @@ def test_student_and_teacher_of_other_precisions():
     student, teacher, batch = net(dtype=jnp.bfloat16), a_teacher(net("teacher")), a_batch()
     objective = jt.distillation(student, teacher)
     params, state = objective.init(KEY, batch)
-    loss, gradient = jax.value_and_grad(lambda p: loss_of(objective, p, state, batch)[0])(params)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: loss_of(objective, p, state, batch)[0]))(params)
     assert loss.dtype == jnp.float32
     exact = jt.distillation(net(), teacher)
     np.testing.assert_allclose(loss, loss_of(exact, params, state, batch)[0], rtol=0.05)
@@ -293,7 +292,7 @@ class TestSeveralTeachers:
         expected = 0.5 * (np.exp(-0.3) * each[0] + 0.3) + 0.5 * (np.exp(0.5) * each[1] - 0.5)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["distillation/weight_1"].value, 0.5 * np.exp(0.5), rtol=1e-6)
-        gradient = jax.grad(lambda p: loss_of(objective, p, state, batch)[0])(params)
+        gradient = jax.jit(jax.grad(lambda p: loss_of(objective, p, state, batch)[0]))(params)
         np.testing.assert_allclose(
             gradient["student_teacher_weights"]["log_variance"],
             [0.5 * (1 - np.exp(-0.3) * each[0]), 0.5 * (1 - np.exp(0.5) * each[1])],
@@ -351,7 +350,7 @@ class TestAdapters:
         other = outputs_of(teacher.model, teacher.variables.tree, batch)["map"]
         expected = np.mean(0.5 * ((other - mean) ** 2 / 5.0 + np.log(5.0)))
         np.testing.assert_allclose(loss_of(objective, params, state, batch)[0], expected, rtol=1e-4)
-        gradient = jax.grad(lambda p: loss_of(objective, p, state, batch)[0])(params)
+        gradient = jax.jit(jax.grad(lambda p: loss_of(objective, p, state, batch)[0]))(params)
         assert np.any(gradient["student_map_to_teacher_variational"]["scale"])
 
     @pytest.mark.slow

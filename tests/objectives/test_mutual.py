@@ -127,7 +127,7 @@ def test_another_view_for_the_teacher():
     batch["image2"] = a_batch(1)["image"]
     objective = jt.mean_teacher(model, decay=0.5, teacher_view="image2")
     params, state = objective.init(KEY, batch)
-    loss = objective(params, state, batch, jt.Context(key=KEY))[0]
+    loss = jax.jit(lambda params: objective(params, state, batch, jt.Context(key=KEY))[0])(params)
     one, two = (
         jax.nn.softmax(model.apply({"params": params["student"]}, batch[view], train=True, key=None)[0]["logits"])
         for view in ("image", "image2")
@@ -135,13 +135,13 @@ def test_another_view_for_the_teacher():
     np.testing.assert_allclose(loss, np.mean((one - two) ** 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_mutual_learning_is_its_formula(count):
     models, batch = [student(name) for name in "abc"[:count]], a_batch()
     objective = jt.mutual_learning(models, temperature=2.0, weight=0.7)
     params, state = objective.init(KEY, batch)
     ctx = jt.Context(key=KEY)
-    loss, _, metrics = objective(params, state, batch, ctx)
+    loss, _, metrics = jax.jit(lambda params: objective(params, state, batch, ctx))(params)
     z = {n: np.float64(m.apply({"params": params[n]}, batch["image"], train=True, key=None)[0]["logits"]) for n, m in
          zip("abc", models, strict=False)}  # fmt: skip
     logs = {n: v - np.log(np.exp(v).sum(-1, keepdims=True)) for n, v in z.items()}
@@ -159,8 +159,8 @@ def test_mutual_learning_is_its_formula(count):
         [jt.frozen(m.named("t"), {"params": params[n]}) for n, m in zip("bc", models[1:], strict=False)],
         temperature=2.0,
     ).named("a/mutual")
-    got = jax.grad(lambda p: objective(p, state, batch, ctx)[0])(params)["a"]
-    expected = jax.grad(lambda p: alone(p, {"a": {}}, batch, ctx)[0])({"a": params["a"]})["a"]
+    got = jax.jit(jax.grad(lambda p: objective(p, state, batch, ctx)[0]))(params)["a"]
+    expected = jax.jit(jax.grad(lambda p: alone(p, {"a": {}}, batch, ctx)[0]))({"a": params["a"]})["a"]
     for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 

@@ -103,7 +103,7 @@ def kernels_in_memory():
     return {shard.data.unsafe_buffer_pointer() for a in kernels for shard in a.addressable_shards}
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_base_is_in_memory_once_beside_a_teacher_of_the_same_weights(devices, mesh_of):
     """Also where both are handed over as NumPy arrays, which each handle would bring to the device for itself."""
     model, mesh = network(), None if devices == 1 else mesh_of(devices)

@@ -57,7 +57,7 @@ def reference():
     return objective, optimizer, batches, jax.tree.map(np.array, (state.params, state.state)), metrics
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [pytest.param("jit 2", marks=pytest.mark.slow), "jit 4", "jit 2x2", "pmap 4"])
 def test_parity(reference, mesh_of, place):
     objective, optimizer, batches, want, want_metrics = reference
     shape, mode = PLACES[place]
