@@ -178,18 +178,8 @@ def batches(rng, count, rows=16):
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
-ALIKE |= {
-    "weighted",
-    "delta",
-    "co-tuning",
-    "simsiam",
-    "nnclr",
-    "swav",
-    "crd",
-    "online probe",
-    "mean teacher",
-    "mutual learning",
-}
+ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
+ALIKE |= {"delta", "co-tuning", "multilabel", "info_nce", "moco v3"}
 
 STOPPED = {"crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning"}
 STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino"), "unfused")
@@ -275,7 +265,7 @@ DOMAINS = {
     "mgda": lambda *given: jt.balance(on_two_domains(*given), jt.multitask.mgda, shared="body"),
     **{f"{name} beside target": beside_target(name) for name in OBJECTIVES},
 }
-FAST = {"together", "pcgrad"}
+FAST = {"together"}  # rules of balance have tests of their own on devices
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in DOMAINS])
