@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,57 @@ def test_the_first_of_pixels_that_tie_gets_the_gradient():
     x = jnp.asarray([[0.0, 1, 2, 2], [1, 1, 0, 2], [3, 3, -1, -1], [3, 3, -1, -1]])[None, ..., None]
     gradient = jax.jit(jax.grad(lambda x: max_pool(x, 2).sum()))(x)
     np.testing.assert_array_equal(gradient[0, ..., 0], [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
+def test_second_derivatives_through_max_pooling(wrap):
+    """Reverse over forward, compiled, of several weights at once, in float64, against differences of gradients."""
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        x, weights = rng.normal(size=(4, 7, 6, 3)), rng.normal(size=(4, 3, 3, 3))
+        p, d = rng.normal(size=(2, 5, 2, 3))  # five pairs of scale and shift, and a direction for each
+
+        @wrap
+        def f(p):
+            return jnp.sum(
+                weights * max_pool(jnp.sin(x * p[None, None, :1]) * p[None, None, :1] + p[None, None, 1:], 2) ** 3
+            )
+
+        gradients = jax.jit(jax.vmap(jax.grad(f)))
+        along = jax.jit(jax.vmap(lambda p, d: jax.grad(lambda p: jax.jvp(f, (p,), (d,))[1])(p)))(p, d)
+        h = 1e-6
+        np.testing.assert_allclose(along, (gradients(p + h * d) - gradients(p - h * d)) / (2 * h), rtol=1e-5, atol=1e-5)
+        other = jax.jit(jax.vmap(lambda p, d: jax.jvp(jax.grad(f), (p,), (d,))[1]))(p, d)
+        np.testing.assert_allclose(along, other, rtol=1e-10)
+        for one, gradient in zip(p, gradients(p), strict=True):
+            np.testing.assert_allclose(jax.grad(f)(one), gradient, rtol=1e-10)
+
+
+def test_max_pooling_on_a_mesh(devices=4):
+    """Under `shard_map`, and under a mesh of jit: the gradient's bits are those of one device."""
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.normal(size=(4, 4, 6, 2)), jnp.float32)
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=kinds, devices=jax.devices()[:devices])
+    rows = jax.P("data")
+    gradient = jax.grad(lambda x: (max_pool(x, 2) ** 2).sum())
+    wanted = jax.jit(gradient)(x)
+    placed = jax.device_put(x, jax.NamedSharding(mesh, rows))
+    np.testing.assert_array_equal(jax.jit(gradient)(placed), wanted)
+    np.testing.assert_array_equal(jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=rows, out_specs=rows))(x), wanted)
+
+
+def test_what_is_not_differentiated_keeps_no_places():
+    """A frozen teacher's pooling is a plain maximum: no integers, one per pixel of the output, are left."""
+
+    def integers(f, *args):
+        return len(re.findall(r"s32\[2,2,2,3\]", jax.jit(f).lower(*args).compile().as_text()))
+
+    x = jnp.ones((2, 4, 4, 3))
+    assert integers(lambda x: max_pool(x, window=2), x) == 0
+    assert integers(jax.grad(lambda w: (w * jax.lax.stop_gradient(max_pool(x, 2))).sum()), x[:, :2, :2]) == 0
+    assert integers(jax.grad(lambda x: (max_pool(x, 2) ** 2).sum()), x) > 0
 
 
 def test_pooling_keeps_what_is_not_finite():
