@@ -112,6 +112,11 @@ def alternate(*turns: Turn) -> tuple[Objective, optax.GradientTransformation]:
         optimiser is changed or given to something else.
     """
     for turn in turns:
+        if not isinstance(turn, Turn):
+            raise InputError(
+                f"alternate takes turns, jt.Turn(name, objective, optimizer); got a {type(turn).__name__}. What is "
+                f"made anew from all data comes between steps: jt.fit(..., refresh=jt.Refresh(every, fn))"
+            )
         check_objective(turn.objective)
         check_optimizer(turn.optimizer)
         if isinstance(turn.optimizer, Alternating):
@@ -121,6 +126,8 @@ def alternate(*turns: Turn) -> tuple[Objective, optax.GradientTransformation]:
     names = [turn.name for turn in turns]
     if not turns or not all(names) or len(set(names)) < len(names):
         raise InputError(f"expected one turn or more, each with a name of its own; got {names}")
+    if apart := [name for name in names if "/" in name]:
+        raise InputError(f"the name of a turn stands before a '/' in metrics and has none itself; got {apart[0]!r}")
     objectives = [turn.objective for turn in turns]
     _check_memories(objectives)
     total = _Sum(tuple(part for turn in turns for part in _told(turn)), turns)
@@ -165,8 +172,13 @@ def _told(turn: Turn) -> Any:
     """Returns the parts of a turn's sum, with their metrics under its name."""
 
     def renamed(term: Objective) -> Objective:
-        def loss(*args):
-            value, state, metrics = result_of(term, *args)
+        def loss(outputs, params, state, batch, ctx):
+            if ctx.train:  # the turns train by their own objectives; this one is scaled, added or given to another
+                raise InputError(
+                    "the objective of turns trains as jt.alternate gave it alone: change, scale or add to the "
+                    "objectives of the turns, and alternate these"
+                )
+            value, state, metrics = result_of(term, outputs, params, state, batch, ctx)
             return value, state, {f"{turn.name}/{name}": mean for name, mean in metrics.items()}
 
         return dataclasses.replace(term, name=f"{turn.name}/{term.name}" if term.name else "", loss=loss)

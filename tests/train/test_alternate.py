@@ -318,6 +318,8 @@ def test_nonsense_is_refused():
         ((), "one turn or more"),
         ((own[0], own[0]), r"a name of its own; got \['fit', 'fit'\]"),
         ((jt.Turn("", own[0].objective, own[0].optimizer),), "a name of its own"),
+        ((own[0], jt.Refresh(5, lambda state: {})), "got a Refresh.*comes between steps"),
+        ((jt.Turn("fit/loss", own[0].objective, own[0].optimizer),), "has none itself; got 'fit/loss'"),
         ((jt.Turn("a", own[0].objective, own[0].optimizer, 0),), "repeat a positive whole number"),
         ((jt.Turn("a", own[0].objective, jt.alternate(*own)[1]),), "alternates itself"),
         ((jt.Turn("a", own[0].optimizer, own[0].objective),), "expected an objective"),
@@ -348,3 +350,21 @@ def test_nonsense_is_refused():
             jt.init(*pair, KEY, data[0])
     with pytest.raises(jt.InputError, match="add terms to the objectives"):
         jt.train_step(objective.named("x"), optimizer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda objective: 2 * objective,
+        lambda objective: objective + jt.l2(),
+        lambda objective: objective.named("x"),
+        jt.together,
+        lambda objective: jt.balance([objective, objective.named("x")], jt.multitask.pcgrad),
+    ],
+    ids=["scaled", "added to", "named", "together", "balanced"],
+)
+def test_the_objective_of_turns_is_no_plain_sum(change):
+    """What is made of it would train all turns at once, by one optimiser, which nobody asked for."""
+    objective, _ = jt.alternate(*turns())
+    with pytest.raises(jt.InputError, match="change, scale or add to the objectives of the turns"):
+        jt.init(change(objective), optax.sgd(0.1), KEY, batches(1)[0])
