@@ -139,6 +139,15 @@ class Model:
         shared = self.shares.first.whole(params)
         return joined(shared, params[self.name]) if self.shares.own else shared
 
+    def spread(self, params: Mapping[str, Any], whole: Any) -> dict[str, Any]:
+        """Returns parameters by name with which it runs on `whole`: of a twin, those that it shares are the model's."""
+        if self.shares is None:
+            return {**params, self.name: whole}
+        first, own = self.shares.first, tree.leaves_by_path(self.own(whole))
+        shared = {path: leaf for path, leaf in tree.leaves_by_path(whole).items() if path not in own}
+        spread = first.spread(params, joined(first.whole(params), tree.nested(shared)))
+        return {**spread, self.name: self.own(whole)}
+
     def held_still(self, still: Mapping[str, Any], params: Any) -> Any:
         """Returns `Context.still` for the parameters that it runs on, or None where all of them move."""
         if self.shares is None:

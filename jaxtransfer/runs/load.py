@@ -170,7 +170,9 @@ def load_run(
         model = rebuild(config)
     found = _read(directory, checkpoint, score_of(config.get("monitor"), config.get("maximize", True)))
     params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
-    if model.name not in params:
+    if model.shares is not None and not model.shares.own:  # a twin without parameters of its own; nothing is nothing
+        params = {model.name: {}, **params}
+    if any(one.name not in params for one in model.family):
         raise InputError(
             f"{directory} has trained {sorted(params)} and no model {model.name!r}; pass the one that was trained"
         )
@@ -222,5 +224,6 @@ def _averaged(params: Any, state: Any, model: Model, name: str, directory: Path)
     own = dict(state.get(name, {}))
     if "params" not in own:
         raise InputError(f"{directory} keeps no moving average {name!r} of its weights; its state has {sorted(state)}")
-    narrow = jax.tree.map(lambda mean, leaf: np.asarray(mean).astype(leaf.dtype), own.pop("params"), params[model.name])
-    return {**params, model.name: narrow}, {**state, model.name: own}
+    means, narrow = own.pop("params"), model.whole(params)
+    whole = jax.tree.map(lambda mean, leaf: np.asarray(mean).astype(leaf.dtype), means, narrow)
+    return model.spread(params, whole), {**state, model.name: own}

@@ -169,6 +169,24 @@ def test_a_run_that_is_its_average(data, tmp_path, capsys):
     assert facts["step"] == fitted.best["step"]
 
 
+@pytest.mark.parametrize("own", ["head", (), ".*"])
+def test_a_run_that_is_the_average_of_a_twin(data, tmp_path, own):
+    """Its weights are the average's, those that it shares with its model as well as its own."""
+    model = jt.models.mlp(10, hidden=(5,))
+    twin = model.twin("target", own)
+    average = jt.ema(twin, 0.5)
+    objective = (
+        jt.classification(model) + jt.classification(twin).named("b") + 0.0 * jt.classification(average).named("c")
+    )
+    fitted = trained(data, tmp_path / "run", twin, objective=objective, model=average)
+    run = jt.load_run(tmp_path / "run", checkpoint="last", model=average)
+    wanted = fitted.state.state["target_ema"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, run.variables["params"], jax.device_get(wanted))
+    assert not np.array_equal(kernel(wanted), kernel(twin.whole(fitted.state.params)))
+    images = data["test"].column("image")[:3]
+    assert logits(run, images).shape == (3, 10)
+
+
 def test_an_encoder_without_classes(data, tmp_path, capsys):
     encoder = jt.models.mlp(3, hidden=(12,))  # its outputs are of no use, and as many as anybody likes
     net = jt.models.with_heads(encoder, projection=jt.models.head(4, batch_norm=False))
