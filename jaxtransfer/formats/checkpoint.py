@@ -64,6 +64,24 @@ def state_dict(found: Any) -> Mapping[str, Any]:
     raise InputError(f"expected one state dict in the weights, found {which}; pass the one that is meant")
 
 
+def passed_over(found: Any) -> str:
+    """Returns a note of the state dicts that `state_dict` leaves for another: averaged weights, say; "" where none is.
+
+    Args:
+      found: what is in a file.
+    """
+    if not isinstance(found, Mapping):
+        return ""
+    inner = {key: value for key, value in found.items() if isinstance(value, Mapping) and value}
+    taken = next((key for key in _NESTS if key in inner), None)
+    if taken is None:
+        return ""
+    others = [str(key) for key in inner if key != taken and _is_state_dict(inner[key])]
+    if not others:
+        return passed_over(inner[taken])
+    return f"of its state dicts {taken!r} was taken; there is {', '.join(others)}, too: part={others[0]!r} takes that"
+
+
 def unwrapped(name: Any) -> str:
     """Returns the name of a tensor without what `torch.compile` and parallel wrappers put into it.
 
@@ -102,6 +120,11 @@ def as_array(name: str, tensor: Any) -> np.ndarray:
     except Exception as error:  # of sparse tensors, of tensors without data
         reason = str(error).partition("\n")[0]
         raise InputError(f"the tensor {name!r} of the weights has no plain values: {reason}") from error
+
+
+def _is_state_dict(value: Mapping[str, Any]) -> bool:
+    within = [value[key] for key in _NESTS if isinstance(value.get(key), Mapping)]
+    return _holds_tensors(value) or any(map(_is_state_dict, within))
 
 
 def _holds_tensors(value: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,21 +28,33 @@ def read_tensors(path: str | Path, part: str | None = None) -> dict[str, np.ndar
     Raises:
       InputError: where nothing is there, or it can't be read.
     """
+    return tensors_in(read_file(path), part)
+
+
+def read_file(path: str | Path) -> Any:
+    """Returns what a file of weights holds, or a folder with one, as it is: a state dict, or a checkpoint around some.
+
+    Args:
+      path: as for `read_tensors`.
+
+    Raises:
+      InputError: where nothing is there, or it can't be read.
+    """
     path = file_of(Path(path))
     if path.suffix == ".json":
-        return tensors_in(_pieces(path), part)
+        return _pieces(path)
     try:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
     if safetensors.is_one(start) or path.suffix == ".safetensors":
-        return tensors_in(safetensors.read(path), part)
+        return safetensors.read(path)
     if path.suffix == ".onnx":
-        return tensors_in(onnx_file.read(path), part)
+        return onnx_file.read(path)
     if path.suffix == ".npz" or _is_npz(path):
-        return tensors_in(numpy_file.read(path), part)
-    return tensors_in(torch_file.read(path), part)
+        return numpy_file.read(path)
+    return torch_file.read(path)
 
 
 def file_of(path: Path) -> Path:

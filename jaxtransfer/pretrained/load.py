@@ -147,7 +147,7 @@ def load_pretrained(
         fit.adapted,
         fit.fresh,
         {**matched.left, **ignored, **fit.left},
-        told,
+        (*found.notes, *told),
     )
     ours = tuple(class_names) or (() if any(tree.matches(path, model.head) for path in fit.fresh) else names)
     variables = tree.nested({path: values[path] for path in leaves})

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.formats import read_tensors
-from jaxtransfer.formats.checkpoint import tensors_in
+from jaxtransfer.formats.checkpoint import passed_over, tensors_in
+from jaxtransfer.formats.read import read_file
 from jaxtransfer.pretrained import hub
 from jaxtransfer.pretrained.facts import Facts, beside
 from jaxtransfer.pretrained.preprocessing import Preprocessing
@@ -25,12 +25,14 @@ class Source(NamedTuple):
       tensors: by name.
       facts: what is known of them.
       texts: reads what is known of them where they are a text encoder's.
+      notes: what else is worth knowing.
     """
 
     name: str
     tensors: dict[str, np.ndarray]
     facts: Facts
     texts: Callable[[], TextFacts] = TextFacts
+    notes: tuple[str, ...] = ()
 
 
 def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) -> Source:
@@ -48,7 +50,7 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
     if isinstance(source, Mapping):
         inner = {kind: source[kind] for kind in ("params", "batch_stats") if isinstance(source.get(kind), Mapping)}
         given = tree.leaves_by_path(inner) if "params" in inner else source
-        return Source("a dict", tensors_in(given, part), Facts())
+        return Source("a dict", tensors_in(given, part), Facts(), notes=_notes(given, part))
     if not isinstance(source, str | Path):
         hint = "pass its state_dict()" if hasattr(source, "state_dict") else "pass a path, a name, a run or a dict"
         raise InputError(f"expected weights, got {type(source).__name__}; {hint}")
@@ -56,7 +58,14 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
     if (path / "checkpoints").is_dir():
         return _of_run(load_run(path))
     inner = weights_folder(path)
-    return Source(str(source), read_tensors(inner, part), beside(inner), lambda: text_facts(path))
+    found = read_file(inner)
+    tensors, notes = tensors_in(found, part), _notes(found, part)
+    return Source(str(source), tensors, beside(inner), lambda: text_facts(path), notes)
+
+
+def _notes(found: Any, part: str | None) -> tuple[str, ...]:
+    """Returns what there is besides the state dict that was taken, where nobody said which is meant."""
+    return tuple(filter(None, (passed_over(found),))) if part is None else ()
 
 
 def _of_run(run: Run) -> Source:

@@ -9,6 +9,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.formats import read_tensors, safetensors
+from jaxtransfer.formats.checkpoint import passed_over
 
 ARRAYS = {
     "fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -197,6 +198,18 @@ def test_a_part_of_a_checkpoint(tmp_path):
         read_tensors(path)
     with pytest.raises(jt.InputError, match="no part 'model_ema'; it may be one of teacher, student"):
         read_tensors(path, "model_ema")
+
+
+def test_state_dicts_that_are_passed_over_are_told():
+    weights, nested = {"a": np.ones(2)}, {"module": {"a": np.ones(2)}, "updates": 3}
+    told = passed_over({"model": weights, "model_ema": weights, "optimizer": {"state": {}, "lr": 0.1}, "epoch": 3})
+    assert told == "of its state dicts 'model' was taken; there is model_ema, too: part='model_ema' takes that"
+    assert "'state_dict' was taken; there is ema, model, too" in passed_over(
+        {"ema": nested, "model": weights, "state_dict": weights}
+    )
+    assert "'module' was taken; there is teacher" in passed_over({"model": {"module": weights, "teacher": weights}})
+    for plain in (weights, {"model": weights}, {"teacher": weights}, [], {"model": nested}):
+        assert passed_over(plain) == ""
 
 
 def test_both_formats_of_pytorch_cut_off_anywhere(tmp_path):

@@ -108,6 +108,17 @@ def test_other_networks_in_the_file_are_left_only_if_told():
         load(both, ignore="encoder_x")
 
 
+def test_an_average_beside_the_weights_is_told_of():
+    """What scripts save: the raw weights are taken, and the report says what else there is."""
+    slow = {name: value + 1 for name, value in THEIRS.items()}
+    loaded = load({"model": THEIRS, "model_ema": slow, "epoch": 3})
+    check(loaded)
+    assert "'model' was taken; there is model_ema, too: part='model_ema' takes that" in str(loaded.report)
+    other = load({"model": THEIRS, "model_ema": slow}, part="model_ema")
+    check(other, slow)
+    assert "model_ema, too" not in str(other.report)
+
+
 def test_files_of_our_own_paths(tmp_path):
     first = load()
     flat = {name.replace("/", "__"): value for name, value in jt.tree.leaves_by_path(first.variables).items()}
