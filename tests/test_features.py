@@ -81,8 +81,28 @@ def test_a_folder_holds_them_for_the_same_data_and_weights_alone(variables, tmp_
         (variables, data.take(5), OUTPUTS),
         (variables, data, ("features",)),
     ):
-        with pytest.raises(jt.InputError, match="holds another teacher cache"):
+        with pytest.raises(jt.InputError, match="holds another folder of features"):
             jt.features(model_of(), other, source, outputs, path=folder)
+
+
+def test_a_damaged_folder_is_called_what_it_is_and_written_anew(variables, tmp_path):
+    folder = tmp_path / "features"
+    jt.features(model_of(), variables, data_of(), OUTPUTS, path=folder)
+    cache = jt.data.open_outputs(folder)
+    with pytest.raises(
+        jt.InputError, match=r"the folder of features .* was written for .*; write it anew: jt\.features"
+    ):
+        cache.columns_for(data_of(1))
+    (records,) = folder.glob("*array_record*")
+    records.write_bytes(b"")
+    with pytest.raises(jt.InputError, match=r"the folder of features .* is damaged: .*; the same call of jt\.features"):
+        jt.data.open_outputs(folder)
+    again = jt.features(model_of(), variables, data_of(), OUTPUTS, path=folder)
+    np.testing.assert_allclose(again.column("features"), expected(variables, data_of()), rtol=1e-5)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(jt.InputError, match="is there and is no folder of features"):
+        jt.features(model_of(), variables, data_of(), OUTPUTS, path=tmp_path / "full")
 
 
 def test_a_folder_is_of_one_normalisation(tmp_path):
@@ -94,7 +114,7 @@ def test_a_folder_is_of_one_normalisation(tmp_path):
         made = jt.features(first, variables, data, "logits", path=tmp_path / "f")
         wanted, _ = first.apply(variables, data.read([0, 1])["image"], train=False, key=None)
         np.testing.assert_allclose(made.column("logits"), wanted["logits"], rtol=1e-5)
-    with pytest.raises(jt.InputError, match="holds another teacher cache"):
+    with pytest.raises(jt.InputError, match="holds another folder of features"):
         jt.features(jt.models.normalize(plain, 0.1, 0.25), variables, data, "logits", path=tmp_path / "f")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data.builders import check_features, reason_of
+from jaxtransfer.data.cache_words import called, how_anew, same_again
 from jaxtransfer.data.columns import Column
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.quiet import quiet_tfds
@@ -118,7 +119,7 @@ class TeacherCache:
                     if found != (output["dtype"], tuple(output["shape"])):
                         raise ValueError(f"its note has {output} for the output {name!r}, the records {found}")
         except Exception as error:  # readers raise many types on damaged files
-            raise _damaged(self.directory, error) from error
+            raise _damaged(self.directory, error, self.note) from error
         return records
 
     def _check(self, dataset):
@@ -130,8 +131,8 @@ class TeacherCache:
             got = "a data set of that name with other labels or images"
         chosen = " (attach the cache before choosing examples)" if dataset.rows is not None else ""
         raise InputError(
-            f"the teacher cache {self.directory} was written for {expected}; got {got}{chosen}; write it anew: "
-            f"jaxtransfer cache-teacher RUN --data {dataset.name} --split {dataset.split} --out DIR"
+            f"the {called(self.note)} {self.directory} was written for {expected}; got {got}{chosen}; write it anew: "
+            f"{how_anew(self.note, dataset.name, dataset.split)}"
         )
 
 
@@ -235,10 +236,10 @@ def open_outputs(directory) -> TeacherCache:
             records = builder.as_data_source(SPLIT)
             size = len(records)
         except Exception as error:  # readers raise many types on damaged files
-            raise _damaged(directory, error) from error
+            raise _damaged(directory, error, note) from error
     cache = TeacherCache(directory, note, records)
     if size != note["examples"]:
-        raise _damaged(directory, f"it has {size} records, its note says {note['examples']}")
+        raise _damaged(directory, f"it has {size} records, its note says {note['examples']}", note)
     cache.read(next(iter(note["outputs"])), np.array([0, size - 1]))  # damaged files show here rather than later
     return cache
 
@@ -269,8 +270,8 @@ def read_note(directory: Path) -> dict[str, Any]:
         raise _damaged(directory, error) from None
     if version != _FORMAT:
         raise InputError(
-            f"the teacher cache {directory} is of format {version}, expected {_FORMAT}; write it anew: jaxtransfer "
-            f"cache-teacher RUN --out DIR"
+            f"the {called(note)} {directory} is of format {version}, expected {_FORMAT}; write it anew: "
+            f"{how_anew(note)}"
         )
     return note
 
@@ -325,8 +326,6 @@ def _fingerprint(dataset):
     return digest.hexdigest()
 
 
-def _damaged(directory, error):
+def _damaged(directory, error, note: Mapping[str, Any] = {}):
     reason = error if isinstance(error, str) else reason_of(error)
-    return DamagedCacheError(
-        f"the teacher cache {directory} is damaged: {reason}; the same cache-teacher command writes it anew"
-    )
+    return DamagedCacheError(f"the {called(note)} {directory} is damaged: {reason}; {same_again(note)} writes it anew")

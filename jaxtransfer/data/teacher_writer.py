@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data.builders import reason_of
+from jaxtransfer.data.cache_words import called
 from jaxtransfer.data.quiet import quiet_tfds
 from jaxtransfer.data.teacher_cache import (
     NOTE,
@@ -55,7 +56,7 @@ def write_outputs(directory, note: dict[str, Any], batches: Iterable[Mapping[str
     directory = expanded(directory).absolute()
     if _is_written(directory, note):
         return False
-    with _alone(directory) as scratch:
+    with _alone(directory, called(note)) as scratch:
         if _is_written(directory, note):  # by the process that held the lock before
             return False
         failed: list[Exception] = []
@@ -74,7 +75,7 @@ def write_outputs(directory, note: dict[str, Any], batches: Iterable[Mapping[str
                 raise failed[0] from None
             reason = full if (full := os.strerror(errno.ENOSPC)) in str(error) else reason_of(error)
             raise InputError(
-                f"cannot write the teacher cache {directory}: {reason}; nothing is left of it. Free "
+                f"cannot write the {called(note)} {directory}: {reason}; nothing is left of it. Free "
                 f"some space or mend the folder's rights, or choose another folder"
             ) from error
     return True
@@ -85,7 +86,7 @@ def _is_written(directory, note):
     if not directory.exists():
         return False
     if not directory.is_dir() or (any(directory.iterdir()) and not (directory / NOTE).exists()):
-        raise InputError(f"{directory} is there and is no teacher cache; choose another folder")
+        raise InputError(f"{directory} is there and is no {called(note)}; choose another folder")
     if not any(directory.iterdir()):
         return False
     try:
@@ -101,7 +102,7 @@ def _is_written(directory, note):
         changed = sorted(key for key in old.keys() | note.keys() if old.get(key) != note.get(key))
         there, now = (", ".join(f"{key} {_brief(n.get(key))}" for key in changed) for n in (old, note))
         raise InputError(
-            f"{directory} holds another teacher cache ({there} there, {now} now); choose another folder or remove it"
+            f"{directory} holds another {called(old)} ({there} there, {now} now); choose another folder or remove it"
         )
     try:
         open_outputs(directory).verify()
@@ -118,7 +119,7 @@ def _brief(value):
 
 
 @contextmanager
-def _alone(directory) -> Iterator[Path]:
+def _alone(directory, what: str) -> Iterator[Path]:
     """An empty folder beside the directory that is this process's alone and gone afterwards."""
     scratch = directory.with_name(f".{directory.name}.writing")
     try:
@@ -126,14 +127,14 @@ def _alone(directory) -> Iterator[Path]:
         lock = (scratch / _LOCK).open("w")
     except OSError as error:
         raise InputError(
-            f"cannot write the teacher cache {directory}: {error.strerror or error}; choose another folder"
+            f"cannot write the {what} {directory}: {error.strerror or error}; choose another folder"
         ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another process is writing the teacher cache {directory}; wait for it or choose another folder"
+                f"another process is writing the {what} {directory}; wait for it or choose another folder"
             ) from None
         for left in scratch.iterdir():  # what a killed process left
             if left.is_dir():
