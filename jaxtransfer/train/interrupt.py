@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,24 +81,76 @@ def noticed(*, active: bool) -> Iterator[Signals]:
       active: whether to do anything at all.
     """
     signals, replaced = Signals(), {}
+    told = threading.Event()
+
+    def tell(number: int) -> None:
+        if not told.is_set():
+            told.set()
+            name = signal.Signals(number).name
+            _LOG.warning("%s: the step under way is finished and saved first; once more ends it at once", name)
 
     def notice(number: int, frame: Any) -> None:
         signals.seen = number
         restore()
-        with contextlib.suppress(RuntimeError):  # it came while the same stream was being written
-            name = signal.Signals(number).name
-            _LOG.warning("%s: the step under way is finished and saved first; once more ends it at once", name)
+        if not ears:
+            with contextlib.suppress(RuntimeError):  # it came while the same stream was being written
+                tell(number)
+        elif len(ears.heard) > 1:  # while a long step kept the main thread from handling the first
+            signal.raise_signal(ears.heard[-1])
 
     def restore() -> None:
         for number, handler in replaced.items():
             if signal.getsignal(number) is notice:
                 signal.signal(number, handler)
 
-    if active and threading.current_thread() is threading.main_thread():
-        for number, usual in _DEFAULTS.items():
-            if signal.getsignal(number) == usual:
-                replaced[number] = signal.signal(number, notice)
-    try:
+    with contextlib.ExitStack() as stack:
+        ears, free = None, []
+        if active and threading.current_thread() is threading.main_thread():
+            free = [number for number, usual in _DEFAULTS.items() if signal.getsignal(number) == usual]
+        if free:
+            ears = stack.enter_context(_listening(free, tell))
+            stack.callback(restore)
+            replaced |= {number: signal.signal(number, notice) for number in free}
         yield signals
+
+
+class _Ears:
+    """What arrived at a pipe of signals, their numbers in order."""
+
+    def __init__(self):
+        self.heard: list[int] = []
+
+
+@contextmanager
+def _listening(numbers: Sequence[int], tell: Callable[[int], None]) -> Iterator[_Ears | None]:
+    """Calls `tell` of each of the signals as it comes, on a thread: handlers have to wait for a compiled step to end.
+
+    Python writes the number of a signal to a pipe in the signal's own handler, which is safe there. Nothing is done,
+    and None given, where somebody else (an event loop) has signals written to a pipe already.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if before != -1:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        os.close(writing)
+        os.close(reading)
+        yield None
+        return
+    ears = _Ears()
+
+    def listen() -> None:
+        while came := os.read(reading, 64):  # ends when the other end is closed
+            for number in filter(numbers.__contains__, came):
+                ears.heard.append(number)
+                tell(number)
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield ears
     finally:
-        restore()
+        signal.set_wakeup_fd(-1)
+        os.close(writing)
+        thread.join()
+        os.close(reading)

@@ -1,8 +1,10 @@
 """A signal lets a step finish and be saved; what is resumed ends bit for bit as the unbroken run."""
 
+import hashlib
 import os
 import signal
 import threading
+import time
 
 import chex
 import jax
@@ -12,7 +14,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.runs import checkpoints
-from jaxtransfer.train.interrupt import Interrupted
+from jaxtransfer.train.interrupt import Interrupted, noticed
 
 OBJECTIVE = jt.classification(jt.models.mlp(3, hidden=(4,)))
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -174,3 +176,55 @@ def test_a_call_of_several_steps_is_finished(tmp_path):
     got = fit(tmp_path / "run", **options)
     chex.assert_trees_all_equal(got.state.params, want.state.params)
     assert got.history == want.history
+
+
+def long_call():
+    """Half a second or more in which the main thread runs no Python, as in a compiled step."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+
+
+def test_a_signal_is_answered_while_a_step_is_under_way(caplog):
+    with noticed(active=True) as signals:
+        begin = time.time()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        long_call()
+        took = time.time() - begin
+        assert signals.seen == signal.SIGINT
+    (record,) = caplog.records
+    assert record.getMessage().startswith("SIGINT: the step under way is finished and saved first")
+    assert record.created - begin < 0.05 + (took - 0.05) / 2
+
+
+def test_two_signals_during_one_step_end_it_at_once(caplog):
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    def steps():
+        with noticed(active=True):
+            threading.Timer(0.05, twice).start()
+            for _ in range(100):
+                long_call()
+
+    begin = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        steps()
+    assert time.time() - begin < 60
+    assert len(caplog.records) == 1
+
+
+def test_a_pipe_of_somebody_else_stays_in_place(caplog):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    try:
+        with noticed(active=True) as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert os.read(reading, 9) == bytes([signal.SIGTERM])
+    finally:
+        assert signal.set_wakeup_fd(-1) == writing
+        os.close(writing)
+        os.close(reading)
+    assert signals.seen == signal.SIGTERM
+    assert len(caplog.records) == 1
