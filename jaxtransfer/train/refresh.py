@@ -18,6 +18,9 @@ from jaxtransfer.train.state import TrainState
 class Refresh:
     """What of the model state is made anew before the steps 0, `every`, 2 · `every`, ...; for `jt.fit(refresh=...)`.
 
+    Where updates alternate, a step is all turns, and a refresh comes before the first of them: a whole pass over the
+    data is no part of a compiled step.
+
     Pseudo-labels of the whole target as in SHOT (Liang et al. 2020, arXiv:2002.08546), its centroids, the statistics of
     all data: an objective whose `setup` puts zeros of their shapes into the state reads them there, by the number of
     the example say, and `fn` fills them in from the weights of the moment. They are saved with the state.

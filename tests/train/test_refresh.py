@@ -123,6 +123,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, stop, tmp_path):
     same_bits(again.state, whole[0])
 
 
+def test_it_comes_before_the_first_turn_of_a_step(whole):
+    fn = Pseudo()
+    objective, optimizer = jt.alternate(jt.Turn("shot", shot(), optax.sgd(0.3)))
+    fitted = jt.fit(objective, optimizer, BATCHES, steps=12, progress=False, refresh=jt.Refresh(EVERY, fn))
+    assert fn.seen == whole[1]
+    for a, b in zip(*map(jax.tree.leaves, (fitted.state.params, whole[0].params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_it_is_the_same_on_a_mesh(whole, mode, mesh_of):
     state = fit(mesh=mesh_of(4), mode=mode).state
