@@ -1,7 +1,7 @@
 """`jaxtransfer evaluate`: how good a run is on a data set."""
 
 import dataclasses
-import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,8 @@ from jaxtransfer.cli.features import measured
 from jaxtransfer.cli.meta import check_episodes_asked, class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
-from jaxtransfer.cli.runs import Run, check_fits, load_run
+from jaxtransfer.cli.runs import Run, beside, check_fits, load_run
+from jaxtransfer.cli.scores import as_json, check_out, print_worst, write_scores
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
 
@@ -21,6 +22,10 @@ from jaxtransfer.runs.configuration import CLASSES, EPISODES
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Evaluate a run on every example of a split; prints one JSON line.
+
+    Besides loss and accuracy it has balanced accuracy, F1, likelihood, Brier score,
+
+    top-5 of six classes or more, and the calibration error (15 equal bins).
 
     A run of `meta` is evaluated on episodes of its test classes.
 
@@ -43,6 +48,12 @@ class Evaluate:
     """Examples at a time."""
     resize: bool = False
     """Bring the images to the run's shape: size, and grey or colour."""
+    worst: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 10 in a terminal, else none)")
+    ] = None
+    """Classes to list on stderr, the least accurate first."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Folder for evaluation.json, classes.csv, confusion.csv, and pictures: confusion.png, reliability.png."""
 
     episodes: int = 1000
     """Episodes, for a run of `meta`."""
@@ -56,14 +67,26 @@ class Evaluate:
     def run(self) -> None:
         """Evaluates and prints."""
         at_least(self, 1, "batch_size", "episodes", "ways", "shots", "queries")
+        at_least(self, 0, "worst")
         check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
-        run = load_run(self.directory)
+        run, scores = load_run(self.directory), None
+        if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
+            raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
+        check_out(self.out)
         if EPISODES in run.knows:
             facts = self._on_episodes(run)
+        elif CLASSES in run.knows:
+            facts, scores = self._on_examples(run)
         else:
-            facts = self._on_examples(run) if CLASSES in run.knows else self._by_features(run)
-        print(json.dumps({"run": str(self.directory), "step": run.step, **facts}))
+            facts = self._by_features(run)
+        facts = {"run": str(self.directory), "step": run.step, **facts}
+        if self.out is not None:
+            write_scores(self.out, facts, scores, run.class_names)
+        print(as_json(facts))
+        worst = self.worst if self.worst is not None else 10 if sys.stderr.isatty() else 0
+        if scores is not None and worst:
+            print_worst(scores, run.class_names, worst)
 
     def _on_episodes(self, run: Run) -> dict[str, Any]:
         check_episodes(run.config, self.directory)
@@ -90,12 +113,21 @@ class Evaluate:
         _, scores = measured(run, train, test, batch_for(test, self.batch_size))
         return {"data": test.name, "split": test.split, "examples": len(test), **scores}
 
-    def _on_examples(self, run: Run) -> dict[str, Any]:
+    def _on_examples(self, run: Run) -> tuple[dict[str, Any], jt.measures.ClassScores]:
         dataset = labelled_as(run, self._dataset(run), self.directory)
-        state = jt.TrainState.of(run.params, run.state, step=run.step)
         batches = jt.data.eval_batches(dataset, batch_for(dataset, self.batch_size))
-        metrics = jt.evaluate(jt.classification(run.model), state, batches)
-        return {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
+        evaluate = jt.eval_step(jt.classification(run.model), measures=jt.measures.classification(run.model))
+
+        def evaluated(one: Run) -> tuple[dict[str, Any], jt.measures.ClassScores]:
+            metrics = evaluate(jt.TrainState.of(one.params, one.state, step=one.step), batches)
+            scores = metrics.pop("scores")
+            return {**scores.summary(), **metrics}, scores
+
+        metrics, scores = evaluated(run)
+        facts = {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
+        for name, other in beside(run).items():
+            facts[name] = evaluated(other)[0]
+        return facts, scores
 
     def _dataset(self, run: Run, split: str | None = None) -> jt.data.Dataset:
         """Returns the split that was asked for, or another one of the same data, its images of the run's shape."""

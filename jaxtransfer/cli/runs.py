@@ -25,6 +25,15 @@ def load_run(directory: Path) -> Run:
     return read_run(directory, needs=_NEEDS)
 
 
+def beside(run: Run) -> dict[str, Run]:
+    """Returns the run's other weights by name: its `average`, where it keeps one, or `raw` where it is the average."""
+    noted = run.config.get("average")
+    if "params" not in run.state.get(noted or f"{run.model.name}_ema", {}):
+        return {}
+    name = "average" if noted is None else "raw"
+    return {name: read_run(run.directory, checkpoint=run.step, average=noted is None, needs=_NEEDS)}
+
+
 def architecture(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries of a configuration that say which network a run has, and for which images."""
     return {key: config[key] for key in (*ENTRIES, "image_shape") if key in config}

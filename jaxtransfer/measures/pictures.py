@@ -66,7 +66,7 @@ def plot_reliability(scores: ClassScores, path: str | Path) -> None:
     above.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="calibrated")
     title = f"expected calibration error {scores.ece:.1%} ({bins.bins} bins)"
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
-    above.legend(frameon=False, loc="upper left", fontsize=8)
+    above.legend(loc="lower right", framealpha=0.9, fontsize=8)
     below.bar(centres, bins.count / scores.examples, width, color="grey", edgecolor="white")
     below.set(xlabel="confidence", ylabel="share")
     save_figure(figure, Path(path))

@@ -167,6 +167,10 @@ def test_a_run_that_is_its_average(data, tmp_path, capsys):
     facts = json.loads(said(capsys, "evaluate", tmp_path / "run", "--split", "test[:60]")[0])
     assert facts["accuracy"] == pytest.approx(jt.load_run(tmp_path / "run").result["accuracy"], abs=1e-6)
     assert facts["step"] == fitted.best["step"]
+    raw, test = jt.load_run(tmp_path / "run", average=False), data["test"].read(np.arange(60))
+    scores = jt.measures.class_scores(logits(raw, test["image"]), test["label"])
+    assert facts["raw"]["nll"] == pytest.approx(scores.nll, rel=1e-5)
+    assert facts["raw"]["nll"] != facts["nll"]
 
 
 @pytest.mark.parametrize("own", ["head", (), ".*"])
