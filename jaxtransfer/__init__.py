@@ -72,6 +72,7 @@ from jaxtransfer.train import (
     init,
     train_step,
 )
+from jaxtransfer.version import VERSION as __version__
 from jaxtransfer.weights import recompute_statistics
 from jaxtransfer.weights.transfer import Report, Transferred, transfer
 
@@ -98,6 +99,7 @@ __all__ = [
     "TrainStep",
     "Transferred",
     "Turn",
+    "__version__",
     "alternate",
     "averaged",
     "balance",

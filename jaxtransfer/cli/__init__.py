@@ -30,6 +30,7 @@ from jaxtransfer.cli.settings import with_settings
 from jaxtransfer.cli.words import asks_for_help, check_words
 from jaxtransfer.errors import InputError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
+from jaxtransfer.version import VERSION
 
 COMMANDS = {
     "pretrain": Pretrain,
@@ -62,15 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), _quiet_libraries():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
         try:
-            command = _parse(arguments)
+            words = sys.argv[1:] if arguments is None else list(arguments)
+            if words == ["--version"]:
+                print(f"jaxtransfer {VERSION}")
+                return 0
+            command = _parse(words)
             command.run()
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
         except Terminated as stop:
             return _stopped(stop, 128 + signal.SIGTERM)
-        except SystemExit as stop:  # --help
-            return stop.code if isinstance(stop.code, int) else 2
+        except SystemExit as stop:  # --help, and completions, which end with no code
+            return 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 2
         except Interrupted as stop:
             return _stopped(stop, 128 + signal.SIGINT)
         except KeyboardInterrupt:
@@ -176,14 +181,13 @@ class _OnStderr(logging.Handler):
         print(record.getMessage(), file=sys.stderr)
 
 
-def _parse(arguments: Sequence[str] | None) -> Any:
+def _parse(words: Sequence[str]) -> Any:
     """Returns the command that the words describe.
 
     Raises:
       InputError: where they describe none, in one line.
       SystemExit: after --help.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
     words = with_settings(words, COMMANDS)
     check_words(words, COMMANDS)
     shown: Any = _ShortUsage(sys.stdout)
@@ -193,7 +197,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="jaxtransfer",
-                description="Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.",
+                description=(
+                    "Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.\n\n"
+                    "`jaxtransfer --version` prints the version."
+                ),
                 args=words,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
                 console_outputs=asks,
@@ -205,7 +212,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 class _ShortUsage:
-    """A stream that breaks the list of commands in the usage line, which tyro writes in one."""
+    """A stream that breaks the list of commands in the usage line, which tyro writes in one.
+
+    Completions for bash find the names of files, too, where they have nothing of their own: a run directory, say.
+    """
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -215,6 +225,7 @@ class _ShortUsage:
         usage, newline, rest = text.partition("\n")
         if usage.startswith("usage: ") and len(usage) > 80:
             usage = "\n".join(textwrap.wrap(usage.replace(",", ", "), 80, subsequent_indent=" " * 7))
+        rest = rest.replace("\ncomplete -F ", "\ncomplete -o default -F ")
         return self._stream.write(usage + newline + rest)
 
     def __getattr__(self, name: str) -> Any:

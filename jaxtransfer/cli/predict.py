@@ -2,17 +2,26 @@
 
 import dataclasses
 import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from jaxtransfer.cli.options import at_least, check_memory
-from jaxtransfer.cli.runs import check_knows_classes, load_run
+from jaxtransfer.cli.prediction_files import Record, check_out, opened
+from jaxtransfer.cli.runs import Run, check_knows_classes, load_run
 from jaxtransfer.data import images
-from jaxtransfer.errors import InputError
+from jaxtransfer.data.stream import Stream
+from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.files import expanded, read_bytes
+from jaxtransfer.runs.configuration import CLASSES
+from jaxtransfer.runs.loggers import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,51 +30,54 @@ class Predict:
 
     A file that can't be read gets a line with an error; the exit code is then 2.
 
-    Example: jaxtransfer predict runs/a photo.jpg photos/
+    Example: jaxtransfer predict runs/a photo.jpg photos/ --out photos.csv
     """
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory; its best checkpoint is used."""
     images: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="(or --list)")
     ]
-    """Image files, or folders of them; brought to the run's shape."""
+    """Image files, or folders of them; brought to the run's shape; lines keep their order."""
+    list: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Text file with more of them, one a line; - reads them from stdin."""
     top: int = 3
     """Classes to list."""
+    features: bool = False
+    """Give the pooled features of each image, too, also of a run that knows no classes."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: stdout)")] = None
+    """Write to NAME.jsonl, NAME.csv or NAME.parquet (extra `tables`) instead."""
     batch_size: int = 64
     """Images at a time."""
 
     def run(self) -> None:
         """Classifies and prints."""
         at_least(self, 1, "top", "batch_size")
-        if not self.images:
-            raise InputError("expected image files or folders after the run directory; got none")
+        check_out(self.out, self.features)
+        paths = [*self.images, *(() if self.list is None else _listed(self.list))]
+        if not paths:
+            raise InputError("expected image files or folders after the run directory, or --list FILE; got none")
         run = load_run(self.directory)
-        check_knows_classes(run, self.directory, "predict names classes")
-        names, shape = run.config["class_names"], images.check_shape(run.config["image_shape"])
-        files = [file for path in self.images for file in _files(path)]
+        if not self.features:
+            check_knows_classes(run, self.directory, "predict names classes")
+        files = [file for path in paths for file in _files(path)]
         if not any(file.exists() for file in files):
-            raise InputError(f"there is no image {files[0]}")
-
-        @jax.jit
-        def probabilities(variables, inputs):
-            return jax.nn.softmax(run.model.apply(variables, inputs, train=False, key=None)[0]["logits"])
-
-        variables = jax.device_put(run.model.complete(run.variables))
-        size, bad = min(self.batch_size, len(files)), 0
-        check_memory(size, shape)
-        for begin in range(0, len(files), size):
-            part = files[begin : begin + size]
-            inputs, errors = _read(part, size, shape)
-            bad += len(errors)
-            rows = np.asarray(probabilities(variables, inputs)) if len(errors) < len(part) else inputs
-            for file, row in zip(part, rows, strict=False):
-                if file in errors:
-                    print(json.dumps({"image": str(file), "error": errors[file]}))
-                    continue
-                order = np.argsort(-row)[: self.top]
-                listed = [{"class": names[k], "probability": round(float(row[k]), 6)} for k in order]
-                print(json.dumps({"image": str(file), **listed[0], "top": listed}))
+            raise InputError(f"there is no image {images.shown(files[0])}")
+        bad = 0
+        names = run.class_names if CLASSES in run.knows else ()
+        told = {"classes": bool(names), "features": self.features}
+        bar = progress_bar(len(files), 0, show=None)
+        with opened(self.out, min(self.top, len(names)), **told) as write, bar as update:
+            for done, records in _predicted(run, files, min(self.batch_size, len(files)), names, self):
+                wrong = [record for record in records if "error" in record]
+                bad += len(wrong)
+                write(records)
+                update(done, f"{bad} unreadable" if bad else "")
+                if self.out is not None:
+                    for record in wrong:
+                        print(f"{images.shown(record['image'])}: {record['error']}", file=sys.stderr)
+        if self.out is not None:
+            print(json.dumps({"out": str(self.out), "images": len(files), "unreadable": bad}))
         if bad:
             others = ", the others are classified" if bad < len(files) else ""
             raise InputError(
@@ -73,21 +85,102 @@ class Predict:
             )
 
 
-def _read(files: list[Path], size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[Path, str]]:
-    """Returns the images [size, H, W, C], and by file why one could not be read, whose image is zero."""
+def _predicted(
+    run: Run, files: Sequence[Path], size: int, names: Sequence[str], asked: Predict
+) -> Iterator[tuple[int, list[Record]]]:
+    """Yields how many files are done and the records of the next batch; batches are read ahead, none is kept."""
+    shape = images.check_shape(run.config["image_shape"])
+    check_memory(size, shape)
+    top = min(asked.top, len(names))
+
+    @jax.jit
+    def compiled(variables: Any, inputs: jax.Array) -> dict[str, Any]:
+        outputs, _ = run.model.apply(variables, inputs, train=False, key=None)
+        found = {}
+        if top:
+            logits = outputs["logits"].astype(jnp.float32)
+            found["top"] = jax.lax.top_k(jax.nn.softmax(logits), top)
+        if asked.features:
+            if "features" not in outputs:
+                raise unknown(f"output of model {run.model.name!r}", "features", outputs)
+            found["features"] = outputs["features"].reshape(len(inputs), -1).astype(jnp.float32)
+        return found
+
+    def read(number: int) -> tuple[Sequence[Path], np.ndarray, dict[int, str]]:
+        part = files[number * size : (number + 1) * size]
+        return part, *_read(run, part, size, shape)
+
+    variables = jax.device_put(run.model.complete(run.variables))
+    done = 0
+    pending: Any = None
+    with Stream(read, 0, -(-len(files) // size), threads=2, prefetch=2) as batches:
+        for part, inputs, errors in batches:
+            given = compiled(variables, inputs) if len(errors) < len(part) else None
+            if pending is not None:
+                done += len(pending[0])
+                yield done, _records(*pending, names)
+            pending = part, errors, given
+    if pending is not None:
+        yield done + len(pending[0]), _records(*pending, names)
+
+
+def _records(files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str]) -> list[Record]:
+    records, found = [], jax.device_get(given)
+    for row, file in enumerate(files):
+        record: dict[str, Any] = {"image": str(file)}
+        if row in errors:
+            records.append({**record, "error": errors[row]})
+            continue
+        if any(not np.isfinite(leaf[row]).all() for leaf in jax.tree.leaves(found)):
+            raise InputError(
+                f"what the network makes of {images.shown(file)} is not finite; look at the weights: has its training "
+                f"diverged?"
+            )
+        if "top" in found:
+            ranked = zip(found["top"][0][row], found["top"][1][row], strict=True)
+            listed = [{"class": names[k], "probability": round(float(p), 6)} for p, k in ranked]
+            record |= {**listed[0], "top": listed}
+        if "features" in found:
+            record["features"] = [float(f"{x:.7g}") for x in found["features"][row]]
+        records.append(record)
+    return records
+
+
+def _read(run: Run, files: Sequence[Path], size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[int, str]]:
+    """Returns the images [size, H, W, C], and by row why one could not be read, whose image is zero."""
     inputs, errors = np.zeros((size, *shape), np.uint8), {}
     for row, file in enumerate(files):
         try:
-            inputs[row] = images.fit(images.read(file, 4 if shape[2] == 4 else 3), shape)
+            inputs[row] = images.fit(images.read(file, 4 if shape[2] == 4 else 3), shape, run.resizing)
         except InputError as error:
-            errors[file] = str(error)
+            errors[row] = str(error)
     return inputs, errors
+
+
+def _listed(path: Path) -> list[Path]:
+    """Returns the paths that a text file names, or stdin; their bytes are those of the file system."""
+    if str(path) == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        try:
+            content = read_bytes(expanded(path))
+        except OSError as error:
+            raise InputError(f"--list: cannot read {images.shown(path)}: {error.strerror or error}") from None
+    lines = (line.removesuffix(b"\r") for line in content.split(b"\n"))
+    found = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    if any("\0" in str(one) for one in found):
+        raise InputError(f"--list: {images.shown(path)} is no text file; expected one path a line")
+    if not found:
+        raise InputError(f"--list: {images.shown(path)} names no file; expected one path a line")
+    return found
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(f for f in path.rglob("*") if f.suffix.lower() in images.SUFFIXES and not f.name.startswith("."))
         if not found:
-            raise InputError(f"no images in {path}; expected files that end in {', '.join(images.SUFFIXES)}")
+            raise InputError(
+                f"no images in {images.shown(path)}; expected files that end in {', '.join(images.SUFFIXES)}"
+            )
         return found
     return [path]

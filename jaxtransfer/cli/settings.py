@@ -1,7 +1,6 @@
 """A command's options from a file, `--config run.yaml`, and what a run notes so that its own file repeats it."""
 
 import datetime
-import importlib.metadata
 import json
 import shlex
 from collections import Counter
@@ -15,6 +14,7 @@ from jaxtransfer.cli.words import Option, asks_for_help, given_options, is_optio
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded, read_text
 from jaxtransfer.runs.directory import MADE
+from jaxtransfer.version import VERSION
 
 _CONFIG, _OUT = "config", "out"
 _INSTEAD = {"steps": "epochs", "epochs": "steps", "seed": "seeds", "seeds": "seed"}  # one says what the other says
@@ -69,7 +69,7 @@ def made_by(name: str, command: Any) -> dict[str, Any]:
     return {
         MADE: {
             "command line": shlex.join(line),
-            "version": _version(),
+            "version": VERSION,
             "jax": jax.__version__,
             "devices": ", ".join(f"{count} × {kind}" for kind, count in devices.items()),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -82,13 +82,6 @@ def _texts(value: Any) -> list[str]:
     if value is True:
         return []
     return [str(one) for one in value] if isinstance(value, list) else [str(value)]
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxtransfer")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _value_of(name: str, words: Sequence[str]) -> str | None:
