@@ -108,20 +108,21 @@ def _predicted(
 
     def read(number: int) -> tuple[Sequence[Path], np.ndarray, dict[int, str]]:
         part = files[number * size : (number + 1) * size]
-        return part, *_read(run, part, size, shape)
+        inputs, errors = _read(run, part, size, shape)
+        return part, inputs, errors
 
     variables = jax.device_put(run.model.complete(run.variables))
-    done = 0
-    pending: Any = None
+    done, pending = 0, []
     with Stream(read, 0, -(-len(files) // size), threads=2, prefetch=2) as batches:
         for part, inputs, errors in batches:
             given = compiled(variables, inputs) if len(errors) < len(part) else None
-            if pending is not None:
-                done += len(pending[0])
-                yield done, _records(*pending, names)
-            pending = part, errors, given
-    if pending is not None:
-        yield done + len(pending[0]), _records(*pending, names)
+            pending.append((part, errors, given))
+            if len(pending) > 1:
+                part, errors, given = pending.pop(0)  # computed while the next one was read
+                done += len(part)
+                yield done, _records(part, errors, given, names)
+    for part, errors, given in pending:
+        yield done + len(part), _records(part, errors, given, names)
 
 
 def _records(files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str]) -> list[Record]:
