@@ -113,7 +113,8 @@ def _predicted(
 
     variables = jax.device_put(run.model.complete(run.variables))
     done, pending = 0, []
-    with Stream(read, 0, -(-len(files) // size), threads=2, prefetch=2) as batches:
+    ahead: Any = Stream(read, 0, -(-len(files) // size), threads=2, prefetch=2)
+    with ahead as batches:
         for part, inputs, errors in batches:
             given = compiled(variables, inputs) if len(errors) < len(part) else None
             pending.append((part, errors, given))
