@@ -81,8 +81,16 @@ def export_weights(
     if path.is_dir():
         raise InputError(f"expected a file to write, and {path} is a folder")
     found = describe(source)
+    network = None if found.model.recipe is None else found.model.recipe.build
+    fitting = [one for one in schemes if not one.networks or network in (None, *one.networks)]
+    if not fitting:
+        whose = scheme if isinstance(scheme, str) else scheme.name
+        raise InputError(
+            f"{found.name} is a {network}, and {whose} has no names for it; choose another scheme, or "
+            f"'jaxtransfer', whose paths are every network's"
+        )
     leaves = {name: _cast(name, leaf, kind) for name, leaf in found.leaves.items()}
-    chosen, tensors, left = closest(schemes, leaves)
+    chosen, tensors, left, _ = closest(fitting, leaves)
     if left:
         raise InputError(
             f"{found.name} can't be written by the names of {scheme if isinstance(scheme, str) else chosen.name}: "

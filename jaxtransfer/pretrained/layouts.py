@@ -92,6 +92,11 @@ def _write_direct(path: str, leaves: Leaves) -> dict[str, np.ndarray]:
     return {} if leaf is None else {"": leaf}
 
 
+def _write_bare_weight(path: str, leaves: Leaves) -> dict[str, np.ndarray]:
+    leaf = leaves.get(f"params/{path}")
+    return {} if leaf is None else {"weight": leaf}
+
+
 def _read_as_is(kind: str, path: str, value: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
     return {path: value}
 
@@ -167,6 +172,9 @@ fused = Layout(_read_fused, _write_fused)
 
 direct = Layout(_read_direct, _write_direct)
 """A leaf as it is, but for axes that the model splits."""
+
+bare_weight = Layout(_read_direct, _write_bare_weight)
+"""The only tensor of a layer of theirs, a leaf without a layer here: a table of positions."""
 
 as_is = Layout(_read_as_is, _write_as_is)
 """A leaf of ours, under its own path."""

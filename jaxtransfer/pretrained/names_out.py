@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,24 @@ _RAISED = re.compile(r"\\\{\\\\(\d+)\\\}")  # `{\1}` and `\1` of a path, once `r
 _PLAIN = re.compile(r"\\\\(\d+)")
 
 
-def tensors_out(leaves: Mapping[str, np.ndarray], scheme: Scheme) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the tensors of a library that leaves of ours are, and the paths of leaves that it has no name for.
+class Names(NamedTuple):
+    """Leaves of ours by the names of a library.
+
+    Attributes:
+      scheme: the table.
+      tensors: by its names.
+      left: paths of leaves that it has no name for.
+      idle: how many of its rows had nothing to name.
+    """
+
+    scheme: Scheme
+    tensors: dict[str, np.ndarray]
+    left: list[str]
+    idle: int
+
+
+def tensors_out(leaves: Mapping[str, np.ndarray], scheme: Scheme) -> Names:
+    """Returns the tensors of a library that leaves of ours are.
 
     Each tensor is read back by the table before it is taken: it gives its leaves, bit by bit, or another name is tried.
 
@@ -27,8 +44,9 @@ def tensors_out(leaves: Mapping[str, np.ndarray], scheme: Scheme) -> tuple[dict[
     rules = scheme.table(shapes)
     out: dict[str, np.ndarray] = {}
     done: set[str] = set()
-    layers = _layers(leaves)
+    layers, idle = _layers(leaves), 0
     for rule in rules:
+        before = len(out)
         if not isinstance(rule.how, Layout):
             raise InputError(f"the scheme {scheme.name!r} can only be read: {rule.path!r} has no Layout that writes")
         path_pattern = _pattern_of_path(rule)
@@ -44,7 +62,8 @@ def tensors_out(leaves: Mapping[str, np.ndarray], scheme: Scheme) -> tuple[dict[
                     out[name] = np.ascontiguousarray(value)
                     done |= read.keys()
                     break
-    return out, [path for path in leaves if path not in done]
+        idle += len(out) == before
+    return Names(scheme, out, [path for path in leaves if path not in done], idle)
 
 
 def spellings(pattern: str, groups: Mapping[int, str]) -> list[str]:
@@ -179,12 +198,11 @@ def _unspeakable(pattern: str) -> InputError:
     return InputError(f"the pattern {pattern!r} of a scheme stands for many names; put what varies into groups")
 
 
-def closest(schemes: Sequence[Scheme], leaves: Mapping[str, np.ndarray]) -> tuple[Scheme, dict[str, np.ndarray], list]:
-    """Returns the scheme that has names for most leaves, the tensors by these, and the leaves that it has none for.
+def closest(schemes: Sequence[Scheme], leaves: Mapping[str, np.ndarray]) -> Names:
+    """Returns the leaves by the names of the scheme that has one for most of them; of equals, the one that needs all.
 
     Args:
       schemes: of one library.
       leaves: by path.
     """
-    tried = [(scheme, *tensors_out(leaves, scheme)) for scheme in schemes]
-    return min(tried, key=lambda one: len(one[2]))
+    return min((tensors_out(leaves, scheme) for scheme in schemes), key=lambda one: (len(one.left), one.idle))

@@ -38,6 +38,8 @@ class Scheme:
         model's shapes and of all names that makes it.
       preprocessing: what the library's published weights expect, where all of them expect the same.
       libraries: whose names these are, for exports: "torchvision", "timm".
+      networks: constructors of ours whose networks are of the family: no other network is exported by these names,
+        though it may have layers of the same names; empty for any.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Scheme:
     )
     preprocessing: Preprocessing | None = None
     libraries: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
     def table(self, shapes: Shapes) -> Sequence[Rule]:
         """Returns the rules for a model with leaves of these shapes."""

@@ -74,7 +74,7 @@ def test_a_run_becomes_a_program(run, tmp_path, capsys):
     [
         (["--format", "tf"], "unknown format 'tf'"),
         (["--scheme", "tim"], "did you mean 'timm'"),
-        (["--scheme", "big_vision"], "can't be written by the names of big_vision"),
+        (["--scheme", "big_vision"], "big_vision has no names for it"),
         (["--dtype", "float61"], "did you mean 'float16'"),
         (["--platforms", "cpu"], "--platforms goes with --format jax"),
         (["--normalized"], "--normalized goes with --format jax"),

@@ -180,6 +180,18 @@ def test_positions_are_interpolated_as_timm_does():
         assert loaded.report.adapted == {"params/stem_position": f"interpolated from 8×8 to {grid[0]}×{grid[1]}"}
 
 
+@pytest.mark.parametrize("channels", [1, 6])
+def test_stems_for_other_channels_are_those_of_timm(channels):
+    """Where each channel is copied as often as the others."""
+    manipulate = pytest.importorskip("timm.models._manipulate")
+    kernel = torch.randn(16, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    wanted = manipulate.adapt_input_conv(channels, kernel).permute(2, 3, 1, 0).numpy()
+    from jaxtransfer.pretrained import adapt
+
+    found = adapt.stem(kernel.permute(2, 3, 1, 0).numpy(), channels)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [0, 1, 2])
 def test_efficientnet_lite(variant):

@@ -140,7 +140,12 @@ def test_other_types(dtype, tmp_path):
     ("options", "told"),
     [
         ({"scheme": "torchvison"}, "did you mean 'torchvision'"),
-        ({"scheme": "big_vision"}, r"big_vision: big_vision ViT has none for 3. of 37 leaves, .*; choose another"),
+        ({"scheme": "big_vision"}, "is a cifar_resnet, and big_vision has no names for it; choose another"),
+        ({"scheme": "torchvision"}, "is a cifar_resnet, and torchvision has no names"),  # though its layers are alike
+        (
+            {"scheme": Scheme("mine", (Rule("a", "stem_conv"),))},
+            "mine has none for 36 of 37 leaves, .*; choose",
+        ),
         ({"dtype": "float8"}, "unknown type 'float8'"),
         ({"dtype": "int8"}, "unknown type 'int8'"),
         ({"dtype": "float16"}, "params/head/bias has values up to 1e[+]06, beyond float16"),
@@ -166,6 +171,22 @@ def test_other_sources_and_places_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(jt.InputError, match="cannot write"):
         jt.export_weights((MODEL, drawn()), tmp_path / "file" / "w.safetensors")
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_text_encoder_leaves_by_the_names_that_it_came_by(distilled, tmp_path):
+    import bert_reference
+
+    theirs = bert_reference.weights(classes=3)
+    theirs = bert_reference.distilled(theirs) if distilled else theirs
+    sizes = {"width": 8, "depth": 2, "heads": 2, "hidden": 12, "vocabulary": 20, "positions": 10}
+    kind = {"pooler": "relu", "types": 0} if distilled else {"pooler": "tanh"}
+    model = jt.models.text_encoder(3, **sizes, **kind)
+    loaded = jt.load_pretrained(theirs, model)
+    jt.export_weights((model, loaded.variables), tmp_path / "w.safetensors", scheme="huggingface")
+    assert bits(read_tensors(tmp_path / "w.safetensors")) == bits(
+        {name: np.asarray(value, np.float32) for name, value in theirs.items()}
+    )
 
 
 def test_a_scheme_of_your_own(tmp_path):

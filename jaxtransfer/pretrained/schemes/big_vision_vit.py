@@ -27,4 +27,5 @@ BIG_VISION_VIT = Scheme(
     left_out={r"(?:opt|extra)/.*": "of the training, not of the network"},
     preprocessing=Preprocessing((224, 224), None, (0.5,) * 3, (0.5,) * 3),
     libraries=("big_vision",),
+    networks=("vit",),
 )

@@ -14,4 +14,5 @@ CIFAR_RESNET = Scheme(
     ),
     preprocessing=Preprocessing((32, 32), 1.0, IMAGENET_MEAN, IMAGENET_STD),
     libraries=("cifar",),
+    networks=("cifar_resnet",),
 )

@@ -49,6 +49,7 @@ EFFICIENTNET_LITE = Scheme(
     rules,
     preprocessing=Preprocessing((224, 224), 0.875, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic"),
     libraries=("efficientnet_lite_pytorch",),
+    networks=("efficientnet_lite",),
 )
 
 _BLOCK = r"blocks\.([1-9]\d*)\.(\d+)"
@@ -73,5 +74,6 @@ TIMM_EFFICIENTNET_LITE = Scheme(
         Rule(r"classifier", "head"),
     ),
     libraries=("timm",),
+    networks=("efficientnet_lite", "mobilenet_v2"),
 )
 """Its weights differ in what they expect of images: `tf_...` by 0.5, others by ImageNet's mean."""

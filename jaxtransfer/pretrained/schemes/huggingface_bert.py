@@ -5,7 +5,7 @@ Norms are `gamma` and `beta` in the oldest files, those of bert-base-uncased amo
 
 from collections.abc import Collection, Mapping
 
-from jaxtransfer.pretrained.layouts import Shapes, direct, embedding, heads
+from jaxtransfer.pretrained.layouts import Shapes, bare_weight, direct, embedding, heads
 from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 _EMBEDDINGS, _LAYER = r"(?:bert\.)?embeddings", r"(?:bert\.)?encoder\.layer\.(\d+)"
@@ -28,7 +28,7 @@ HUGGINGFACE_BERT = Scheme(
     "Hugging Face BERT",
     (
         Rule(rf"{_EMBEDDINGS}\.word_embeddings", "stem_words", embedding),
-        Rule(rf"{_EMBEDDINGS}\.position_embeddings", "stem_positions", direct),
+        Rule(rf"{_EMBEDDINGS}\.position_embeddings", "stem_positions", bare_weight),
         Rule(rf"{_EMBEDDINGS}\.token_type_embeddings", "stem_types", embedding),
         *(Rule(pattern, path) for pattern, path in _NORMS.items()),
         *(Rule(rf"{pattern}\.gamma", f"{path}/scale", direct) for pattern, path in _NORMS.items()),
@@ -41,4 +41,6 @@ HUGGINGFACE_BERT = Scheme(
         Rule(r"classifier", "head"),
     ),
     left_out=_left_out,
+    libraries=("huggingface",),
+    networks=("text_encoder",),
 )

@@ -1,6 +1,6 @@
 """DistilBERT of Hugging Face's transformers; its classifiers have a layer more, which is our pooler with "relu"."""
 
-from jaxtransfer.pretrained.layouts import direct, embedding, heads
+from jaxtransfer.pretrained.layouts import bare_weight, embedding, heads
 from jaxtransfer.pretrained.scheme import Rule, Scheme
 
 _EMBEDDINGS, _LAYER = r"(?:distilbert\.)?embeddings", r"(?:distilbert\.)?transformer\.layer\.(\d+)"
@@ -10,7 +10,7 @@ HUGGINGFACE_DISTILBERT = Scheme(
     "Hugging Face DistilBERT",
     (
         Rule(rf"{_EMBEDDINGS}\.word_embeddings", "stem_words", embedding),
-        Rule(rf"{_EMBEDDINGS}\.position_embeddings", "stem_positions", direct),
+        Rule(rf"{_EMBEDDINGS}\.position_embeddings", "stem_positions", bare_weight),
         Rule(rf"{_EMBEDDINGS}\.LayerNorm", "stem_norm"),
         *(
             Rule(rf"{_LAYER}\.attention\.{one[0] if one != 'out' else one}_lin", rf"stage{{\1}}/attention/{one}", heads)
@@ -26,4 +26,6 @@ HUGGINGFACE_DISTILBERT = Scheme(
         r"vocab_(?:transform|layer_norm|projector)\..*": "the head of pre-training",
         rf"{_EMBEDDINGS}\.position_ids": "numbers, no weights",
     },
+    libraries=("huggingface",),
+    networks=("text_encoder",),
 )

@@ -18,4 +18,5 @@ HUGGINGFACE_RESNET = Scheme(
     ),
     preprocessing=IMAGENET,
     libraries=("huggingface",),
+    networks=("resnet",),
 )

@@ -28,4 +28,5 @@ HUGGINGFACE_VIT = Scheme(
     ),
     left_out={r"(?:vit\.)?pooler\..*": "the pooler stands beside the classifier", r".*mask_token": "for masked images"},
     libraries=("huggingface",),
+    networks=("vit",),
 )

@@ -36,4 +36,10 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     )
 
 
-TORCHVISION_MOBILENET_V2 = Scheme("torchvision MobileNet-v2", rules, preprocessing=IMAGENET, libraries=("torchvision",))
+TORCHVISION_MOBILENET_V2 = Scheme(
+    "torchvision MobileNet-v2",
+    rules,
+    preprocessing=IMAGENET,
+    libraries=("torchvision",),
+    networks=("mobilenet_v2",),
+)

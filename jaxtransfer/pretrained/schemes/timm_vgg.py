@@ -22,4 +22,4 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     )
 
 
-TIMM_VGG = Scheme("timm VGG", rules, preprocessing=IMAGENET, libraries=("timm",))
+TIMM_VGG = Scheme("timm VGG", rules, preprocessing=IMAGENET, libraries=("timm",), networks=("vgg",))

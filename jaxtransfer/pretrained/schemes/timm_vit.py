@@ -21,4 +21,5 @@ TIMM_VIT = Scheme(
         Rule(r"head", "head"),
     ),
     libraries=("timm",),
+    networks=("vit",),
 )

@@ -16,4 +16,5 @@ TORCHVISION_RESNET = Scheme(
     ),
     preprocessing=IMAGENET,
     libraries=("torchvision", "timm"),
+    networks=("resnet",),
 )

@@ -40,4 +40,10 @@ def rules(shapes: Shapes) -> Sequence[Rule]:
     )
 
 
-TORCHVISION_VGG = Scheme("torchvision VGG", rules, preprocessing=IMAGENET, libraries=("torchvision",))
+TORCHVISION_VGG = Scheme(
+    "torchvision VGG",
+    rules,
+    preprocessing=IMAGENET,
+    libraries=("torchvision",),
+    networks=("vgg",),
+)

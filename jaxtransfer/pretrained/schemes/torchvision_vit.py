@@ -22,4 +22,5 @@ TORCHVISION_VIT = Scheme(
     ),
     preprocessing=IMAGENET,
     libraries=("torchvision",),
+    networks=("vit",),
 )
