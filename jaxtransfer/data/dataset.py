@@ -158,6 +158,11 @@ class Dataset(Derived, Resized):
         return cls(name, split, source=ArraySource(arrays), of_image=of_image, entries=entries)
 
     @property
+    def tokenizer(self) -> Any:
+        """What made the tokens of a table's texts, a `Tokenizer` or a `Vocabulary`; None of other data."""
+        return getattr(self.recipe, "vocabulary", None)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """One name per class: `label` k is the class `class_names[k]`; of another column, `entries[name].class_names`.
 

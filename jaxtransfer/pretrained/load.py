@@ -21,7 +21,7 @@ from jaxtransfer.pretrained.report import WeightsReport
 from jaxtransfer.pretrained.scheme import Scheme
 from jaxtransfer.pretrained.schemes import SCHEMES
 from jaxtransfer.pretrained.source import open_source
-from jaxtransfer.pretrained.text_facts import POSITIONS, WORDS, settled
+from jaxtransfer.pretrained.text_facts import POSITIONS, WORDS, cut, settled
 from jaxtransfer.runs.load import Run
 from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import Vocabulary
@@ -138,7 +138,7 @@ def load_pretrained(
     if texts is None:
         preprocessing, told = _preprocessing(found.facts, matched, shapes, model)
     elif texts.tokenizer is not None:
-        tokenizer = texts.tokenizer.of_length(min(texts.tokenizer.length, shapes[POSITIONS][0]))
+        tokenizer = cut(texts.tokenizer, shapes[POSITIONS][0])
         told = (*told, f"tokenizer: {tokenizer}")
     report = WeightsReport(
         found.name,

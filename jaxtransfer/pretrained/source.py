@@ -73,4 +73,10 @@ def _of_run(run: Run) -> Source:
     size, how = None if shape is None else (shape[0], shape[1]), run.resizing
     known = Preprocessing(size, how.crop, mean, std, how.interpolation)
     tensors = {path: np.asarray(leaf) for path, leaf in tree.leaves_by_path(run.variables).items()}
-    return Source(f"the run {run.directory}", tensors, Facts(known, run.class_names, None, "its configuration"))
+    options = run.config.get("model_options") or {}
+
+    def texts() -> TextFacts:
+        pooling, normalized = options.get("pooling") or "class", bool(options.get("normalized"))
+        return TextFacts(pooling=pooling, normalized=normalized, tokenizer=run.tokenizer)
+
+    return Source(f"the run {run.directory}", tensors, Facts(known, run.class_names, None, "its configuration"), texts)

@@ -9,8 +9,10 @@ from jaxtransfer import models
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.pretrained.layouts import Shapes
+from jaxtransfer.texts.saved import of_length
 from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.word_pieces import lowered
+from jaxtransfer.texts.words import Vocabulary
 
 WORDS, POSITIONS = "params/stem_words/embedding", "params/stem_positions"
 _FAMILY = ("bert", "distilbert")
@@ -33,7 +35,7 @@ class TextFacts(NamedTuple):
     differs: tuple[str, ...] = ()
     pooling: str | None = None
     normalized: bool | None = None
-    tokenizer: Tokenizer | None = None
+    tokenizer: Tokenizer | Vocabulary | None = None
 
 
 def weights_folder(path: Path) -> Path:
@@ -124,6 +126,16 @@ def settled(model: Model, facts: TextFacts, shapes: Shapes, source: str) -> tupl
         raise InputError(f"{source} says {says}: say so where the model is made, and wrap that, or wrap loaded.model")
     made = models.rebuild({**described, "model_options": {**described.get("model_options", {}), **told}})
     return made, (*notes, *(f"{name}: {value!r}, as the weights say" for name, value in told.items()))
+
+
+def cut(tokenizer: Tokenizer | Vocabulary, positions: int) -> Tokenizer | Vocabulary:
+    """Returns the same tokenizer for no longer texts than there are positions.
+
+    Args:
+      tokenizer: what makes the tokens.
+      positions: as many as the model has.
+    """
+    return tokenizer if tokenizer.length <= positions else of_length(tokenizer, (), positions)
 
 
 def _modules(path: Path) -> list[Mapping[str, Any]]:

@@ -17,6 +17,9 @@ from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
 from jaxtransfer.runs.directory import read_config, steps_of
 from jaxtransfer.runs.selection import score_of
+from jaxtransfer.runs.tokens import kept_tokenizer
+from jaxtransfer.texts.tokenizer import Tokenizer
+from jaxtransfer.texts.words import Vocabulary
 
 BEST, LAST = "best", "last"
 
@@ -79,6 +82,14 @@ class Run(NamedTuple):
         """What its images become before the network sees them."""
         entries = (self.config.get(name) for name in Preprocessing._fields)
         return Preprocessing(*(None if entry is None else tuple(entry) for entry in entries))
+
+    @property
+    def tokenizer(self) -> Tokenizer | Vocabulary | None:
+        """What makes the tokens of its texts: `jt.data.load("table:...", tokens=, tokenizer=run.tokenizer)`.
+
+        None where it is no run on texts.
+        """
+        return kept_tokenizer(self.directory, self.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import describe
 from jaxtransfer.runs.configuration import CLASSES, FEATURES, FORMAT, check_config
+from jaxtransfer.runs.tokens import TOKENIZER, tokens_note
 
 _NONE = (None, "")
 
@@ -86,6 +87,7 @@ def noted(
         "heads": heads or None,
         "monitor": monitor,
         "maximize": None if maximize else False,
+        TOKENIZER: tokens_note(dataset, trained),
     }
     entries |= {name: value for name, value in more.items() if value not in _NONE}
     if (resizing := getattr(dataset, "resizing", None)) is not None:

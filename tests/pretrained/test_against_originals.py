@@ -262,3 +262,70 @@ def test_published_efficientnet_lite0_on_real_pictures():
     assert originals.error(outputs["logits"], wanted) < 1e-4
     np.testing.assert_array_equal(np.argmax(outputs["logits"], -1), wanted.argmax(-1))
     assert originals.error(outputs["features"], found["_avg_pooling"].reshape(4, -1)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "kind", ["BertModel", slow("BertForSequenceClassification"), "DistilBertModel", slow("Distil")]
+)
+def test_text_encoders(kind, tmp_path):
+    """Written to a folder by transformers, with two texts in a row and padding; maps, features and logits."""
+    transformers = pytest.importorskip("transformers")
+    kind = kind.replace("Distil", "DistilBertForSequenceClassification") if kind == "Distil" else kind
+    more = {"attn_implementation": "eager", "num_labels": 5, "vocab_size": 60, "max_position_embeddings": 12}
+    sizes = {"width": 32, "depth": 2, "heads": 4, "vocabulary": 60, "positions": 12, "dropout": 0.0}
+    if kind.startswith("Bert"):
+        sized = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        config = transformers.BertConfig(**sized, **more)
+        model = jt.models.text_encoder(5, **sizes, hidden=48, pooler="tanh")
+    else:
+        config = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **more)
+        model = jt.models.text_encoder(5, **sizes, hidden=48, types=0, pooler="relu" if "For" in kind else None)
+    net = originals.lively(getattr(transformers, kind)(config)).eval()
+    net.save_pretrained(tmp_path)
+    rng = np.random.default_rng(2)
+    mask = np.arange(9) < np.array([[9], [4], [7]])
+    inputs = {"tokens": np.where(mask, rng.integers(1, 60, (3, 9)), 0), "mask": mask.astype(np.int64)}
+    if kind.startswith("Bert"):
+        inputs["types"] = rng.integers(0, 2, (3, 9))
+    names = {"tokens": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
+    with torch.no_grad():
+        given = {names[name]: torch.from_numpy(value) for name, value in inputs.items()}
+        out = net(**given, output_hidden_states=True)
+    loaded = jt.load_pretrained(tmp_path, model, reinit="head" if kind.endswith("Model") else ())
+    found, _ = jax.jit(functools.partial(loaded.model.apply, train=False, key=None))(loaded.variables, inputs)
+    for name, theirs in zip(("stem", "stage1", "stage2"), out.hidden_states, strict=True):
+        assert originals.error(found[name][mask], theirs.numpy()[mask]) < 1e-4, name
+    if kind.endswith("Model"):
+        features = out.pooler_output if kind == "BertModel" else out.last_hidden_state[:, 0]
+        assert originals.error(found["features"], features.numpy()) < 1e-4
+    else:
+        assert originals.error(found["logits"], out.logits.numpy()) < 1e-4
+
+
+def test_a_vocabulary_and_its_options_give_transformers_tokens(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "cafe",
+        "café",
+        "##s",
+        "!",
+        "日",
+        "Good",
+        "good",
+        ".",
+        "'",
+        "t",
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    texts = ["Cafés! 日日", "GOOD.good", "don't", "", "a" * 101, "good\x00 good\u200b\tgood", "Good [SEP] good " * 9]
+    for lower in (True, False):
+        theirs = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"), do_lower_case=lower)
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"do_lower_case": {str(lower).lower()}}}')
+        ours = jt.data.Tokenizer.read(tmp_path, length=16)
+        wanted = theirs(texts, truncation=True, max_length=16, padding="max_length")["input_ids"]
+        assert ours(texts).tolist() == wanted
