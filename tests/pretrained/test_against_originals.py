@@ -264,13 +264,14 @@ def test_published_efficientnet_lite0_on_real_pictures():
     assert originals.error(outputs["features"], found["_avg_pooling"].reshape(4, -1)) < 1e-4
 
 
-@pytest.mark.parametrize(
-    "kind", ["BertModel", slow("BertForSequenceClassification"), "DistilBertModel", slow("Distil")]
-)
+TEXT_ENCODERS = ["BertModel", "DistilBertModel"]
+TEXT_ENCODERS += [slow("BertForSequenceClassification"), slow("DistilBertForSequenceClassification")]
+
+
+@pytest.mark.parametrize("kind", TEXT_ENCODERS)
 def test_text_encoders(kind, tmp_path):
     """Written to a folder by transformers, with two texts in a row and padding; maps, features and logits."""
     transformers = pytest.importorskip("transformers")
-    kind = kind.replace("Distil", "DistilBertForSequenceClassification") if kind == "Distil" else kind
     more = {"attn_implementation": "eager", "num_labels": 5, "vocab_size": 60, "max_position_embeddings": 12}
     sizes = {"width": 32, "depth": 2, "heads": 4, "vocabulary": 60, "positions": 12, "dropout": 0.0}
     if kind.startswith("Bert"):
