@@ -30,17 +30,8 @@ def source(own_cache, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Learning curves of a test's own runs are one pixel, as drawing takes as long as such a run; those of `source` are
-    drawn.
-    """
-    pixel = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
-
-    def stand_in(curves, path):
-        assert curves
-        path.exists() or path.write_bytes(pixel)
-
-    monkeypatch.setattr("jaxtransfer.runs.report.plot_curves", stand_in)
+def curves_of_source_alone(undrawn):
+    """Learning curves of a test's own runs are not drawn; those of `source` are."""
 
 
 @pytest.fixture

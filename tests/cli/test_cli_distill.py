@@ -20,7 +20,6 @@ SMALL = (
     "--eval-split",
     "test[:64]",
 )
-FAST = ("kd",)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,8 @@ def cache(source, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("loss", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LOSSES])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_runs(run, source, tmp_path, loss):
     out = tmp_path / "out"
     run("distill", "--teacher", source, *SMALL, "--loss", loss, "--out", out)
@@ -45,6 +45,9 @@ def test_the_report_has_both_networks(run, source, tmp_path):
     out = tmp_path / "out"
     words = ("distill", "--teacher", source, *SMALL, "--model", "mlp", "--out", out)
     run(*words)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert "train/kd" in records[0]
+    assert {"eval/accuracy", "eval/agreement", "eval/teacher/accuracy"} <= set(records[-1])
     report = (out / "report.md").read_text()
     for fact in (
         "| teacher/accuracy |",

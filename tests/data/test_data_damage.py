@@ -61,7 +61,14 @@ def test_the_file_is_the_one_of_the_example(letters):
         data.decoded()
 
 
-@pytest.mark.parametrize("file", ["digits-train.array_record-00000-of-00001", "features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "digits-train.array_record-00000-of-00001",
+        "features.json",
+        pytest.param("dataset_info.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_cache_of_the_digits_is_prepared_anew(tmp_path, monkeypatch, file):
     monkeypatch.setenv("JAXTRANSFER_CACHE", str(tmp_path))
     whole = load("digits/inverted", "train").decoded()

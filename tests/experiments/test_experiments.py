@@ -174,8 +174,8 @@ def test_waiting_for_data(offline, capsys):
     ("name", "words"),
     [
         ("experiments.finetune_cifar", ("--source", "no-such-data")),
-        ("experiments.finetune_folder", ("--from", "no/such/run")),
-        ("experiments.distill_cifar10", ("--student", "no-such-model")),
+        pytest.param("experiments.finetune_folder", ("--from", "no/such/run"), marks=pytest.mark.slow),
+        pytest.param("experiments.distill_cifar10", ("--student", "no-such-model"), marks=pytest.mark.slow),
     ],
 )
 def test_unusable_input_is_one_line(module, tmp_path, name, words):

@@ -16,6 +16,7 @@ from jaxtransfer.cli import main
 from jaxtransfer.models.description import describe, rebuild
 
 SHAPE = (8, 8, 1)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
