@@ -52,6 +52,7 @@ def export_program(
     normalize: bool = True,
     outputs: Sequence[str] = (),
     image_shape: tuple[int, int, int] | None = None,
+    inputs: Any = None,
 ) -> ExportedProgram:
     """Writes a network as a program that runs in a process with JAX alone, for any batch size.
 
@@ -76,6 +77,8 @@ def export_program(
         logits (of labels that hold together take the logits); by default the probabilities, or the features of a
         network that has learned without classes.
       image_shape: (H, W, C) of the images, where the source doesn't say it.
+      inputs: a batch of inputs, or its `jax.ShapeDtypeStruct`, for networks of something else than images: tokens
+        int32 [B, L], say. The program takes any number of such.
 
     Returns:
       What was written.
@@ -96,7 +99,13 @@ def export_program(
         raise InputError(f"{folder} is there and no exported program; choose another folder")
     found = describe(source)
     shape = image_shape or found.image_shape
-    if shape is None:
+    if inputs is not None:
+        if not normalize or image_shape or not getattr(inputs, "shape", ()) or not hasattr(inputs, "dtype"):
+            raise InputError(
+                "inputs= is a batch of arrays [B, ...] as the network takes them; pass no image_shape= then"
+            )
+        shape = None
+    elif shape is None:
         raise InputError(f"{found.name} doesn't say which images it takes; pass image_shape=(height, width, channels)")
     model = found.model if normalize else _bare(found)
     wanted = tuple(outputs) or ((PROBABILITIES,) if found.classes else ("features",))
@@ -106,7 +115,9 @@ def export_program(
     program = _program(model, types, wanted)
     given = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in bits.items()}
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8 if normalize else jnp.float32)
+    kind = jnp.uint8 if normalize else jnp.float32
+    sides = tuple(inputs.shape[1:]) if shape is None else shape
+    images = jax.ShapeDtypeStruct((batch, *sides), inputs.dtype if shape is None else kind)
     try:
         exported = export.export(jax.jit(program), platforms=tuple(platforms))(given, images)
     except InputError:
@@ -124,7 +135,7 @@ def export_program(
         "normalizes": normalize,
         "platforms": list(platforms),
         **found.entries(),
-        "image_shape": list(shape),
+        "image_shape": None if shape is None else list(shape),
         "jax": jax.__version__,
     }
     return _write(folder, bytes(exported.serialize()), bits, told)

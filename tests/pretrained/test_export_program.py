@@ -97,6 +97,21 @@ def test_normalised_images_and_other_outputs(tmp_path):
         np.testing.assert_allclose(value, outputs[name], rtol=1e-4, atol=1e-5)
 
 
+def test_networks_of_other_things_than_images(tmp_path):
+    model, one = jt.models.text_encoder(3, width=8, depth=1, heads=2, vocabulary=9, positions=6), np.int32
+    tokens = np.array([[2, 5, 7, 3, 0], [2, 8, 3, 0, 0]], np.int32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jax.ShapeDtypeStruct((1, 5), one))
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), dict(shapes))
+    like = jax.ShapeDtypeStruct((1, 5), one)
+    written = jt.export_program((model, values), tmp_path / "net", inputs=like, outputs=["logits"], platforms=["cpu"])
+    assert written.inputs == "int32[batch,5]"
+    wanted, _ = jax.jit(functools.partial(model.apply, train=False, key=None))(values, tokens)
+    np.testing.assert_allclose(served(tmp_path / "net", tokens)["logits"], wanted["logits"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(jt.InputError, match=r"inputs= is a batch of arrays"):
+        jt.export_program((model, values), tmp_path / "other", inputs=like, normalize=False)
+
+
 def test_weights_in_half_precision_are_kept_as_bits(tmp_path):
     model = jt.models.mlp(3, hidden=(), param_dtype=jnp.bfloat16)
     values = drawn(model, SHAPE)
