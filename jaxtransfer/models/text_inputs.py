@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxtransfer.errors import InputError, unknown
 
@@ -108,7 +109,7 @@ def unit(vectors: jax.Array) -> jax.Array:
 def _known(name: str, numbers: jax.Array, count: int) -> jax.Array:
     """Returns numbers of rows of a table; of those out of its range, one whose row is NaN: never another's."""
     wrong = (numbers < 0) | (numbers >= count)
-    if not isinstance(wrong, jax.core.Tracer) and bool(jnp.any(wrong)):
+    if not isinstance(wrong, Tracer) and bool(jnp.any(wrong)):
         raise InputError(
             f"expected {name} from 0 to {count - 1}, as the model knows; got {int(numbers[wrong][0])}; take the "
             f"tokenizer that came with the weights"

@@ -45,6 +45,11 @@ def run_of(
     described = models.describe(loaded.model)
     if described is None:
         raise InputError(f"model {loaded.model.name!r} is not of the zoo: a run can't say how it is made")
+    if models.ZOO[described["model"]].takes_text:
+        raise InputError(
+            f"{described['model']} is a text encoder, and commands are for images; in Python jt.fit(out=, model=, "
+            f"dataset=) writes runs on texts"
+        )
     if described["mean"] is None:
         raise InputError(
             f"nothing says how the images of {loaded.report.source} are normalised; say it: load_pretrained(source, "
@@ -54,7 +59,8 @@ def run_of(
     names = list(class_names) or list(loaded.class_names) or [str(number) for number in range(outputs)]
     if len(names) != outputs:
         raise InputError(f"the weights have {outputs} outputs, and there are {len(names)} class names")
-    usual = models.ZOO[described["model"]].image
+    height, width, channels = models.ZOO[described["model"]].image
+    usual = height, width, channels
     shapes = [image_shape] if image_shape else [_shape(loaded, usual), usual]
     shape = next((one for one in shapes if _fits(loaded, one)), None)
     if shape is None:

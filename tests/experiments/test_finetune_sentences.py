@@ -15,6 +15,7 @@ from experiments import finetune_sentences
         ({"methods": ("ful",)}, "unknown method 'ful'"),
         ({"methods": ()}, "--methods needs at least one"),
         ({"lr": 0.0}, "--lr must be positive"),
+        ({}, "--data: name a table of sentences"),
         ({"model": "resnet20"}, "unknown text encoder 'resnet20'"),
     ],
 )

@@ -176,7 +176,9 @@ def test_newer_names_and_an_inner_folder_of_sentence_transformers(tmp_path):
     assert loaded.tokenizer.length == 10  # as many as there are positions
 
 
-def test_without_pooling_it_is_told():
-    report = jt.load_pretrained(BARE, model_of(), reinit="head").report
-    assert "nothing says how one vector is made of a text's; the class token is taken" in str(report)
-    assert jnp.isfinite(jt.load_pretrained(BARE, model_of(), reinit="head").variables["params"]["head"]["kernel"]).all()
+def test_without_pooling_it_is_told_and_commands_have_no_use_for_it(tmp_path):
+    loaded = jt.load_pretrained(BARE, model_of(), reinit="head")
+    assert "nothing says how one vector is made of a text's; the class token is taken" in str(loaded.report)
+    assert jnp.isfinite(loaded.variables["params"]["head"]["kernel"]).all()
+    with pytest.raises(jt.InputError, match="is a text encoder, and commands are for images"):
+        jt.pretrained.write_run(loaded, tmp_path / "run")
