@@ -47,7 +47,8 @@ def test_one_run_with_all_of_them(run, refused, source, tmp_path):
         assert np.array_equal(leaf, begun[path]) == stays, path
         assert stays == np.array_equal(leaf, average[path]), path
     last = read_jsonl(out / "metrics.jsonl")[-1]
-    assert {"eval/accuracy", "eval/average/accuracy", "eval/loss"} <= last.keys()
+    assert {"eval/accuracy", "eval/average/accuracy", "eval/average"} <= last.keys()
+    assert last["eval/loss"] == pytest.approx(last["eval/classification"])  # the average's stands beside it
     report = (out / "report.md").read_text()
     assert "(best average/accuracy)" in report
     assert "On digits/noisy (test[:32]), 32 examples. The best step is the one of the best average/accuracy" in report
