@@ -14,6 +14,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import tree
+from jaxtransfer.cli.image_options import ImageOptions
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.runs import Run, check_fits, check_knows_classes, load_run
 from jaxtransfer.errors import InputError, unknown
@@ -57,9 +58,9 @@ class CacheTeacher:
         at_least(self, 1, "batch_size")
         check_folder(self.data_dir)
         run = load_run(self.directory)
-        shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
-        name = self.data or run.config["data"]
-        dataset = jt.data.load(name, self.split, data_dir=self.data_dir, image_shape=shape)
+        name, resize = self.data or run.config["data"], self.resize or bool(run.config.get("resize"))
+        shape, resizing = ImageOptions().for_run(run, name, resize=resize)
+        dataset = jt.data.load(name, self.split, data_dir=self.data_dir, image_shape=shape, resizing=resizing)
         check_fits(run, dataset, self.directory)
         if "logits" in self.outputs:
             check_knows_classes(run, self.directory, "--outputs logits (the default) are scores of classes")

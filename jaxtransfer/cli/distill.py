@@ -17,6 +17,7 @@ import jaxtransfer as jt
 from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
 from jaxtransfer.cli.classes import places_in, with_classes_of
+from jaxtransfer.cli.image_options import ImageOptions, noted
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, load_pair, statistics
 from jaxtransfer.cli.registry.distillation import LOGITS, LOSSES, taps_of, term_of
 from jaxtransfer.cli.registry.row import choices, having, row_of
@@ -81,10 +82,17 @@ class Distill:
                 )
             if LOSSES[self.loss].facts.taps == LOGITS:
                 check_knows_classes(run, directory, f"--loss {self.loss} compares classes")
-        shape = tuple(runs[0].config["image_shape"]) if self.resize else None
+        shape, resizing = ImageOptions().for_run(runs[0], self.data.data, resize=self.resize)
+        for run, directory in zip(runs, self.teacher, strict=True):
+            if shape is not None and run.resizing != runs[0].resizing:
+                raise InputError(
+                    f"teachers must take the same images: {self.teacher[0]} has them {runs[0].resizing}, {directory} "
+                    f"{run.resizing}; distill from one of them"
+                )
         train, test = load_pair(
             self.data,
             shape,
+            resizing=resizing,
             seed=self.training.seed,
             batch_size=self.training.batch_size,
             prepare=lambda d: self._prepared(d, runs),
@@ -97,6 +105,7 @@ class Distill:
             taught.append(run if found is None else with_classes_of(run, train, directory, found))
         training = self.training.for_data(len(train), self.training.batch_size)
         config = self._config(runs, train, training)
+        config |= {"resize": shape is not None, **noted(config, resizing)}
         model = build_model(config)
         live = [_frozen(run) for run in taught]
         train_stages(
@@ -181,7 +190,6 @@ class Distill:
             generations=self.generations,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
-            resize=self.resize,
             mean=mean,
             std=std,
         )

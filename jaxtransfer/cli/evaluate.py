@@ -10,6 +10,7 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
 from jaxtransfer.cli.features import measured
+from jaxtransfer.cli.image_options import ImageOptions
 from jaxtransfer.cli.meta import check_episodes_asked, class_splits, episode_options, test_episodes, tested
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
@@ -47,13 +48,14 @@ class Evaluate:
     batch_size: int = 256
     """Examples at a time."""
     resize: bool = False
-    """Bring the images to the run's shape: size, and grey or colour."""
+    """Bring the images to the run's shape: size, and grey or colour; done anyway where the run says how."""
     worst: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 10 in a terminal, else none)")
     ] = None
     """Classes to list on stderr, the least accurate first."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
     """Folder for evaluation.json, classes.csv, confusion.csv, and pictures: confusion.png, reliability.png."""
+    images: ImageOptions = dataclasses.field(default_factory=ImageOptions)
 
     episodes: int = 1000
     """Episodes, for a run of `meta`."""
@@ -70,7 +72,8 @@ class Evaluate:
         at_least(self, 0, "worst")
         check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
-        run, scores = load_run(self.directory), None
+        self.images.check()
+        run, scores = self.images.at_size(load_run(self.directory)), None
         if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
             raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
         check_out(self.out)
@@ -98,7 +101,8 @@ class Evaluate:
             test = class_splits(own, run.config["seed"])[2]
         else:
             name, split = self.data or own.data, self.split or own.eval_split
-            test = jt.data.load(name, split, data_dir=self.data_dir, image_shape=run.config["image_shape"])
+            shape, resizing = self.images.for_run(run, name, resize=True)
+            test = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape, resizing=resizing)
         episodes = test_episodes(spec, test, self.episodes, run.config["seed"])
         scores = tested(run, episodes, lambda: class_splits(own, run.config["seed"])[0])
         return {"data": test.name, "split": test.split, **scores}
@@ -136,7 +140,8 @@ class Evaluate:
         name = self.data or run.config["data"]
         usual = run.config.get("eval_split", "test") if self.data is None else "test"
         split = split or self.split or str(usual)
-        shape = tuple(run.config["image_shape"]) if self.resize or run.config.get("resize") else None
-        dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape)
+        resize = self.resize or bool(run.config.get("resize"))
+        shape, resizing = self.images.for_run(run, name, resize=resize)
+        dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape, resizing=resizing)
         check_fits(run, dataset, self.directory)
         return dataset

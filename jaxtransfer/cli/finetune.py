@@ -10,6 +10,7 @@ import tyro
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.freezing import FreezeOptions
+from jaxtransfer.cli.image_options import ImageOptions, noted
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, positive
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.registry.finetuning import METHODS, Ingredients, strength_of, strengths
@@ -53,7 +54,8 @@ class Finetune:
     keep_head: bool = False
     """Keep the source's head for the classes of the same names; otherwise a new one starts afresh."""
     resize: bool = False
-    """Bring the images to the source's shape: size, and grey or colour."""
+    """Bring the images to the source's shape: size, and grey or colour; done anyway where its weights say how."""
+    images: ImageOptions = dataclasses.field(default_factory=ImageOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
@@ -64,20 +66,23 @@ class Finetune:
         row = row_of("method", self.method, METHODS)
         at_least(self, 0, "head_strength", *(["strength"] if self.strength is not None else []))
         positive(self, "head_rate")
+        self.images.check()
         network = network_of(self.source, self.model)
         if self.recipe.seeds:
             return run_each("finetune", self)
         if network is not None:
             self._check_weights(network, weighs=row.facts.weighs)
-        source = read_source(self.source, network, needs_head=self.keep_head)
+        source = self.images.at_size(read_source(self.source, network, needs_head=self.keep_head))
         if self.keep_head:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if row.facts.weighs:
             check_knows_classes(source, self.source, f"--method {self.method} weighs by the source's own loss")
         stay = self.frozen.patterns(source.model, source.config["image_shape"], new_head=not self.keep_head)
-        shape = tuple(source.config["image_shape"]) if self.resize else None
-        rows = {"seed": self.training.seed, "batch_size": self.training.batch_size}
-        train, val, test = load_sets(self.data, self.recipe.val_split, shape, **rows)
+        shape, resizing = self.images.for_run(source, self.data.data, resize=self.resize, usual=jt.data.Resizing())
+        seed, rows = self.training.seed, self.training.batch_size
+        train, val, test = load_sets(
+            self.data, self.recipe.val_split, shape, resizing=resizing, seed=seed, batch_size=rows
+        )
         for one in (train, test, *(() if val is None else (val,))):
             check_fits(source, one, self.source)
         training = self.training.for_data(len(train), self.training.batch_size)
@@ -95,11 +100,12 @@ class Finetune:
             head_strength=self.head_strength,
             head_rate=self.head_rate,
             keep_head=self.keep_head,
-            resize=self.resize,
+            resize=shape is not None,
             knows=[CLASSES],
             class_names=list(train.class_names),
             **architecture(source.config),
             **({} if network is None else {f"source_{name}": source.config[name] for name in ("scheme", "weights")}),
+            **noted(source.config, resizing),
         )
         config |= self.recipe.entries(config)
         model = build_model(config)

@@ -215,6 +215,7 @@ def load_pair(
     data: DataOptions,
     image_shape: tuple | None = None,
     *,
+    resizing: data_room.Resizing | None = None,
     seed: int = 0,
     batch_size: int = 1,
     prepare: Callable[[data_room.Dataset], data_room.Dataset] = lambda train: train,
@@ -227,7 +228,7 @@ def load_pair(
     at_least(data, 1, "shots")
     check_folder(data.data_dir)
     sets = [
-        data_room.load(data.data, split, data_dir=data.data_dir, image_shape=image_shape)
+        data_room.load(data.data, split, data_dir=data.data_dir, image_shape=image_shape, resizing=resizing)
         for split in (data.split, data.eval_split)
     ]
     check_memory(batch_size, sets[0].image_shape)

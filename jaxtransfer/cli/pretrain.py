@@ -7,6 +7,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models
+from jaxtransfer.cli.image_options import CropOptions, noted
 from jaxtransfer.cli.options import DataOptions, TrainOptions, config_of, statistics
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.cli.runs import build_model
@@ -33,7 +34,9 @@ class Pretrain:
     image_shape: Annotated[
         tuple[int, int, int] | None, tyro.conf.arg(metavar="H W C", help_behavior_hint="(default: the data's own)")
     ] = None
-    """Bring images of any size to this height, width and number of channels (1 grey, 3 colour)."""
+    """Bring images of any size to this height, width and number of channels (1 grey, 3 colour).
+    A folder of images of several sizes is brought to what the network was made for."""
+    images: CropOptions = dataclasses.field(default_factory=CropOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
@@ -42,10 +45,16 @@ class Pretrain:
         check_seeds(self.training, self.recipe.seeds)
         if self.model not in models.ZOO:
             raise unknown("model", self.model, models.ZOO)
+        self.images.check()
         if self.recipe.seeds:
             return run_each("pretrain", self)
-        rows = {"seed": self.training.seed, "batch_size": self.training.batch_size}
-        train, val, test = load_sets(self.data, self.recipe.val_split, self.image_shape, **rows)
+        shape, resizing = self.images.for_new(
+            self.data.data, self.data.split, self.data.data_dir, self.image_shape, models.ZOO[self.model].image
+        )
+        seed, rows = self.training.seed, self.training.batch_size
+        train, val, test = load_sets(
+            self.data, self.recipe.val_split, shape, resizing=resizing, seed=seed, batch_size=rows
+        )
         training = self.training.for_data(len(train), self.training.batch_size)
         mean, std = statistics(train)
         config = config_of(
@@ -58,11 +67,12 @@ class Pretrain:
             model=self.model,
             class_names=list(train.class_names),
             image_shape=list(train.image_shape),
-            resize=self.image_shape is not None,
+            resize=shape is not None,
             mean=mean,
             std=std,
         )
         config |= self.recipe.entries(config)
+        config |= noted(config, resizing)
         model = build_model(config)
         optimizer = training.optimizer_for(training.updates)
         loss = {"label_smoothing": training.label_smoothing, "weight": self.recipe.weights(train)}

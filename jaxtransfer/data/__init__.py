@@ -7,6 +7,7 @@ from jaxtransfer.data.entries import Entry
 from jaxtransfer.data.episodes import RIGHT_ANGLES, EpisodeBatches, Episodes, split_classes
 from jaxtransfer.data.evaluation import eval_batches
 from jaxtransfer.data.fingerprint import fingerprint
+from jaxtransfer.data.folder import several_sizes
 from jaxtransfer.data.frames import from_frame
 from jaxtransfer.data.hold_out import hold_out, share_examples
 from jaxtransfer.data.load import load
@@ -45,6 +46,7 @@ __all__ = [
     "outputs_note",
     "pipeline",
     "prefetch_to_device",
+    "several_sizes",
     "share_examples",
     "split_classes",
     "statistics",

@@ -16,6 +16,7 @@ from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
 from jaxtransfer.resizing import Resizing
 
+_LOOKED_AT = 64  # images by which a folder's sizes are told
 _LOG = logging.getLogger("jaxtransfer")
 
 
@@ -100,6 +101,20 @@ def load_folder(path, split: str, image_shape=None, resizing: Resizing | None = 
     shape = shape or source[0]["image"].shape
     resize = image_shape is not None
     return Dataset(f"folder:{path}", split, class_names, shape, source, resize=resize, resizing=resizing)
+
+
+def several_sizes(dataset: Dataset) -> bool:
+    """Whether images of a folder have other sizes than its first one; some of them, spread over it, are looked at.
+
+    Args:
+      dataset: what `load_folder` gave without a shape.
+    """
+    source, rows = dataset.origin
+    if not isinstance(source, FolderSource):
+        return False
+    rows = np.arange(len(source)) if rows is None else rows
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round().astype(int)]
+    return any(source[int(row)]["image"].shape[:2] != dataset.image_shape[:2] for row in some)
 
 
 def _splits(root: Path, asked: str):

@@ -168,6 +168,7 @@ class Ingredients:
             config["split"],
             data_dir=self.command.data.data_dir,
             image_shape=tuple(config["image_shape"]),
+            resizing=self.source.resizing,
         ).take(2000)
         data = data.as_classes(config["class_names"], whose=str(self.command.source))
         batches = jt.data.eval_batches(data, min(50, len(data)))
