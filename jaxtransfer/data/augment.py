@@ -7,39 +7,17 @@ Such a transform carries `per_example = True`. Any other function `(batch, rng) 
 the global batch, on every host.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
+from jaxtransfer.data.color import color_jitter as color_jitter
+from jaxtransfer.data.cutmix import cutmix as cutmix
+from jaxtransfer.data.cutmix import one_hot
+from jaxtransfer.data.erasing import random_erasing as random_erasing
+from jaxtransfer.data.rand_augment import rand_augment as rand_augment
+from jaxtransfer.data.resized_crop import random_resized_crop as random_resized_crop
+from jaxtransfer.data.transform import Rows as Rows
+from jaxtransfer.data.transform import draw_for, images_of, per_example
 from jaxtransfer.errors import InputError
-
-
-class Rows(NamedTuple):
-    """Rows `start` to `stop` of a global batch of `total` examples."""
-
-    start: int
-    stop: int
-    total: int
-
-
-def _images(batch):
-    if "image" not in batch:
-        raise InputError(
-            f"this transform changes images, batch['image'], and the batch has {', '.join(sorted(batch))}; leave it "
-            "out, or write one: (batch, rng) -> batch"
-        )
-    return batch["image"]
-
-
-def _draw(batch, rows, draw):
-    """The part of `draw(total)` that belongs to the rows of the batch."""
-    rows = rows or Rows(0, len(batch["image"]), len(batch["image"]))
-    return draw(rows.total)[rows.start : rows.stop]
-
-
-def _per_example(transform: Any, per_example: bool = True):
-    transform.per_example = per_example
-    return transform
 
 
 def random_crop(padding: int = 4):
@@ -54,10 +32,10 @@ def random_crop(padding: int = 4):
     if padding < 1:
         raise InputError(f"random_crop needs a padding of at least 1 pixel, got {padding}")
 
-    @_per_example
+    @per_example
     def transform(batch, rng, rows=None):
-        image = _images(batch)
-        places = _draw(batch, rows, lambda total: rng.integers(0, 2 * padding + 1, (total, 2))).tolist()
+        image = images_of(batch)
+        places = draw_for(batch, rows, lambda total: rng.integers(0, 2 * padding + 1, (total, 2))).tolist()
         size, height, width, channels = image.shape
         padded = np.zeros((size, height + 2 * padding, width + 2 * padding, channels), image.dtype)
         padded[:, padding : padding + height, padding : padding + width] = image
@@ -76,10 +54,10 @@ def random_flip():
       The transform.
     """
 
-    @_per_example
+    @per_example
     def transform(batch, rng, rows=None):
-        image = _images(batch).copy()
-        flip = _draw(batch, rows, lambda total: rng.random(total) < 0.5)
+        image = images_of(batch).copy()
+        flip = draw_for(batch, rows, lambda total: rng.random(total) < 0.5)
         image[flip] = image[flip][:, :, ::-1]
         return {**batch, "image": image}
 
@@ -100,10 +78,10 @@ def cutout(size: int):
     if size < 1:
         raise InputError(f"cutout needs a size of at least 1 pixel, got {size}")
 
-    @_per_example
+    @per_example
     def transform(batch, rng, rows=None):
-        image = _images(batch).copy()
-        centres = _draw(batch, rows, lambda total: rng.integers(0, image.shape[1:3], (total, 2))).tolist()
+        image = images_of(batch).copy()
+        centres = draw_for(batch, rows, lambda total: rng.integers(0, image.shape[1:3], (total, 2))).tolist()
         for number, (y, x) in enumerate(centres):
             top, left = y - size // 2, x - size // 2
             image[number, max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = 0
@@ -130,7 +108,7 @@ def mixup(alpha: float, classes: int | None = None):
         raise InputError(f"mixup needs alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
 
     def transform(batch, rng):
-        image = _as_float(_images(batch))
+        image = _as_float(images_of(batch))
         weight = rng.beta(alpha, alpha, len(image)).astype(np.float32)
         other = rng.permutation(len(image))
 
@@ -142,17 +120,9 @@ def mixup(alpha: float, classes: int | None = None):
         label = result.pop("label", None)
         if classes is None or label is None:
             return result
-        return {**result, "label": mixed(_one_hot(np.asarray(label), classes))}
+        return {**result, "label": mixed(one_hot(label, classes, "mixup"))}
 
     return transform
-
-
-def _one_hot(label, classes):
-    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
-        raise InputError(f"mixup needs integer labels [B], got {label.dtype} {list(label.shape)}; mix once only")
-    if label.size and not 0 <= label.min() <= label.max() < classes:
-        raise InputError(f"mixup({classes=}) got labels from {label.min()} to {label.max()}; pass all classes")
-    return np.eye(classes, dtype=np.float32)[label]
 
 
 def normalize(mean, std):
@@ -170,9 +140,9 @@ def normalize(mean, std):
     if mean.ndim > 1 or std.ndim > 1 or not (std > 0).all():
         raise InputError(f"normalize needs a mean and a positive std per channel, got {mean} and {std}")
 
-    @_per_example
+    @per_example
     def transform(batch, rng, rows=None):
-        image = _images(batch)
+        image = images_of(batch)
         for value in (mean, std):
             if value.size not in (1, image.shape[-1]):
                 raise InputError(f"normalize has {value.size} channels, the images have {image.shape[-1]}")
@@ -203,7 +173,33 @@ def compose(*transforms):
             batch = step(batch, rng) if whole else step(batch, rng, rows)
         return batch
 
-    return _per_example(transform, not whole)
+    return _reading(transforms, per_example(transform, not whole))
+
+
+def one_of(*transforms):
+    """Applies one of several transforms to each batch, each as often: mixup or cutmix, say, as timm does by default.
+
+    Args:
+      *transforms: transforms of this module or `(batch, rng) -> batch`.
+
+    Returns:
+      The transform.
+    """
+    if not transforms:
+        raise InputError("one_of needs one transform or more")
+    whole = not all(getattr(transform, "per_example", False) for transform in transforms)
+
+    def transform(batch, rng, rows=None):
+        step = transforms[int(rng.integers(len(transforms)))]
+        return step(batch, rng) if whole else step(batch, rng, rows)
+
+    return per_example(transform, not whole)
+
+
+def _reading(transforms, transform):
+    """Marks a chain whose first transform takes images of any sizes as one that does."""
+    transform.any_size = bool(transforms) and getattr(transforms[0], "any_size", False)
+    return transform
 
 
 def _as_float(image):

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.data.augment import Rows
 from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.pipeline import augmented, check_augment, held, host_rows
 from jaxtransfer.data.stream import Stream
+from jaxtransfer.data.transform import Rows
 from jaxtransfer.errors import InputError
 
 _EVALUATE = 2  # first word of a seed, beside those of the training pipeline

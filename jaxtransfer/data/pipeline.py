@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.data.augment import Rows
 from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.fingerprint import fingerprint, of_array
 from jaxtransfer.data.order import Order
 from jaxtransfer.data.stream import ENDLESS, Stream
+from jaxtransfer.data.transform import Rows
 from jaxtransfer.errors import InputError, unknown
 
 _MEMORY_LIMIT = 2 * 2**30  # bytes; larger data sets are read from their files each time
@@ -50,7 +50,9 @@ def pipeline(
       shard: (index, count) of this host; by default JAX's process index and count. It gets the contiguous
         rows index B / count to (index + 1) B / count - 1 of each global batch.
       cache: "memory" decodes all images once and holds them; "device" holds them on the accelerator and
-        gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB.
+        gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB. Where `augment` cuts parts
+        out of images of any sizes (`random_resized_crop` first), and the data set resizes them, files are read each
+        time.
 
     Returns:
       The pipeline. Batches are the data set's columns [b, ...], such as `image` uint8 [b, H, W, C] and `label` int32
@@ -76,6 +78,13 @@ def pipeline(
         if augment is not None:
             raise InputError('cache="device" gathers batches on the device, augment works on the host; drop one')
         threads = 0
+    if reader(dataset, augment) != dataset.read:  # it cuts from the files, which are then not decoded once and for all
+        if cache == "memory":
+            raise InputError(
+                f'{dataset.name}: cache="memory" holds images resized, and the augmentation cuts parts from those in '
+                f"the files; leave cache= out, or pass dataset.decoded() to cut from resized ones"
+            )
+        cache = None
     return Pipeline(held(dataset, cache), rows, seed, augment, shuffle, threads, prefetch, cache == "device")
 
 
@@ -112,7 +121,8 @@ class Pipeline:
         if self._gather is not None:
             return self._gather(self._examples(i, self._rows))
         rng = np.random.default_rng([_AUGMENT, self._seed, i])
-        return augmented(self._augment, lambda rows: self.dataset.read(self._examples(i, rows)), rng, self._rows)
+        read = reader(self.dataset, self._augment)
+        return augmented(self._augment, lambda rows: read(self._examples(i, rows)), rng, self._rows)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the batches are, to be compared with what they were: the data set's fingerprint, the order, the size of
@@ -133,7 +143,7 @@ class Pipeline:
         """A digest of some examples, augmented; None without augmentation, or where it doesn't follow from the seed."""
         if self._augment is None:
             return None
-        examples = self.dataset.read(np.arange(min(16, len(self.dataset))))
+        examples = reader(self.dataset, self._augment)(np.arange(min(16, len(self.dataset))))
         effects = set()
         for _ in range(2):
             try:
@@ -213,6 +223,12 @@ def held(dataset: Dataset, cache: str | None) -> Dataset:
     if cache is None or dataset.in_memory or (cache == "auto" and dataset.nbytes >= _MEMORY_LIMIT):
         return dataset
     return dataset.decoded()
+
+
+def reader(dataset: Dataset, augment):
+    """The method that reads examples for an augmentation: images as in their files for one that cuts parts out."""
+    uncut = getattr(augment, "any_size", False) and dataset.resize and not dataset.in_memory
+    return dataset.read_uncut if uncut else dataset.read
 
 
 def augmented(augment, read, rng, rows):
