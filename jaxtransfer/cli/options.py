@@ -14,20 +14,14 @@ import tyro
 from jaxtransfer import data as data_room
 from jaxtransfer.cli.rates import OPTIMIZERS as OPTIMIZERS
 from jaxtransfer.cli.rates import RateOptions
+from jaxtransfer.cli.registry.augmentations import augmentation, check_augmentations
 from jaxtransfer.cli.values import MOST, at_least, divides_by_devices, positive
 from jaxtransfer.cli.values import at_most as at_most
-from jaxtransfer.data import augment
 from jaxtransfer.data import statistics as statistics
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
 from jaxtransfer.runs.configuration import FORMAT
 
-AUGMENTATIONS = {
-    "crop": lambda classes: augment.random_crop(4),
-    "flip": lambda classes: augment.random_flip(),
-    "cutout": lambda classes: augment.cutout(8),
-    "mixup": lambda classes: augment.mixup(0.2, classes),
-}
 MODES = ("jit", "pmap")
 STEPS = 1000
 
@@ -134,7 +128,10 @@ class TrainOptions(RunOptions):
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
     augment: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
-    """Any of crop, flip, cutout, mixup, in the order of use."""
+    """Any of resized-crop, crop, flip, rand-augment, color, erase, cutout, mixup, cutmix, in the order of use; each
+    batch gets one of the last two."""
+    balance: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as they are)")] = None
+    """classes: draw each class equally often."""
 
     def for_data(self, examples: int, rows: int) -> Self:
         """Returns the options with their steps; of epochs so many that the last update has all of its batches."""
@@ -159,16 +156,15 @@ class TrainOptions(RunOptions):
 
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:
         """Returns the training batches."""
-        transforms = [AUGMENTATIONS[name](dataset.classes) for name in self.augment]
-        transform = augment.compose(*transforms) if transforms else None
-        return data_room.pipeline(dataset, self.batch_size, seed=self.seed, augment=transform)
+        transform, by = augmentation(self.augment, dataset), "label" if self.balance else None
+        return data_room.pipeline(dataset, self.batch_size, seed=self.seed, augment=transform, balance=by)
 
     def check(self) -> None:
         """Raises for values that no run can have, before anything is loaded."""
         super().check()
-        for name in self.augment:
-            if name not in AUGMENTATIONS:
-                raise unknown("augmentation", name, AUGMENTATIONS)
+        check_augmentations(self.augment)
+        if self.balance not in (None, "classes"):
+            raise unknown("--balance", self.balance, ["classes"])
         at_least(self, 1, "batch_size", "accumulate")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label-smoothing must be at least 0 and below 1; got {self.label_smoothing}")

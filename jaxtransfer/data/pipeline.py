@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data.dataset import Dataset, check_dataset
+from jaxtransfer.data.draws import draws_of
 from jaxtransfer.data.fingerprint import fingerprint, of_array
 from jaxtransfer.data.order import Order
 from jaxtransfer.data.stream import ENDLESS, Stream
@@ -29,6 +30,7 @@ def pipeline(
     prefetch: int = 4,
     shard: tuple[int, int] | None = None,
     cache: str | None = "auto",
+    balance: Any = None,
 ) -> "Pipeline":
     """Makes an endless, deterministic stream of training batches.
 
@@ -53,6 +55,8 @@ def pipeline(
         gathers batches there; None reads files each time; "auto" is "memory" below 2 GiB. Where `augment` cuts parts
         out of images of any sizes (`random_resized_crop` first), and the data set resizes them, files are read each
         time.
+      balance: the name of a column of classes, "label", which then come equally often; or a weight for each example
+        [N]: of the N places of an epoch it gets its share, rounded up or down. Batches may then hold one twice.
 
     Returns:
       The pipeline. Batches are the data set's columns [b, ...], such as `image` uint8 [b, H, W, C] and `label` int32
@@ -74,6 +78,9 @@ def pipeline(
     if seed < 0 or threads < 0 or prefetch < 1:
         raise InputError(f"needs seed >= 0, threads >= 0, prefetch >= 1, got {seed}, {threads}, {prefetch}")
     check_augment(dataset, augment)
+    if balance is not None and not shuffle:
+        raise InputError("balance= draws the examples of an epoch, and shuffle=False takes them in order; drop one")
+    drawn = None if balance is None else draws_of(dataset, balance, seed)
     if cache == "device":
         if augment is not None:
             raise InputError('cache="device" gathers batches on the device, augment works on the host; drop one')
@@ -85,7 +92,7 @@ def pipeline(
                 f"the files; leave cache= out, or pass dataset.decoded() to cut from resized ones"
             )
         cache = None
-    return Pipeline(held(dataset, cache), rows, seed, augment, shuffle, threads, prefetch, cache == "device")
+    return Pipeline(held(dataset, cache), rows, seed, augment, shuffle, threads, prefetch, cache == "device", drawn)
 
 
 class Pipeline:
@@ -97,13 +104,13 @@ class Pipeline:
       steps_per_epoch: batches until each example was seen once, N / B rounded up.
     """
 
-    def __init__(self, dataset, rows, seed, augment, shuffle, threads, prefetch, on_device):
+    def __init__(self, dataset, rows, seed, augment, shuffle, threads, prefetch, on_device, drawn=None):
         self.dataset = dataset
         self.batch_size = rows.total
         self.steps_per_epoch = -(-len(dataset) // rows.total)
         self._rows, self._seed, self._augment, self._shuffle = rows, seed, augment, shuffle
         self._threads, self._prefetch = threads, prefetch
-        self._order = Order(len(dataset), rows.total, seed)
+        self._order, self._weights = drawn or (Order(len(dataset), rows.total, seed), None)
         self._gather = _device_gather(dataset) if on_device else None
 
     def batch(self, i: int) -> dict[str, np.ndarray]:
@@ -137,6 +144,7 @@ class Pipeline:
             "data seed": self._seed,
             "shuffle": self._shuffle,
             "augmentation": self._effect(),
+            **({} if self._weights is None else {"balance": of_array(self._weights)}),
         }
 
     def _effect(self) -> str | None:

@@ -14,14 +14,16 @@ def grey(stack: np.ndarray) -> np.ndarray:
     """Returns the luma [n, H, W, 1], as Pillow's mode L."""
     if stack.shape[-1] == 1:
         return stack
-    red, green, blue = (stack[..., channel].astype(np.uint32) for channel in range(3))
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
+    weighed = stack.astype(np.float32) @ np.array([19595, 38470, 7471], np.float32)  # below 2^24: exact
+    return ((weighed + 0x8000).astype(np.uint32) >> 16).astype(np.uint8)[..., None]
 
 
 def blend(other: np.ndarray, stack: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Returns other + factor (stack - other), cut to whole numbers in 0..255 as `Image.blend` does."""
     alpha = np.asarray(factor, np.float32).reshape(-1, 1, 1, 1)
-    mixed = np.subtract(stack, other, dtype=np.float32)
+    other = other.astype(np.float32)
+    mixed = stack.astype(np.float32)
+    mixed -= other
     mixed *= alpha
     mixed += other
     return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
@@ -59,11 +61,12 @@ def sharpness(stack: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Blends with the image smoothed by the kernel (1 1 1, 1 5 1, 1 1 1) / 13; its border stays."""
     if min(stack.shape[1:3]) < 3:
         return stack
-    wide = stack.astype(np.uint16)
-    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
-    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
-    smooth = stack.copy()
-    smooth[:, 1:-1, 1:-1] = (2 * total + 13) // 26
+    import cv2
+
+    kernel, smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32), stack.copy()
+    for image, made in zip(stack, smooth, strict=True):
+        total = cv2.filter2D(image, cv2.CV_32F, kernel).reshape(image.shape)[1:-1, 1:-1]
+        made[1:-1, 1:-1] = (total + 6.5) * np.float32(1 / 13)  # cut to whole numbers; none is nearer to one than 1 / 26
     return blend(smooth, stack, factor)
 
 
@@ -123,23 +126,25 @@ def moved(stack: np.ndarray, matrix: Matrix, fill: int = 0) -> np.ndarray:
       matrix: (a, b, c, d, e, f).
       fill: of what lies outside.
     """
-    number, height, width, channels = stack.shape
-    places, inside = _places(height, width, matrix)
-    found = stack.reshape(number, height * width, channels)[:, places]
-    found[:, ~inside] = fill
-    return found.reshape(stack.shape)
+    import cv2
+
+    places = _places(*stack.shape[1:3], matrix)
+    options = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (float(fill),) * 4}
+    found = np.empty_like(stack)
+    for number, image in enumerate(stack):
+        found[number] = cv2.remap(image, places, None, cv2.INTER_NEAREST, **options).reshape(image.shape)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
-def _places(height: int, width: int, matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
+def _places(height: int, width: int, matrix: Matrix) -> np.ndarray:
+    """Of which pixel (x, y) each one is taken, int16 [H, W, 2]; -1 and below, or beyond the sides, of none."""
     a, b, c, d, e, f = matrix
     middle = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)  # of the first pixel
     a, b, c, d, e, f = (int(np.floor(value * 65536 + 0.5)) for value in middle)
     y, x = np.mgrid[:height, :width]
-    source_x, source_y = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    places = np.where(inside, source_y * width + source_x, 0)
-    return places.ravel(), inside.ravel()
+    places = np.stack([(a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16], axis=2)
+    return np.clip(places, -1, 2**15 - 1).astype(np.int16)
 
 
 def _toward(stack: np.ndarray, value: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -152,7 +157,10 @@ def _toward(stack: np.ndarray, value: np.ndarray, factor: np.ndarray) -> np.ndar
 
 def _histograms(stack: np.ndarray) -> np.ndarray:
     """How often each value occurs in each channel of each image, [n, 256, C]."""
-    number, channels = len(stack), stack.shape[-1]
-    which = np.arange(number * channels).reshape(number, 1, 1, channels) * 256
-    counts = np.bincount((stack + which).ravel(), minlength=number * channels * 256)
-    return counts.reshape(number, channels, 256).transpose(0, 2, 1)
+    import cv2
+
+    counts = [
+        [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(stack.shape[-1])]
+        for image in stack
+    ]
+    return np.array(counts).astype(np.int64).transpose(0, 2, 1)

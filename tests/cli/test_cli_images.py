@@ -143,3 +143,22 @@ def test_positions_are_interpolated_for_another_size(run, tmp_path):
     assert [jt.tree.leaves_by_path(grown.params)[path].shape[1] for path in positions] == [17]
     out, _ = run("evaluate", tmp_path / "b", "--split", "test[:16]")
     assert json.loads(out[-1])["examples"] == 16
+
+
+def test_augmentations_and_balance_by_name(run, refused, photos, tmp_path):
+    data = ("--data", f"folder:{photos}", "--split", "all", "--eval-split", "all", "--steps", "2", "--batch-size", "8")
+    names = ("resized-crop", "flip", "rand-augment", "color", "erase", "mixup", "cutmix")
+    more = ("--image-shape", "12", "12", "3", "--augment", *names, "--balance", "classes")
+    run("pretrain", *data, *more, "--out", tmp_path / "a")
+    assert jt.load_run(tmp_path / "a").config["augment"] == list(names)
+    noted = json.loads((tmp_path / "a" / "identity.json").read_text())
+    assert "balance" in json.dumps(noted)
+    for wrong, told in (
+        (("--augment", "flip", "resized-crop"), "name it first, and once"),
+        (("--augment", "mixup", "flip", "cutmix"), "stand side by side, each once"),
+        (("--augment", "mixup", "mixup"), "stand side by side, each once"),
+        (("--augment", "cutmix", "color"), "name it before mixup and cutmix"),
+        (("--augment", "blur"), "unknown augmentation 'blur'"),
+        (("--balance", "rows"), "unknown --balance 'rows'"),
+    ):
+        assert told in refused("pretrain", *data, *wrong, "--out", tmp_path / "b")

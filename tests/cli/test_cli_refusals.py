@@ -235,12 +235,13 @@ def test_a_corrupt_image_is_named(refused, source, folder, tmp_path):
     assert not (tmp_path / "a" / "config.json").exists()
 
 
-def test_images_of_differing_sizes_need_a_shape(refused, run, folder, tmp_path):
+def test_images_of_differing_sizes_get_a_shape_and_others_are_told_of_one(refused, run, source, folder, tmp_path):
     images = folder()
     shutil.copy(folder("larger", shape=(9, 8, 3)) / "class0" / "0.png", images / "class0" / "odd.png")
     words = ("pretrain", "--data", f"folder:{images}", "--split", "all", "--eval-split", "all", "--steps", "2")
     words = (*words, "--batch-size", "8", "--model", "linear", "--out", tmp_path / "out")
-    message = refused(*words)
+    contrast = ("contrast", *words[1:9], "--batch-size", "8", "--out", tmp_path / "other")
+    message = refused(*contrast)
     assert "(9, 8, 3)" in message
     assert "--image-shape" in message
     run(*words, "--image-shape", 8, 8, 1)
