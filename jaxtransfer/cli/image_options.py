@@ -47,7 +47,9 @@ class CropOptions:
             default = "bilinear"
         return Resizing(crop, self.interpolation or default)
 
-    def for_new(self, data: str, split: str, data_dir: Any, shape: Shape | None, usual: Shape) -> tuple[Any, Any]:
+    def for_new(
+        self, data: str, split: str, data_dir: Any, shape: Shape | None, usual: tuple[int, ...]
+    ) -> tuple[Any, Any]:
         """Returns the shape and the resizing of images for a network that is new; None, None leaves them as they are.
 
         Args:
@@ -59,7 +61,7 @@ class CropOptions:
         """
         folder = data.startswith("folder:")
         if shape is None and folder and jt.data.several_sizes(jt.data.load(data, split, data_dir=data_dir)):
-            shape = (*usual[:2], 3)
+            shape = (usual[0], usual[1], 3)
             told = f"{shape[0]} x {shape[1]}, {self.resizing_over(Resizing())}"
             print(f"{data}: images of several sizes are brought to {told}", file=sys.stderr)
         if shape is None:

@@ -4,6 +4,7 @@ A factor is a number for each image, [n]; 1 leaves an image, 0 gives what it is 
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -128,11 +129,12 @@ def moved(stack: np.ndarray, matrix: Matrix, fill: int = 0) -> np.ndarray:
     """
     import cv2
 
-    places = _places(*stack.shape[1:3], matrix)
+    places: Any = _places(stack.shape[1], stack.shape[2], matrix)
+    whole: Any = None  # no second map: places are whole numbers
     options = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (float(fill),) * 4}
     found = np.empty_like(stack)
     for number, image in enumerate(stack):
-        found[number] = cv2.remap(image, places, None, cv2.INTER_NEAREST, **options).reshape(image.shape)
+        found[number] = cv2.remap(image, places, whole, cv2.INTER_NEAREST, **options).reshape(image.shape)
     return found
 
 

