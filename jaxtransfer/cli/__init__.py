@@ -118,8 +118,9 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
 def _quiet_libraries() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     own, teller = logging.getLogger("jaxtransfer"), _OnStderr()
-    level = own.level
+    level, propagate = own.level, own.propagate
     own.setLevel(logging.INFO)
+    own.propagate = False  # what a library attached to the root logger would print it again
     own.addHandler(teller)
     before = threading.excepthook, sys.unraisablehook, [logger.level for logger in loggers]
     _hush_libraries()
@@ -128,6 +129,7 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         own.removeHandler(teller)
         own.setLevel(level)
+        own.propagate = propagate
         threading.excepthook, sys.unraisablehook, levels = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
