@@ -9,18 +9,29 @@ of each class; the test set is looked at once, at the end of a run.
 
     TFDS_DATA_DIR=... python -m experiments.finetune_cifar100 --weights resnet56-4bfd9763.th --out runs/cifar100
 
+Measured with ResNet-20 (`--model resnet20 --weights resnet20-12fca82f.th`), one seed, on two cores that twenty other
+processes used, so with few passes: 18 images a second. Test accuracy in % of 5,000 images:
+
+    linear-probe   26.84 of 10,000 images, 25.20 of 50 labels per class, 19.00 of 10
+    10 per class, 15 epochs:      lp-ft 25.72, scratch 7.76
+    10,000 images, 2 epochs:      lp-ft 39.50
+
+Strengths of l2-sp, the other rows and ResNet-56 were not measured.
+
 Every run has its own folder under `--out`: the same command resumes what is unfinished, and more sizes, methods or
 seeds add to what is there. The table (report.md) and the plot are written anew after each run.
 """
 
 import dataclasses
+import functools
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -77,8 +88,12 @@ class Experiment:
 
 def main(experiment: Experiment) -> dict[str, Any]:
     """Trains what is not trained yet and returns the test accuracies by labels per class and method, in per cent."""
-    experiment = settled(experiment, METHODS)
-    bench = Bench(experiment)
+    return compare(settled(experiment, METHODS), METHODS)
+
+
+def compare(experiment: Experiment, methods: "Methods") -> dict[str, Any]:
+    """Runs the experiment's methods, each by its row of `methods`; returns the results and shows the table."""
+    bench = Bench(experiment, methods)
     for size in experiment.per_class:
         for seed in range(experiment.seeds):
             for method in experiment.methods:
@@ -88,7 +103,7 @@ def main(experiment: Experiment) -> dict[str, Any]:
     return bench.results
 
 
-def settled(experiment: Experiment, methods: Sequence[str] | dict[str, Any]) -> Experiment:
+def settled(experiment: Experiment, methods: Mapping[str, Any]) -> Experiment:
     """Returns the experiment as it runs; refuses what can't be before anything is loaded."""
     if experiment.tiny:
         experiment = dataclasses.replace(
@@ -133,6 +148,10 @@ class Kit:
     steps: int
     seed: int = 0
     strength: float = 0.0
+    bench: Any = None
+    """The bench that trains it: the data, frozen features, the source's head and Fisher weights."""
+    rows: Any = None
+    """Numbers of the training examples."""
     probe: Callable[[], dict[str, Any]] = dict
     """The head of the linear probe, its parameters."""
 
@@ -159,7 +178,7 @@ class Kit:
 
     def fresh(self) -> dict[str, Any]:
         """Returns variables that nothing trained."""
-        return self.model.init(jax.random.key(self.seed), np.zeros((1, *self.image_shape), np.uint8))
+        return dict(self.model.init(jax.random.key(self.seed), np.zeros((1, *self.image_shape), np.uint8)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -167,32 +186,50 @@ class Kit:
         return (8, 8, 3) if self.experiment.tiny else (32, 32, 3)
 
 
-class Method(tuple[jt.Objective, optax.GradientTransformation, dict[str, Any]]):
-    """An objective, an optimiser, the variables to start from."""
+class Method(NamedTuple):
+    """What a method trains, how, and from where.
 
-    __slots__ = ()
+    Attributes:
+      objective: what is minimised.
+      optimizer: what it is minimised with.
+      start: the variables to start from.
+      model: the model that is trained and evaluated, where it isn't the kit's: of the same name.
+    """
+
+    objective: jt.Objective
+    optimizer: optax.GradientTransformation
+    start: dict[str, Any]
+    model: jt.Model | None = None
+
+
+Methods = Mapping[str, Callable[["Kit"], Method]]
+
+
+def of_phase(phase: jt.methods.Phase, kit: "Kit") -> Method:
+    """Returns what a method of one phase trains, from the pretrained weights."""
+    return Method(phase.objective_after(None, None), phase.optimizer, kit.start())
 
 
 def _scratch(kit: Kit) -> Method:
     optimizer = kit.sgd(kit.experiment.rate, kit.experiment.decay)
-    return Method((jt.classification(kit.model), optimizer, kit.fresh()))
+    return Method(jt.classification(kit.model), optimizer, kit.fresh())
 
 
 def _full(kit: Kit) -> Method:
-    return Method((jt.classification(kit.model), kit.finetune(), kit.start()))
+    return Method(jt.classification(kit.model), kit.finetune(), kit.start())
 
 
 def _l2_sp(kit: Kit) -> Method:
     (phase,) = jt.methods.anchored(kit.model, kit.finetune(decay=0.0), kit.anchor, strength=kit.strength)
-    return Method((phase.objective, phase.optimizer, kit.start()))
+    return of_phase(phase, kit)
 
 
 def _lp_ft(kit: Kit) -> Method:
     optimizer = kit.sgd(kit.experiment.finetune_rate, kit.experiment.decay)
-    return Method((jt.classification(kit.model), optimizer, kit.start(kit.probe())))
+    return Method(jt.classification(kit.model), optimizer, kit.start(kit.probe()))
 
 
-METHODS: dict[str, Callable[[Kit], Method]] = {
+METHODS: Methods = {
     "scratch": _scratch,
     "linear-probe": _full,  # trained on cached features, see `Bench.probe`
     "full": _full,
@@ -204,7 +241,7 @@ METHODS: dict[str, Callable[[Kit], Method]] = {
 class Bench:
     """The data, the pretrained weights and how a run is trained; `results` are the accuracies so far."""
 
-    def __init__(self, experiment: Experiment, methods: dict[str, Callable[[Kit], Method]] | None = None):
+    def __init__(self, experiment: Experiment, methods: Methods | None = None):
         self.experiment, self.methods = experiment, METHODS if methods is None else methods
         shape = (8, 8, 3) if experiment.tiny else (32, 32, 3)
         train, test = (
@@ -272,9 +309,11 @@ class Bench:
         epochs = dict(zip(experiment.per_class, experiment.epochs, strict=True))[size]
         steps = -(-epochs * len(rows) // experiment.batch_size)
         kit = Kit(
-            self.model, self.pretrained, experiment, steps, seed, strength, lambda: self.probe(rows, size, seed)[1]
+            *(self.model, self.pretrained, experiment, steps, seed, strength, self, rows),
+            probe=lambda: self.probe(rows, size, seed)[1],
         )
-        objective, optimizer, start = self.methods[method](kit)
+        objective, optimizer, start, own = self.methods[method](kit)
+        model = self.model if own is None else own
         crop_flip = augment.compose(augment.random_crop(4), augment.random_flip())
         train = self.train_data.select(np.sort(rows))
         fitted = jt.fit(
@@ -283,10 +322,10 @@ class Bench:
             jt.data.pipeline(train, experiment.batch_size, seed=seed, augment=crop_flip),
             steps=steps,
             key=seed,
-            params={self.model.name: start["params"]},
-            state={self.model.name: {kind: value for kind, value in start.items() if kind != "params"}},
+            params={model.name: start["params"]},
+            state={model.name: {kind: value for kind, value in start.items() if kind != "params"}},
             eval_data=jt.data.eval_batches(test, 250),
-            eval_objective=jt.classification(self.model),
+            eval_objective=jt.classification(model),
             eval_every=steps,
             save_every=max(1, min(50, steps)),
             out=experiment.out / f"{size}-per-class" / name,
@@ -297,6 +336,31 @@ class Bench:
         if fitted.timing:
             self.results["seconds"][f"{size}, {name}"] = round(time.perf_counter() - begin)
         return 100 * fitted.history[-1]["eval/accuracy"]
+
+    @functools.cached_property
+    def source(self) -> tuple[jt.Model, dict[str, Any]]:
+        """The pretrained network with its own head, for CIFAR-10's ten classes."""
+        network = jt.models.cifar_resnet(int(self.experiment.model.removeprefix("resnet")), 10)
+        if self.experiment.weights is None:
+            model = jt.models.normalize(network, 0.5, 0.25)
+            fresh = model.init(jax.random.key(8), np.zeros((1, *self.train_data.image_shape), np.uint8))
+            head = dict(fresh)["params"]["head"]
+            return model, {**self.pretrained, "params": {**self.pretrained["params"], "head": head}}
+        loaded = jt.load_pretrained(self.experiment.weights, network)
+        return loaded.model, dict(loaded.variables)
+
+    def fisher(self, examples: int = 500) -> dict[str, Any]:
+        """Returns the Fisher diagonal of the pretrained weights on CIFAR-10, divided by its mean, by model name."""
+        model, variables = self.source
+        name = "digits/upright" if self.experiment.tiny else "cifar10"
+        shape = self.train_data.image_shape
+        data = jt.data.load(name, "train", data_dir=self.experiment.data_dir, image_shape=shape)
+        batches = jt.data.eval_batches(data.take(20 if self.experiment.tiny else examples), 20)
+        state = {model.name: {kind: value for kind, value in variables.items() if kind != "params"}}
+        found = jt.fisher_diagonal(jt.classification(model), {model.name: variables["params"]}, state, batches)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+        mean = sum(float(leaf.sum(dtype=np.float64)) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+        return jax.tree.map(lambda leaf: np.asarray(leaf) / np.float32(mean), found)
 
     def config(self, method: str, strength: float, epochs: int) -> dict[str, Any]:
         """Returns what is noted of a run, and must be the same for it to go on."""
@@ -383,7 +447,7 @@ def _plot(held_out: dict[str, dict[str, float]], title: str, path: Path) -> None
 def run(name: str, options: type[Any], start: Callable[[Any], Any]) -> None:
     """Reads the options of a command, and runs it; compiles each program once for all seeds."""
     with tempfile.TemporaryDirectory() as programs:
-        if jax.config.jax_compilation_cache_dir is None:
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", programs)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         try:

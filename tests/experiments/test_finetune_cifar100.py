@@ -42,7 +42,7 @@ def test_the_probe_and_what_is_held_out(tmp_path):
     accuracy, head = bench.probe(rows, 5, 0)
     assert 10 < accuracy <= 100
     kit = finetune_cifar100.Kit(bench.model, bench.pretrained, bench.experiment, 3, probe=lambda: head)
-    _, _, start = finetune_cifar100.METHODS["lp-ft"](kit)
+    start = finetune_cifar100.METHODS["lp-ft"](kit).start
     columns = bench.features("test")
     logits = columns.column("features") @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     assert 100 * np.mean(logits.argmax(1) == columns.labels) == pytest.approx(accuracy)

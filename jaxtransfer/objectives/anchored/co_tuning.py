@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import losses
@@ -61,7 +62,7 @@ def co_tuning(
     def term(outputs, params, state, batch, ctx):
         mask, labels = mask_of(batch), view_of(batch, (label,))
         logits = kept(pick(f"model {model.name!r}", outputs[forward], output), mask)
-        mean = ctx.mean(strength * losses.co_tuning(logits, labels, known), mask)
+        mean = ctx.mean(strength * losses.co_tuning(logits, labels, jnp.asarray(known)), mask)
         return mean.value, state, {"co_tuning": Mean(mean.total, mean.count)}
 
     def check(outputs, batch):

@@ -69,7 +69,7 @@ def delta(
         values = jnp.zeros(())
         for tap, maps in pairs(outputs).items():
             here, there = (kept(one, mask) for one in maps)
-            values = values + losses.delta(here, there, weight=known.get(tap))
+            values = values + losses.delta(here, there, weight=jnp.asarray(known[tap]) if tap in known else None)
         mean = ctx.mean(strength * values, mask)
         return mean.value, state, {"delta": Mean(mean.total, mean.count)}
 

@@ -63,8 +63,8 @@ def filter_weights(
         return jnp.sum(jnp.where(mask > 0, values, 0) * mask), jnp.sum(mask)
 
     def mean(variables) -> float:
-        sums = np.sum([jax.device_get(total(variables, batch)) for batch in known], axis=0, dtype=np.float64)
-        return float(sums[0] / sums[1])
+        totals = [jax.device_get(total(variables, batch)) for batch in known]
+        return sum(float(value) for value, _ in totals) / sum(float(count) for _, count in totals)
 
     base, found = mean(variables), {}
     for tap, path in filters.items():
