@@ -112,6 +112,7 @@ def test_two_metrics_of_one_name_are_told_wherever_they_stand():
         (lambda mean, state: (jnp.ones(4), state, {}), r"loss of shape \(4,\)"),
         (lambda mean, state: (mean.value, None, {}), "a NoneType and a dict"),
         (lambda mean, state: (mean.value, state, {"own": mean.value}), "metric 'own' is a .*: keep what ctx.mean"),
+        (lambda mean, state: (mean.value, state, {"loss": mean}), "can't be called 'loss'"),
     ],
 )
 def test_what_a_loss_returns_is_checked(gives, told):
