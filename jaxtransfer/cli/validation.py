@@ -112,12 +112,19 @@ def _check_apart(data: DataOptions, option: str, split: str, val_split: str) -> 
     def size_of(name: str) -> int:
         return len(jt.data.load(data.data, name, data_dir=data.data_dir))
 
+    name = f"--{option.replace('_', '-')}"
     try:
         shared = jt.data.share_examples(split, val_split, size_of)
-    except InputError:  # a split that is read otherwise, or that isn't there: `load` says so
-        return
+    except InputError:
+        one, other = ({part.partition("[")[0].strip() for part in both.split("+")} for both in (split, val_split))
+        if not one & other:
+            return
+        size_of(split), size_of(val_split)  # raises for what isn't there
+        raise InputError(
+            f"{name} {split} and --val-split {val_split}: nothing tells whether they have examples in common; write "
+            f"slices in plain numbers or percent, as train[:90%] and train[90%:], or give a share: --val-split 0.1"
+        ) from None
     if shared:
-        name = f"--{option.replace('_', '-')}"
         raise InputError(
             f"{name} {split} and --val-split {val_split} have examples in common; slice them apart, as train[:90%] and "
             f"train[90%:], or give a share: --val-split 0.1"

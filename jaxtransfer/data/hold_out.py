@@ -10,6 +10,8 @@ from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.folder import parse_split
 from jaxtransfer.errors import InputError
 
+_ALL = "all"  # of tfds, and of folders without splits
+
 
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Returns the data set without a share of each class, and that share: to train on, and to choose by.
@@ -44,6 +46,8 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
 def share_examples(one: str, other: str, size_of: Callable[[str], int]) -> bool:
     """Returns whether two splits have examples in common, by their names and slices: `train[:60%]` and `train[50%:]`.
 
+    The split `all` has those of every other one; it is taken to share some with any part of them.
+
     Args:
       one: a split, several joined by a plus.
       other: likewise.
@@ -53,6 +57,8 @@ def share_examples(one: str, other: str, size_of: Callable[[str], int]) -> bool:
         for theirs in other.split("+"):
             (name, *bounds), (same, *others) = parse_split(mine.strip()), parse_split(theirs.strip())
             if name != same:
+                if _ALL in (name, same):
+                    return True
                 continue
             if not any((*bounds, *others)):
                 return True

@@ -57,6 +57,11 @@ def test_several_seeds_and_a_share_held_out(run, refused, tmp_path):
         ("--val-split train[90%:]", "--split train and --val-split train[90%:] have examples in common"),
         ("--split train[:60%] --val-split train[50%:]", "--split train[:60%] and --val-split train[50%:] have"),
         ("--val-split test", "--eval-split test[:48] and --val-split test have examples in common"),
+        (
+            "--split all[:40%] --eval-split train --val-split test",
+            "--split all[:40%] and --val-split test have examples",
+        ),
+        ("--split train[:1_00] --val-split train[50:]", "nothing tells whether they have examples in common"),
         ("--val-split validation", "unknown split of digits/upright 'validation'"),
         ("--seed 3 --seeds 1 2", "--seed and --seeds both say the seed"),
         ("--seeds 1 1", "each once; got 1 1"),
@@ -95,6 +100,8 @@ def test_a_share_of_each_class_is_held_out():
         ("train[:-9]", "train[-10:]", True),
         ("test+train[:10]", "train[5:20]", True),
         ("train[90:]", "train[:200]", True),
+        ("all", "test", True),
+        ("train[:5]", "test+all", True),
     ],
 )
 def test_splits_that_share_examples(one, other, shared):
