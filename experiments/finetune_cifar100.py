@@ -325,7 +325,7 @@ class Bench:
             key=seed,
             params={model.name: start["params"]},
             state={model.name: {kind: value for kind, value in start.items() if kind != "params"}},
-            eval_data=jt.data.eval_batches(test, 250),
+            eval_data=jt.data.eval_batches(test, 256),
             eval_objective=jt.classification(model),
             eval_every=steps,
             save_every=max(1, min(50, steps)),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from experiments import delta_regularisers
+from experiments import delta_regularisers, finetune_cifar100
 from experiments.delta_regularisers import METHODS, Regularisers
 from experiments.finetune_cifar100 import Bench, Kit, settled
 
@@ -14,7 +14,8 @@ OWN = ("ewc", "delta", "delta-attention", "bss", "co-tuning", "stoch-norm")
 
 
 @pytest.mark.slow
-def test_all_of_them_train(tmp_path):
+def test_all_of_them_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune_cifar100, "device_mesh", lambda: None)  # to compile for eight devices takes long
     results = delta_regularisers.main(Regularisers(out=tmp_path, tiny=True, methods=OWN))
     assert list(results["accuracy"]["5"]) == list(OWN)
     assert all(0 <= one <= 100 for by_seed in results["accuracy"]["5"].values() for one in by_seed.values())

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.mark.slow
-def test_every_method_runs_and_resumes(tmp_path, capsys):
+def test_every_method_runs_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune_cifar100, "device_mesh", lambda: None)  # to compile for eight devices takes long
     tiny = Experiment(out=tmp_path, tiny=True, strengths=(0.01, 1.0))
     results = finetune_cifar100.main(tiny)
     accuracies = results["accuracy"]["5"]

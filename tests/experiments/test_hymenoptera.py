@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.mark.slow
-def test_it_runs_and_resumes(tmp_path, capsys):
+def test_it_runs_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hymenoptera, "device_mesh", lambda: None)  # to compile for eight devices takes long
     tiny = Experiment(out=tmp_path, tiny=True, seeds=1, batch_size=4)
     results = hymenoptera.main(tiny)
     assert set(results) == set(hymenoptera.METHODS)
