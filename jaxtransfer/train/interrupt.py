@@ -110,8 +110,35 @@ def noticed(*, active: bool) -> Iterator[Signals]:
         if free:
             ears = stack.enter_context(_listening(free, tell))
             stack.callback(restore)
+            stack.enter_context(_in_forked(restore))
             replaced |= {number: signal.signal(number, notice) for number in free}
         yield signals
+
+
+_UNDONE: list[Callable[[], None]] = []  # by processes that are forked from this one, which have signals of their own
+
+
+@contextmanager
+def _in_forked(undo: Callable[[], None]) -> Iterator[None]:
+    """Calls `undo` in each process that is forked meanwhile, of workers that load data say.
+
+    Ctrl-C reaches all of them: each would write to the pipe here, as a signal more; and a pool could not end its own.
+    """
+    _UNDONE.append(undo)
+    try:
+        yield
+    finally:
+        _UNDONE.remove(undo)
+
+
+def _undo_here() -> None:
+    for undo in _UNDONE:
+        signal.set_wakeup_fd(-1)
+        undo()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_undo_here)
 
 
 class _Ears:

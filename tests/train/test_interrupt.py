@@ -228,3 +228,26 @@ def test_a_pipe_of_somebody_else_stays_in_place(caplog):
         os.close(reading)
     assert signals.seen == signal.SIGTERM
     assert len(caplog.records) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore")  # JAX warns of forks; this one runs nothing of it
+def test_signals_of_forked_workers_are_their_own(caplog):
+    reading, writing = os.pipe()
+    with noticed(active=True) as signals:
+        if not (worker := os.fork()):
+            try:
+                os.write(writing, b"!")
+                time.sleep(20)
+            finally:
+                os._exit(0)
+        os.read(reading, 1)
+        os.kill(worker, signal.SIGTERM)  # as a pool ends its workers; Ctrl-C reaches them as well
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+        time.sleep(0.1)
+        assert (signals.seen, caplog.records) == (None, [])
+        os.kill(os.getpid(), signal.SIGINT)  # the first one of this process
+        assert signals.seen == signal.SIGINT
+    os.close(reading)
+    os.close(writing)
+    assert len(caplog.records) == 1
