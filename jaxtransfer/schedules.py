@@ -6,6 +6,7 @@ With a warm-up of W steps, step t < W has the rate · (t + 1) / (W + 1); what fo
 
 from collections.abc import Sequence
 
+import numpy as np
 import optax
 
 from jaxtransfer.errors import InputError
@@ -45,6 +46,9 @@ def constant(rate: float, *, warmup: int = 0) -> optax.Schedule:
     Args:
       rate: of all steps after the warm-up.
       warmup: steps in which the rate first rises.
+
+    Raises:
+      InputError: for a warm-up that is no number of steps.
     """
     return _warmed_up(optax.constant_schedule(rate), rate, warmup)
 
@@ -59,11 +63,14 @@ def step_decay(rate: float, milestones: Sequence[int], *, factor: float = 0.1, w
       warmup: steps in which the rate first rises.
 
     Raises:
-      InputError: for milestones that don't rise or lie within the warm-up, and a factor out of range.
+      InputError: for milestones that are no whole numbers, don't rise or lie within the warm-up, and a factor out of
+        range.
     """
     if not 0 < factor <= 1:
         raise InputError(f"factor must be in (0, 1]; got {factor}")
     places = list(milestones)
+    for place in places:
+        _check_whole("a milestone", place)
     if not places or sorted(set(places)) != places or places[0] <= warmup:
         raise InputError(f"milestones are steps that rise, after a warm-up of {warmup}; got {places}")
     later = optax.piecewise_constant_schedule(rate, {place - warmup: factor for place in places})
@@ -72,12 +79,23 @@ def step_decay(rate: float, milestones: Sequence[int], *, factor: float = 0.1, w
 
 def _after(steps: int, warmup: int) -> int:
     """The steps that are left after the warm-up."""
+    _check_whole("steps", steps)
+    _check_whole("a warm-up", warmup)
     if not 0 <= warmup < steps:
         raise InputError(f"a warm-up is shorter than the {steps} steps that it is a part of; got {warmup}")
     return steps - warmup
 
 
 def _warmed_up(schedule: optax.Schedule, rate: float, warmup: int) -> optax.Schedule:
+    _check_whole("a warm-up", warmup)
+    if warmup < 0:
+        raise InputError(f"a warm-up has 0 steps or more; got {warmup}")
     if not warmup:
         return schedule
     return optax.join_schedules([optax.linear_schedule(rate / (warmup + 1), rate, warmup), schedule], [warmup])
+
+
+def _check_whole(what: str, steps: float) -> None:
+    """Raises for a share of the run, where steps are counted."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+        raise InputError(f"{what} must be a whole number of steps, no share of them; got {steps!r}")

@@ -41,6 +41,12 @@ def test_each_schedule_is_its_formula(warmup):
         (lambda: jt.schedules.step_decay(1.0, (3, 3)), "steps that rise"),
         (lambda: jt.schedules.step_decay(1.0, (2, 5), warmup=2), "after a warm-up of 2"),
         (lambda: jt.schedules.step_decay(1.0, (2,), factor=0), "factor must be"),
+        (lambda: jt.schedules.step_decay(1.0, (0.5, 0.75)), "a milestone must be a whole number of steps.*got 0.5"),
+        (lambda: jt.schedules.cosine(1.0, 100, warmup=0.1), "a warm-up must be a whole number of steps.*got 0.1"),
+        (lambda: jt.schedules.linear(1.0, 7.5), "steps must be a whole number of steps"),
+        (lambda: jt.schedules.constant(1.0, warmup=0.1), "a warm-up must be a whole number"),
+        (lambda: jt.schedules.constant(1.0, warmup=-1), "0 steps or more"),
+        (lambda: jt.schedules.step_decay(1.0, (2,), warmup=-2), "0 steps or more"),
     ],
 )
 def test_what_can_be_no_schedule(make, expected):
