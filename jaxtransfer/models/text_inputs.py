@@ -102,8 +102,9 @@ def unit(vectors: jax.Array) -> jax.Array:
     """
     wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
     square = jnp.sum(wide * wide, -1, keepdims=True)
-    tiny = 1e-24  # of lengths below 1e-12, as PyTorch's normalize has it
-    return (wide * jax.lax.rsqrt(jnp.maximum(square, tiny))).astype(vectors.dtype)
+    short = square <= 1e-24  # of lengths up to 1e-12, as PyTorch's normalize has it
+    long = wide * jax.lax.rsqrt(jnp.where(short, 1, square))
+    return jnp.where(short, jax.lax.stop_gradient(wide * 1e12), long).astype(vectors.dtype)  # its derivative is 1e12
 
 
 def _known(name: str, numbers: jax.Array, count: int) -> jax.Array:

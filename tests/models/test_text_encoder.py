@@ -88,6 +88,20 @@ def test_a_row_of_padding_alone_is_finite_with_its_derivatives(normalized):
     assert not grads["stem_words"]["embedding"][7].any()
 
 
+def test_features_of_length_zero_have_no_direction_to_learn():
+    model = encoder(pooling="mean", pooler="tanh", normalized=True, dropout=0.0)  # a fresh pooler makes 0 of 0
+    tokens = jnp.array([[0, 0, 0], [4, 5, 0]], jnp.int32)
+    variables = model.init(jax.random.key(0), tokens)
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return jnp.sum(model.apply({"params": params}, tokens, train=False, key=None)[0]["features"])
+
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope(variables["params"])))
+    assert 1e-3 < largest < 1e3
+
+
 def test_derivatives_are_those_of_finite_differences(x64):
     w = bert_reference.weights(classes=3)
     model = encoder(param_dtype=jnp.float64, pooler="tanh", normalized=True, dropout=0.0)
