@@ -104,8 +104,8 @@ def mixup(alpha: float, classes: int | None = None):
     Returns:
       The transform; it gives `image` float32 and, with `classes`, `label` float32 [B, C], and needs the global batch.
     """
-    if alpha <= 0 or (classes is not None and classes < 1):
-        raise InputError(f"mixup needs alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
+    if not 0 < alpha < np.inf or (classes is not None and classes < 1):
+        raise InputError(f"mixup needs a finite alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
 
     def transform(batch, rng):
         image = _as_float(images_of(batch))

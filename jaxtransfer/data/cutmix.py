@@ -21,8 +21,8 @@ def cutmix(alpha: float = 1.0, classes: int | None = None):
       The transform; it leaves the type of `image` and gives, with `classes`, `label` float32 [B, C]; it needs the
       global batch.
     """
-    if not alpha > 0 or (classes is not None and classes < 1):
-        raise InputError(f"cutmix needs alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
+    if not 0 < alpha < np.inf or (classes is not None and classes < 1):
+        raise InputError(f"cutmix needs a finite alpha > 0 and classes >= 1 or None, got {alpha} and {classes}")
 
     def transform(batch, rng):
         image = images_of(batch)

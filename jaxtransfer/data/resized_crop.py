@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxtransfer.data.transform import draw_for, images_of, per_example, span
 from jaxtransfer.errors import InputError, unknown
-from jaxtransfer.resizing import INTERPOLATIONS, resized
+from jaxtransfer.resizing import AREA, INTERPOLATIONS, resized
 
 _TRIES = 10
 
@@ -61,6 +61,10 @@ def random_resized_crop(
     @per_example
     def transform(batch, rng, rows=None):
         image = images_of(batch)
+        if interpolation != AREA and any(
+            one.dtype != np.uint8 for one in (image if isinstance(image, list) else [image])
+        ):
+            raise InputError("random_resized_crop resizes images uint8, got floats; put it before what makes them")
         drawn = draw_for(batch, rows, lambda total: rng.random((total, _TRIES, 4)))
         shapes = np.array([one.shape[:2] for one in image])
         parts = [

@@ -247,6 +247,10 @@ def test_cutting_sees_what_the_centre_crop_leaves_out(photos):
     assert one.fingerprint()["augmentation"] != other.fingerprint()["augmentation"]
 
 
+def applied(transform, dtype=np.uint8):
+    return transform({"image": np.zeros((2, 4, 4, 3), dtype)}, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -261,7 +265,19 @@ def test_cutting_sees_what_the_centre_crop_leaves_out(photos):
         (lambda: augment.random_resized_crop(0), "at least 1 pixel"),
         (lambda: augment.random_resized_crop(8, scale=(0.1, 1.1)), "scale is a range"),
         (lambda: augment.random_resized_crop(8, interpolation="nearest"), "unknown interpolation"),
+        (lambda: augment.random_erasing(value="grey"), "a finite number, or one for each channel"),
+        (lambda: augment.random_erasing(value=(1, float("nan"))), "a finite number, or one for each channel"),
+        (
+            lambda: applied(augment.random_erasing(value=(0.485, 0.456, 0.406))),
+            r"whole numbers in 0\.\.255; got \[0.485",
+        ),
+        (lambda: applied(augment.random_erasing(value=256)), r"whole numbers in 0\.\.255"),
+        (lambda: applied(augment.random_erasing(value=(1, 2))), "fills 2 channels; the images have 3"),
+        (lambda: applied(augment.random_resized_crop(2), np.float32), "resizes images uint8, got floats"),
         (lambda: augment.cutmix(0), "alpha > 0"),
+        (lambda: augment.cutmix(float("inf")), "finite alpha"),
+        (lambda: augment.mixup(float("inf")), "finite alpha"),
+        (lambda: augment.mixup(float("nan")), "finite alpha"),
         (lambda: augment.one_of(), "one transform or more"),
         (
             lambda: augment.rand_augment()({"image": np.zeros((2, 4, 4, 3), np.float32)}, np.random.default_rng(0)),
