@@ -26,12 +26,14 @@ class Facts(NamedTuple):
       class_names: of the outputs, in order; empty where nothing says it.
       heads: number of attention heads; None where nothing says it.
       origin: the file that says so.
+      network: of what weights of ours are, as `models.describe` says it; None where nothing says it.
     """
 
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
     heads: int | None = None
     origin: str = ""
+    network: Mapping[str, Any] | None = None
 
 
 def beside(path: Path) -> Facts:
@@ -78,13 +80,15 @@ def within(path: Path) -> Facts | None:
         known = entries.get("preprocessing")
         names = tuple(map(str, entries.get("class_names") or ()))
         preprocessing = None if known is None else Preprocessing.from_entries(known)
-        return Facts(preprocessing, names, entries.get("heads"), "the file itself")
+        network = entries.get("network")
+        network = dict(network) if isinstance(network, Mapping) else None
+        return Facts(preprocessing, names, entries.get("heads"), "the file itself", network)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
 
 
-def network_within(path: Path) -> str | None:
-    """Returns the name in the zoo of the network that a file of ours says it is of; None where nothing says it.
+def network_within(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Returns the network that a file of ours says it is of, its name in the zoo and its options; None for others.
 
     Args:
       path: a file of weights or a name of some, there or not.
@@ -92,9 +96,10 @@ def network_within(path: Path) -> str | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     network = (_own(path) or {}).get("network")
-    if not isinstance(network, Mapping) or network.get("model_options"):  # options stand in no name
+    if not isinstance(network, Mapping):
         return None
-    return str(network.get("model"))
+    options = network.get("model_options")
+    return str(network.get("model")), dict(options) if isinstance(options, Mapping) else {}
 
 
 def _own(file: Path) -> dict[str, Any] | None:

@@ -10,11 +10,15 @@ import numpy as np
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.models.recipe import as_arguments
 from jaxtransfer.pretrained import adapt
 from jaxtransfer.pretrained.layouts import Shapes
 from jaxtransfer.pretrained.match import Match
 from jaxtransfer.pretrained.schemes.own import OWN
 from jaxtransfer.pretrained.source import Source
+
+_FREE = ("classes", "dtype", "param_dtype", "dropout", "vocabulary", "positions", "pooling", "normalized")
+"""Options that may differ: of the head and of training, of types, and those that are looked at elsewhere."""
 
 
 class Fit(NamedTuple):
@@ -77,6 +81,30 @@ def check_heads(source: Source, shapes: Shapes) -> None:
     ours = next((shape[0] for path, shape in shapes.items() if path.endswith("attention/query/bias")), None)
     if None not in (ours, source.facts.heads) and ours != source.facts.heads:
         raise InputError(f"{source.name} has {source.facts.heads} attention heads, the model {ours}; make it so")
+
+
+def check_options(source: Source, model: Model) -> None:
+    """Raises where weights of ours were made by options that no shape shows, and the model has others.
+
+    Args:
+      source: the weights.
+      model: whose leaves they fit.
+    """
+    network, recipe = source.facts.network, model.recipe
+    if network is None or recipe is None or network.get("model") not in models.ZOO:
+        return
+    try:
+        theirs = models.create(network["model"], 2, **as_arguments(network.get("model_options") or {})).recipe
+    except (InputError, TypeError, ValueError):  # options of another version: nothing tells
+        return
+    if theirs is None or theirs.build != recipe.build:
+        return
+    for name, value in theirs.arguments.items():
+        if name not in _FREE and (ours := recipe.arguments.get(name, value)) != value:
+            raise InputError(
+                f"{source.name} is of a network with {name}={value!r}, the model has {name}={ours!r}, and would give "
+                f"something else in silence; make it so"
+            )
 
 
 def fit(

@@ -126,6 +126,7 @@ def load_pretrained(
     size = found.facts.preprocessing.size if found.facts.preprocessing is not None else None
     fit = fitting.fit(matched, shapes, inputs, reinit, tuple(class_names), names, size)
     fitting.check(fit, matched, shapes, kept, found.name, model.name)
+    fitting.check_options(found, model)
 
     values = {path: np.array(fit.values[path], leaves[path].dtype) for path in leaves if path in fit.values}
     if fit.fresh or fit.columns:

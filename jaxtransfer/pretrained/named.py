@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.models.recipe import as_arguments
 from jaxtransfer.pretrained.as_run import count_outputs
 from jaxtransfer.pretrained.facts import network_within
 from jaxtransfer.pretrained.load import Pretrained, load_pretrained
@@ -38,8 +39,9 @@ def told_network(source: str | Path) -> str | None:
     Args:
       source: a file or a name of a hub.
     """
-    if (network := network_within(Path(source))) in models.ZOO:
-        return network
+    within = network_within(Path(source))
+    if within is not None and within[0] in models.ZOO:
+        return within[0]
     name = str(source).partition("@")[0].rstrip("/").split("/")[-1].split(":")[-1].lower()
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
@@ -64,6 +66,8 @@ def load_named(
 ) -> Pretrained:
     """Returns somebody's weights for a network of the zoo, as they are: all outputs, at the size they were trained on.
 
+    A file of ours says which options the network has besides its name.
+
     Args:
       source: as for `load_pretrained`.
       network: a name of the zoo.
@@ -76,10 +80,12 @@ def load_named(
     Raises:
       InputError: as `load_pretrained`, and for weights without a head.
     """
-    body = models.create(network, 2)
+    within = network_within(Path(source)) if isinstance(source, str | Path) else None
+    made = as_arguments(within[1]) if within is not None and within[0] == network else {}
+    body = models.create(network, 2, **made)
     reinit: tuple[str, ...] = ()
     try:
-        model = models.create(network, count_outputs(source, body, part=part, ignore=ignore))
+        model = models.create(network, count_outputs(source, body, part=part, ignore=ignore), **made)
     except InputError:
         if needs_head:
             raise

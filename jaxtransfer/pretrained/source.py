@@ -60,7 +60,18 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
     inner = weights_folder(path)
     found = read_file(inner)
     tensors, notes = tensors_in(found, part), _notes(found, part)
-    return Source(str(source), tensors, beside(inner), lambda: text_facts(path), notes)
+    facts = beside(inner)
+
+    def texts() -> TextFacts:
+        known = text_facts(path)
+        return known if facts.network is None else known._replace(**_pooled(facts.network.get("model_options") or {}))
+
+    return Source(str(source), tensors, facts, texts, notes)
+
+
+def _pooled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how a text encoder of ours pools, by the options that it was made with."""
+    return {"pooling": options.get("pooling") or "class", "normalized": bool(options.get("normalized"))}
 
 
 def _notes(found: Any, part: str | None) -> tuple[str, ...]:
@@ -76,7 +87,8 @@ def _of_run(run: Run) -> Source:
     options = run.config.get("model_options") or {}
 
     def texts() -> TextFacts:
-        pooling, normalized = options.get("pooling") or "class", bool(options.get("normalized"))
-        return TextFacts(pooling=pooling, normalized=normalized, tokenizer=run.tokenizer)
+        return TextFacts(**_pooled(options), tokenizer=run.tokenizer)
 
-    return Source(f"the run {run.directory}", tensors, Facts(known, run.class_names, None, "its configuration"), texts)
+    network = {"model": run.config["model"], "model_options": options} if run.config.get("model") else None
+    facts = Facts(known, run.class_names, None, "its configuration", network)
+    return Source(f"the run {run.directory}", tensors, facts, texts)

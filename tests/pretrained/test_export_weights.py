@@ -344,3 +344,19 @@ def test_inspection_shows_types_as_they_are(tmp_path):
 
 def test_the_libraries_are_named():
     assert {"jaxtransfer", "torchvision", "timm", "huggingface", "cifar", "big_vision"} <= set(LIBRARIES)
+
+
+def test_options_that_no_shape_shows_come_back(tmp_path):
+    """Padding and types are in no name and in no shape: the file says them, and a model of others is refused."""
+    model = jt.models.efficientnet_lite0(2, same_padding=False, dtype=jnp.bfloat16)
+    variables = drawn(model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    path = tmp_path / "w.safetensors"
+    jt.export_weights((model, variables), path, scheme="timm")
+    with pytest.raises(jt.InputError, match="with same_padding=False, the model has same_padding=True"):
+        jt.load_pretrained(path, jt.models.efficientnet_lite0(2))
+    jt.load_pretrained(path, jt.models.efficientnet_lite0(2, same_padding=False))
+    assert jt.pretrained.told_network(path) == "efficientnet-lite0"
+    loaded = jt.pretrained.load_named(path, "efficientnet-lite0")
+    arguments = loaded.model.recipe.arguments
+    assert (arguments["same_padding"], arguments["dtype"], arguments["classes"]) == (False, "bfloat16", 2)
+    assert bits(leaves(loaded.variables)) == bits(leaves(variables))

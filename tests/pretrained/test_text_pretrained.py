@@ -73,6 +73,15 @@ def test_a_folder_of_sentence_transformers_brings_its_pooling_length_and_tokeniz
         assert line in str(loaded.report)
 
 
+def test_a_file_of_ours_says_how_it_pools(tmp_path):
+    model = model_of(pooling="mean", normalized=True)
+    first = jt.load_pretrained(BARE, model, reinit="head")
+    jt.export_weights((model, first.variables), tmp_path / "w.safetensors")
+    loaded = jt.load_pretrained(tmp_path / "w.safetensors", model_of())
+    arguments = loaded.model.recipe.arguments
+    assert (arguments["pooling"], arguments["normalized"]) == ("mean", True)
+
+
 def test_what_the_maker_of_the_model_says_goes_before(tmp_path):
     folder = written(tmp_path / "s", BARE, sentence=["Normalize"])
     loaded = jt.load_pretrained(folder, model_of(normalized=False), reinit="head")
