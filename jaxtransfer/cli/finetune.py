@@ -77,7 +77,7 @@ class Finetune:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if row.facts.weighs:
             check_knows_classes(source, self.source, f"--method {self.method} weighs by the source's own loss")
-        stay = self.frozen.patterns(source.model, source.config["image_shape"], new_head=not self.keep_head)
+        stay = self._stay(source.model, source.config["image_shape"])
         shape, resizing = self.images.for_run(source, self.data.data, resize=self.resize, usual=jt.data.Resizing())
         seed, rows = self.training.seed, self.training.batch_size
         train, val, test = load_sets(
@@ -137,7 +137,12 @@ class Finetune:
                 f"{self.source} don't bring along; make a run of them: jaxtransfer convert --data"
             )
         body, shape = jt.models.create(network, 2), jt.models.ZOO[network].image
-        self.frozen.patterns(body, shape, new_head=not self.keep_head)
+        self._stay(body, shape)
+
+    def _stay(self, model: jt.Model, image_shape: Any) -> tuple[str, ...]:
+        """Returns the patterns of what stays."""
+        probes = METHODS[self.method].facts.probes
+        return self.frozen.patterns(model, image_shape, new_head=not self.keep_head, head_alone=probes)
 
 
 def _start(command: Finetune, source: Run, model: jt.Model, train: jt.data.Dataset) -> tuple[Any, Any]:

@@ -30,13 +30,16 @@ class FreezeOptions:
         """Raises for patterns that are none."""
         tree.matches("", self.freeze)  # raises
 
-    def patterns(self, model: jt.Model, image_shape: Sequence[int], *, new_head: bool) -> tuple[str, ...]:
+    def patterns(
+        self, model: jt.Model, image_shape: Sequence[int], *, new_head: bool, head_alone: bool = False
+    ) -> tuple[str, ...]:
         """Returns path patterns of what stays.
 
         Args:
           model: that is fine-tuned.
           image_shape: of its images.
           new_head: whether its head begins afresh.
+          head_alone: whether nothing but its head trains, for a while at least.
 
         Raises:
           InputError: for a pattern that selects nothing, and where they select all, or a new head.
@@ -53,6 +56,8 @@ class FreezeOptions:
         head = [path for path in paths if tree.matches(path, model.head)]
         if new_head and any(tree.matches(path, self.freeze) for path in head):
             raise InputError("--freeze selects the head, which is new and would stay as it was drawn; leave it out")
+        if head_alone and all(tree.matches(path, self.freeze) for path in head):
+            raise InputError("--freeze selects the head, which is all that a linear probe trains; leave it out")
         norms = jt.optim.batch_norms({model.name: params}, {model.name: variables}) if self.freeze_bn else ()
         if self.freeze_bn and not norms:
             raise InputError("--freeze-bn: the network has no batch norm; leave it out")

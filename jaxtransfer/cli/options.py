@@ -147,7 +147,7 @@ class TrainOptions(RunOptions):
         if steps % together:
             raise InputError(
                 f"--accumulate {together}: {steps} steps (of a stage, where there are several) make no whole number of "
-                f"updates; choose --steps so that they do, or --epochs"
+                f"updates; choose --steps so that they do" + (", or --epochs" if self.epochs is None else "")
             )
         self.check_warmup(steps)
         warmup = None if self.warmup is None else math.ceil(self.warmup / together)

@@ -33,7 +33,9 @@ class RecipeOptions:
     ema: Annotated[float | None, tyro.conf.arg(metavar="DECAY", help_behavior_hint="(default: none)")] = None
     """Keep a moving average of the weights, by a decay such as 0.999, at first their plain mean. It is evaluated beside
     them, chooses the best step, and is what evaluate and predict use."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32)")] = None
+    dtype: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32, or the source's)")
+    ] = None
     """bfloat16 computes in half the memory; weights, statistics, losses and averages stay float32."""
     class_weights: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="CLASS=WEIGHT ...", help_behavior_hint="(default: all 1)")

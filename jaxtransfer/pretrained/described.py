@@ -85,7 +85,9 @@ def describe(source: Exportable) -> Described:
     if isinstance(source, Pretrained):
         known = source.preprocessing
         shape = None if known is None else known.image_shape
-        return Described(source.report.source, source.model, source.variables, known, shape, source.class_names)
+        learned = not any(tree.matches(path, source.model.head) for path in source.report.fresh)
+        name, names = source.report.source, source.class_names
+        return Described(name, source.model, source.variables, known, shape, names, learned)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Model):
         model, variables = source
         if not isinstance(variables, Mapping) or "params" not in variables:

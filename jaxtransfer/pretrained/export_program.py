@@ -116,8 +116,9 @@ def export_program(
     given = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in bits.items()}
     (batch,) = export.symbolic_shape("batch")
     kind = jnp.uint8 if normalize else jnp.float32
-    sides = tuple(inputs.shape[1:]) if shape is None else shape
-    images = jax.ShapeDtypeStruct((batch, *sides), inputs.dtype if shape is None else kind)
+    like: Any = inputs
+    sides = tuple(like.shape[1:]) if shape is None else shape
+    images = jax.ShapeDtypeStruct((batch, *sides), like.dtype if shape is None else kind)
     try:
         exported = export.export(jax.jit(program), platforms=tuple(platforms))(given, images)
     except InputError:

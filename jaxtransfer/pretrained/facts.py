@@ -1,6 +1,7 @@
 """What stands beside weights in JSON: preprocessing and class names, as timm and transformers write them."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,7 @@ def _of_transformers(entries: Mapping[str, Any]) -> Preprocessing:
     if entries.get("do_center_crop") and entries.get("crop_size") is not None:
         resized = edge or min(target or (0,))
         target = _sides(entries["crop_size"])
-        crop = min(target) / resized if resized else 1.0
+        crop = _share(min(target), resized) if resized else 1.0
     elif edge is not None:
         target, crop = (
             (edge, edge),
@@ -150,6 +151,12 @@ def _of_transformers(entries: Mapping[str, Any]) -> Preprocessing:
     if not entries.get("do_normalize", True):
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     return Preprocessing(target, crop, mean, std, _PILLOW.get(entries.get("resample", 2), "bilinear"))
+
+
+def _share(kept: int, resized: int) -> float:
+    """Returns kept / resized, rounded down where floor(kept / share) would not give back what it is a share of."""
+    share = kept / resized
+    return share if math.floor(kept / share) >= resized else math.nextafter(share, 0)
 
 
 def _sides(size: Any) -> tuple[int, int]:

@@ -71,6 +71,11 @@ def test_one_run_with_all_of_them(run, refused, source, tmp_path):
         ("--freeze [", "'[' is no regular expression"),
         ("--freeze head", "--freeze selects the head, which is new"),
         ("--freeze .* --keep-head", "--freeze selects all layers"),
+        (
+            "--freeze head --keep-head --method lp-ft",
+            "--freeze selects the head, which is all that a linear probe trains",
+        ),
+        ("--accumulate 3 --steps 4", "choose --steps so that they do, or --epochs"),
         ("--ema 1", "--ema is the share of the average that a step keeps, below 1; got 1"),
         ("--ema -1", "--ema must be positive and finite; got -1.0"),
         ("--dtype bfloat", "unknown dtype 'bfloat' (did you mean 'bfloat16'?)"),

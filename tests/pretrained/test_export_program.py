@@ -207,3 +207,9 @@ def test_other_sources_and_folders_are_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(jt.InputError, match=r"pip install 'jaxtransfer\[export\]'"):
         jt.export_program((NET, variables()), tmp_path / "net", image_shape=SHAPE)
+
+
+def test_a_head_that_was_drawn_gives_no_probabilities(tmp_path):
+    fresh = jt.load_pretrained(variables(), NET, reinit="head", inputs=jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))
+    written = jt.export_program(fresh, tmp_path / "net", image_shape=SHAPE)
+    assert written.outputs.keys() == {"features"}

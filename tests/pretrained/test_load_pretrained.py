@@ -432,6 +432,9 @@ def test_what_stands_beside_the_weights(tmp_path):
         assert load(tmp_path / "w.npz").preprocessing == jt.pretrained.Preprocessing(
             (224, 224), 0.875, (0.5,) * 3, (0.25,) * 3, "bicubic"
         )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**cut, "size": {"shortest_edge": 400}}))
+    odd = load(tmp_path / "w.npz").preprocessing  # 224 / (224 / 400) is a little less than 400
+    assert odd.resizing.plan((500, 1000), odd.size) == (400, 800, 88, 288)
     for wrong in ("[", '{"image_mean": 3, "image_std": 3}'):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(jt.InputError, match=r"preprocessor_config\.json|can't be read"):

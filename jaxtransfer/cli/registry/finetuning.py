@@ -21,10 +21,12 @@ class Finetuning:
 
     Attributes:
       weighs: whether it weighs by the source's own loss, so that the source must know classes.
+      probes: whether the head trains alone, at first at least.
       strength: the usual one of its penalty; None where it has none.
     """
 
     weighs: bool = False
+    probes: bool = False
     strength: float | None = None
 
 
@@ -35,10 +37,13 @@ METHODS: dict[str, Row[Finetuning]] = {
     "linear-probe": Row(
         lambda make: jt.methods.linear_probe(make.model, make.optimizer, **make.loss),
         "train the head on frozen features",
-        Finetuning(),
+        Finetuning(probes=True),
     ),
     "lp-ft": Row(
-        lambda make: make.lp_ft(), "linear-probe for half of the steps, then full", Finetuning(), "Kumar et al. 2022"
+        lambda make: make.lp_ft(),
+        "linear-probe for half of the steps, then full",
+        Finetuning(probes=True),
+        "Kumar et al. 2022",
     ),
     "l2-sp": Row(
         lambda make: make.anchored(),
