@@ -115,7 +115,7 @@ def result_of(objective: Any, *arguments: Any) -> tuple[jax.Array, Tree, dict[st
     """Returns what an objective's loss gives: `(loss, state, metrics)`, checked as it is traced.
 
     Raises:
-      InputError: for anything else than a scalar, the state, and a dict of `Mean`s, none of them called `loss`.
+      InputError: for anything else than a scalar, the state, and a dict of `Mean`s.
     """
     found = objective.loss(*arguments)
     what = f"the loss of objective {objective.name or 'of no name'!r} returns (a scalar, the state, {{name: Mean}})"
@@ -130,10 +130,6 @@ def result_of(objective: Any, *arguments: Any) -> tuple[jax.Array, Tree, dict[st
         raise InputError(f"{what}; got a loss of shape {jnp.shape(value)}: ctx.mean(values, mask).value is their mean")
     if not isinstance(state, Mapping) or not isinstance(metrics, Mapping):
         raise InputError(f"{what}; got a {type(state).__name__} and a {type(metrics).__name__} as the last two")
-    if "loss" in metrics:  # it would take the place of the total in the records, on which the guard against NaN rests
-        raise InputError(
-            "a metric can't be called 'loss', as the total of all terms is; rename it: term.named('other')"
-        )
     for name, mean in metrics.items():
         if not isinstance(mean, Mean):
             raise InputError(f"{what}; metric {name!r} is a {type(mean).__name__}: keep what ctx.mean(...) gives")
@@ -201,3 +197,11 @@ def _text(term: Any) -> str:
     run = [forward.weights.name for forward in term.forwards]
     names = trained or [model.name for model in term.models] or run or [average.name for average in term.kept]
     return (term.name or "objective") + (f"({', '.join(dict.fromkeys(names))})" if names else "")
+
+
+def check_total(metrics: Mapping[str, Any]) -> None:
+    """Raises for a metric that would take the place of the total loss in the records, which guard against NaN."""
+    if "loss" in metrics:
+        raise InputError(
+            "a metric can't be called 'loss', as the total of all terms is; rename it: term.named('other')"
+        )

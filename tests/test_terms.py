@@ -112,7 +112,6 @@ def test_two_metrics_of_one_name_are_told_wherever_they_stand():
         (lambda mean, state: (jnp.ones(4), state, {}), r"loss of shape \(4,\)"),
         (lambda mean, state: (mean.value, None, {}), "a NoneType and a dict"),
         (lambda mean, state: (mean.value, state, {"own": mean.value}), "metric 'own' is a .*: keep what ctx.mean"),
-        (lambda mean, state: (mean.value, state, {"loss": mean}), "can't be called 'loss'"),
     ],
 )
 def test_what_a_loss_returns_is_checked(gives, told):
@@ -126,3 +125,20 @@ def test_what_a_loss_returns_is_checked(gives, told):
     for objective, data in ((own, batch), (own + jt.l2(), batch), (own.on("a"), {"a": batch}), (own.named("b"), batch)):
         with pytest.raises(jt.InputError, match=f"the loss of objective 'own'.*{told}"):
             objective({"net": {"w": jnp.ones(2)}}, {}, data, jt.Context(0, jax.random.key(0)))
+
+
+def test_no_metric_takes_the_place_of_the_total():
+    """In training and in evaluation; under another name it may stand beside it."""
+
+    def loss(outputs, params, state, batch, ctx):
+        mean = ctx.mean(2 * batch["x"], batch.get("mask"))
+        return mean.value, state, {"loss": mean}
+
+    own, batch = jt.Objective("own", (), loss), {"x": jnp.array([1.0, 3.0])}
+    for objective in (own, 2.0 * own, own + own.named("other")):
+        with pytest.raises(jt.InputError, match="a metric can't be called 'loss'"):
+            jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch)
+    state = jt.init(2.0 * own.named("own"), optax.sgd(0.1), jax.random.key(0), batch)
+    with pytest.raises(jt.InputError, match="a metric can't be called 'loss'"):
+        jt.evaluate(own, state, [batch])
+    assert jt.evaluate(2.0 * own.named("own"), state, [batch]) == {"own/loss": 4.0, "loss": 8.0}

@@ -15,6 +15,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.measures.measure import Measure, as_measures
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.terms import check_total
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import steps_of
@@ -45,6 +46,7 @@ def eval_step(
         outputs, state = runs.run(params, state, batch, ctx)
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         examples = ctx.sum(_counted(batch))
+        check_total(metrics)
         others, losses = [], []
         for value, (_, term) in zip(values, objective.summed.parts, strict=True):
             if term.pooled and term.name in metrics:

@@ -13,7 +13,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.parts.masking import check_masks
-from jaxtransfer.terms import result_of
+from jaxtransfer.terms import check_total, result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
 from jaxtransfer.train.turns import Turn, first_states, moved_by, turns_of
 
@@ -110,7 +110,8 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
         return result_of(objective, outputs, params, state, traced, context)
 
     frozen = [handle.tree for handle in whole.frozen]
-    _, new_state, _ = jax.eval_shape(loss, params, state, batch, frozen, opt_state)
+    _, new_state, metrics = jax.eval_shape(loss, params, state, batch, frozen, opt_state)
+    check_total(metrics)
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
 

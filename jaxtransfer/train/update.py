@@ -9,6 +9,7 @@ import optax
 
 from jaxtransfer.objective import Batch, Context, named_key
 from jaxtransfer.optim import held_still
+from jaxtransfer.terms import check_total
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import Turn, kept_by, moved_by
 from jaxtransfer.train.updates import accumulates, per_update, updates_made
@@ -51,6 +52,7 @@ def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
             updated = updates_made(state.step, opt_state) != made
             new_state = per_update(objective.per_update, state.state, new_state, updated)
         told = watched(objective, made, grads, opt_state, turn=turn.name) if watch else {}
+        check_total(metrics)
         named = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
         values = {**told, **{f"{turn.name}/{name}" if turn.name else name: value for name, value in named.items()}}
         params = own if turn.name == "" else {**state.params, **own}

@@ -214,7 +214,7 @@ def test_timm_efficientnet_lite(name, same, epsilon):
     model = jt.models.efficientnet_lite0(7, same_padding=same, epsilon=epsilon, dropout=0.0, **DOUBLE)
     maps = {f"blocks.{i}": f"stage{i + 1}" for i in range(7)}
     loaded = check_double(net, model, originals.images((2, 65, 48, 3)), maps, "global_pool")
-    assert loaded.report.scheme == "timm EfficientNet-Lite"
+    assert loaded.report.scheme == "timm EfficientNet-Lite or MobileNet-v2"
 
 
 @pytest.mark.slow
