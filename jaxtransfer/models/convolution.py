@@ -48,7 +48,9 @@ def _product(patches, kernel):
     XLA's CPU takes patchesᵀ @ gradient [K, D] at half of the peak and gradientᵀ @ patches [D, K] at 70 to 80 %. The
     latter is the derivative in the transposed kernel; behind the barrier XLA doesn't turn it back into the former.
     """
-    if patches.shape[0] < _MANY or kernel.shape[0] <= kernel.shape[1]:
+    rows = patches.shape[0]
+    few = rows < _MANY if isinstance(rows, int) else True  # of an exported program it is a symbol, and nothing trains
+    if few or kernel.shape[0] <= kernel.shape[1]:
         return patches @ kernel
     transposed = jax.lax.optimization_barrier(kernel.T)
     return jax.lax.dot_general(patches, transposed, (((1,), (1,)), ((), ())))
