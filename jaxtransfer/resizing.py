@@ -12,6 +12,8 @@ from jaxtransfer.errors import InputError, unknown
 AREA = "area"
 INTERPOLATIONS = (AREA, "bilinear", "bicubic")
 """What pixels are made by: the mean over areas, or one of Pillow's filters."""
+MOST_PIXELS = 2**26
+"""Of an image resized with its aspect ratio, 64 million; of a longer strip only what lies around its middle is."""
 
 
 class Plan(NamedTuple):
@@ -63,6 +65,8 @@ class Resizing:
     def __call__(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Returns the image, uint8 [h, w, C], as one of [H, W, C]."""
         plan = self.plan((image.shape[0], image.shape[1]), size)
+        if plan.rows * plan.columns > MOST_PIXELS:
+            return _middle(image, plan, size, self.interpolation)
         image = resized(image, plan[:2], self.interpolation)
         return image[plan.top : plan.top + size[0], plan.left : plan.left + size[1]]
 
@@ -73,6 +77,20 @@ class Resizing:
     def __str__(self):
         how = "stretched" if self.crop is None else f"crop {self.crop:g}"
         return f"{how}, {self.interpolation}"
+
+
+def _middle(image: np.ndarray, plan: Plan, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Returns the middle of a strip without the rest of it: the same to within rounding, of areas to within a pixel.
+
+    One of 1 x 20,000 pixels would become 256 x 5 million, for 224 x 224 in its middle.
+    """
+    (top, bottom), (left, right) = (
+        (first * old / new, (first + kept) * old / new)
+        for new, first, old, kept in zip(plan[:2], plan[2:], image.shape[:2], size, strict=True)
+    )
+    if interpolation == AREA:
+        interpolation = "box" if bottom - top > size[0] else "bilinear"
+    return _by_pillow(image, size, interpolation, (left, top, right, bottom))
 
 
 STRETCH = Resizing(None, AREA)
@@ -105,11 +123,15 @@ def resized(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
         shrinks = height < image.shape[0] or width < image.shape[1]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method).reshape(height, width, -1)
+    return _by_pillow(image, size, interpolation)
+
+
+def _by_pillow(image: np.ndarray, size: tuple[int, int], name: str, box: Any = None) -> np.ndarray:
     from PIL import Image
 
-    method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
+    method = getattr(Image.Resampling, name.upper())
     whole = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    return np.asarray(whole.resize((width, height), method)).reshape(height, width, -1)
+    return np.asarray(whole.resize((size[1], size[0]), method, box)).reshape(*size, -1)
 
 
 def fit(image: np.ndarray, image_shape: tuple[int, int, int], resizing: Resizing = STRETCH) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import jaxtransfer as jt
+from jaxtransfer import resizing
 from jaxtransfer.data import Dataset, Resizing, eval_batches, load, pipeline
 from jaxtransfer.data.sources import ListSource
 from jaxtransfer.pretrained import Preprocessing
@@ -26,6 +27,19 @@ def torchvisions(image, side, share, method):
     picture = picture.resize((edge, longer) if width <= height else (longer, edge), FILTERS[method])
     top, left = round((picture.height - side) / 2.0), round((picture.width - side) / 2.0)
     return np.asarray(picture.crop((left, top, left + side, top + side))).reshape(side, side, image.shape[2])
+
+
+@pytest.mark.parametrize("method", FILTERS)
+def test_of_a_long_strip_the_middle_alone_is_resized(method, rng, monkeypatch):
+    strip = np.arange(20_000, dtype=np.uint32)[None, :, None].astype(np.uint8)  # else 256 x 5 million pixels
+    found = Resizing(0.875, method)(strip, (224, 224))
+    assert found.shape == (224, 224, 1)
+    assert set(np.unique(found)) == {9999 % 256, 10_000 % 256}
+    monkeypatch.setattr(resizing, "MOST_PIXELS", 0)
+    for height, width in ((7, 300), (300, 7), (40, 900), (1, 50)):
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        made = Resizing(0.9, method)(image, (32, 32)).astype(int)
+        assert np.abs(made - torchvisions(image, 32, 0.9, method)).max() <= 1
 
 
 @pytest.mark.parametrize("method", FILTERS)
