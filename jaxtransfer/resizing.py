@@ -82,7 +82,8 @@ class Resizing:
 def _middle(image: np.ndarray, plan: Plan, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Returns the middle of a strip without the rest of it: the same to within rounding, of areas to within a pixel.
 
-    One of 1 x 20,000 pixels would become 256 x 5 million, for 224 x 224 in its middle.
+    The cubic filter overshoots, which is cut off to 0..255 between its two passes; Pillow may take them in another
+    order then. One of 1 x 20,000 pixels would become 256 x 5 million, for 224 x 224 in its middle.
     """
     (top, bottom), (left, right) = (
         (first * old / new, (first + kept) * old / new)
