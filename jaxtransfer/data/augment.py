@@ -7,6 +7,8 @@ Such a transform carries `per_example = True`. Any other function `(batch, rng) 
 the global batch, on every host.
 """
 
+import math
+
 import numpy as np
 
 from jaxtransfer.data.color import color_jitter as color_jitter
@@ -173,6 +175,7 @@ def compose(*transforms):
             batch = step(batch, rng) if whole else step(batch, rng, rows)
         return batch
 
+    transform.chooses = math.prod(getattr(step, "chooses", 1) for step in transforms)
     return _reading(transforms, per_example(transform, not whole))
 
 
@@ -193,6 +196,7 @@ def one_of(*transforms):
         step = transforms[int(rng.integers(len(transforms)))]
         return step(batch, rng) if whole else step(batch, rng, rows)
 
+    transform.chooses = len(transforms)
     return per_example(transform, not whole)
 
 

@@ -152,13 +152,17 @@ class Pipeline:
         if self._augment is None:
             return None
         examples = reader(self.dataset, self._augment)(np.arange(min(16, len(self.dataset))))
+        chooses = getattr(self._augment, "chooses", 1)  # among how many, by batches: each is to be seen
         effects = set()
         for _ in range(2):
-            try:
-                batch = self._augment(copy.deepcopy(examples), np.random.default_rng(_AUGMENT))
-            except Exception:  # one that takes whole batches alone
-                return "of whole batches"
-            effects.add(json.dumps({name: of_array(value) for name, value in sorted(batch.items())}))
+            made = []
+            for number in range(1 if chooses == 1 else 8 * chooses):
+                try:
+                    batch = self._augment(copy.deepcopy(examples), np.random.default_rng(_AUGMENT + number))
+                except Exception:  # one that takes whole batches alone
+                    return "of whole batches"
+                made.append(json.dumps({name: of_array(value) for name, value in sorted(batch.items())}))
+            effects.add("".join(made))
         return hashlib.sha256(effects.pop().encode()).hexdigest() if len(effects) == 1 else "drawn anew each time"
 
     def iterate(self, start: int = 0) -> Stream:

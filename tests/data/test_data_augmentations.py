@@ -202,6 +202,19 @@ CHAIN = (
 )
 
 
+def test_a_fingerprint_sees_each_of_several_transforms():
+    data = Dataset.from_arrays(np.arange(6 * 48, dtype=np.uint8).reshape(6, 4, 4, 3), np.arange(6) % 3)
+
+    def told(of_mixup, of_cutmix):
+        mixes = augment.one_of(augment.mixup(of_mixup, 3), augment.cutmix(of_cutmix, 3))
+        both = augment.compose(augment.random_flip(), mixes)
+        return [pipeline(data, 2, augment=one).fingerprint()["augmentation"] for one in (mixes, both)]
+
+    plain, *others = told(0.2, 1.0), told(0.9, 1.0), told(0.2, 0.3)
+    assert plain == told(0.2, 1.0)
+    assert all(one[k] != plain[k] for one in others for k in (0, 1))
+
+
 @pytest.fixture
 def photos(tmp_path, rng):
     for label in range(2):
