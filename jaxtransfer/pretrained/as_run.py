@@ -61,7 +61,7 @@ def run_of(
         raise InputError(f"the weights have {outputs} outputs, and there are {len(names)} class names")
     height, width, channels = models.ZOO[described["model"]].image
     usual = height, width, channels
-    shapes = [image_shape] if image_shape else [_shape(loaded, usual), usual]
+    shapes = [image_shape] if image_shape else _shapes(loaded, usual)
     shape = next((one for one in shapes if _fits(loaded, one)), None)
     if shape is None:
         raise InputError(
@@ -150,6 +150,9 @@ def _fits(loaded: Pretrained, shape: tuple[int, int, int]) -> bool:
     return True
 
 
-def _shape(loaded: Pretrained, usual: tuple[int, int, int]) -> tuple[int, int, int]:
+def _shapes(loaded: Pretrained, usual: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Returns what the images may be, the likeliest first: the weights show which of them they are laid out for."""
     size = None if loaded.preprocessing is None else loaded.preprocessing.size
-    return usual if size is None else (*size, usual[2])
+    channels = dict.fromkeys((usual[2], 3, 1, 4))
+    places = (size or (usual[0], usual[1]), (usual[0], usual[1]))
+    return [(height, width, count) for height, width in places for count in channels]

@@ -88,19 +88,40 @@ def within(path: Path) -> Facts | None:
         raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
 
 
-def network_within(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Returns the network that a file of ours says it is of, its name in the zoo and its options; None for others.
+class Within(NamedTuple):
+    """The network that a file of ours says it is of.
+
+    Attributes:
+      model: its name in the zoo.
+      options: what else it was made with.
+      image_shape: (H, W, C) of its images; None where nothing says it.
+    """
+
+    model: str
+    options: dict[str, Any]
+    image_shape: tuple[int, int, int] | None
+
+
+def network_within(path: Path) -> Within | None:
+    """Returns the network that a file of ours says it is of; None for others.
 
     Args:
       path: a file of weights or a name of some, there or not.
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
-    network = (_own(path) or {}).get("network")
+    entries = _own(path) or {}
+    network = entries.get("network")
     if not isinstance(network, Mapping):
         return None
-    options = network.get("model_options")
-    return str(network.get("model")), dict(options) if isinstance(options, Mapping) else {}
+    options, shape = network.get("model_options"), entries.get("image_shape")
+    sides: list[Any] = shape if isinstance(shape, list) else []
+    known = len(sides) == 3 and all(type(side) is int and side > 0 for side in sides)
+    return Within(
+        str(network.get("model")),
+        dict(options) if isinstance(options, Mapping) else {},
+        (sides[0], sides[1], sides[2]) if known else None,
+    )
 
 
 def _own(file: Path) -> dict[str, Any] | None:

@@ -40,8 +40,8 @@ def told_network(source: str | Path) -> str | None:
       source: a file or a name of a hub.
     """
     within = network_within(Path(source))
-    if within is not None and within[0] in models.ZOO:
-        return within[0]
+    if within is not None and within.model in models.ZOO:
+        return within.model
     name = str(source).partition("@")[0].rstrip("/").split("/")[-1].split(":")[-1].lower()
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
@@ -64,7 +64,7 @@ def load_named(
     std: Sequence[float] = (),
     needs_head: bool = True,
 ) -> Pretrained:
-    """Returns somebody's weights for a network of the zoo, as they are: all outputs, at the size they were trained on.
+    """Returns somebody's weights for a network of the zoo, as they are: all outputs, size and channels of images.
 
     A file of ours says which options the network has besides its name.
 
@@ -81,7 +81,8 @@ def load_named(
       InputError: as `load_pretrained`, and for weights without a head.
     """
     within = network_within(Path(source)) if isinstance(source, str | Path) else None
-    made = as_arguments(within[1]) if within is not None and within[0] == network else {}
+    within = within if within is not None and within.model == network else None
+    made = {} if within is None else as_arguments(within.options)
     body = models.create(network, 2, **made)
     reinit: tuple[str, ...] = ()
     try:
@@ -93,9 +94,21 @@ def load_named(
     if mean:
         model = models.normalize(model, mean, std)
     options: dict[str, Any] = {"part": part, "ignore": ignore, "reinit": reinit}
-    loaded = load_pretrained(source, model, **options)
+    usual = models.ZOO[network].image
+    shape = usual if within is None else within.image_shape or usual
+
+    def laid_out(shape: Sequence[int]) -> Pretrained:
+        inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        return load_pretrained(source, model, inputs=None if tuple(shape) == usual else inputs, **options)
+
+    if len(mean) > 1:
+        shape = (*shape[:2], len(mean))
+    loaded = laid_out(shape)
+    stem = next((how for path, how in loaded.report.adapted.items() if path.endswith("stem_conv/kernel")), None)
+    if stem is not None:  # "from 3 to 1 channels"
+        shape = (*shape[:2], int(stem.split()[1]))
+        loaded = laid_out(shape)
     moved = any(path.endswith("stem_position") for path in loaded.report.adapted)
     if moved and loaded.preprocessing is not None and loaded.preprocessing.size is not None:
-        shape = (1, *loaded.preprocessing.size, models.ZOO[network].image[2])  # that they were trained on
-        loaded = load_pretrained(source, model, inputs=jax.ShapeDtypeStruct(shape, jnp.float32), **options)
+        loaded = laid_out((*loaded.preprocessing.size, shape[2]))  # that they were trained on
     return loaded

@@ -360,3 +360,19 @@ def test_options_that_no_shape_shows_come_back(tmp_path):
     arguments = loaded.model.recipe.arguments
     assert (arguments["same_padding"], arguments["dtype"], arguments["classes"]) == (False, "bfloat16", 2)
     assert bits(leaves(loaded.variables)) == bits(leaves(variables))
+
+
+def test_a_file_of_ours_keeps_the_channels_of_its_images(tmp_path):
+    """Small-cnn is usually on grey images; the stem of one on colours was summed over them, in silence."""
+    model = jt.models.normalize(jt.models.small_cnn(3), (0.4, 0.5, 0.6), 0.2)
+    variables = drawn(model, jax.ShapeDtypeStruct((1, 12, 20, 3), jnp.float32))
+    loaded = jt.load_pretrained(variables, model, inputs=jax.ShapeDtypeStruct((1, 12, 20, 3), jnp.float32))
+    run = jt.pretrained.run_of(loaded, image_shape=(12, 20, 3))
+    jt.export_weights(run, tmp_path / "w.safetensors")
+    again = jt.pretrained.load_named(tmp_path / "w.safetensors", "small-cnn")
+    assert bits(leaves(again.variables)) == bits(leaves(variables))
+    assert not again.report.adapted
+    assert jt.pretrained.run_of(again).image_shape == (12, 20, 3)
+    bare = jt.pretrained.load_named(variables, "small-cnn", mean=(0.4, 0.5, 0.6), std=(0.2,))  # nothing says its shape
+    assert bits(leaves(bare.variables)) == bits(leaves(variables))
+    assert jt.pretrained.run_of(bare).image_shape[2] == 3
