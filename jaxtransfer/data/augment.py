@@ -175,8 +175,8 @@ def compose(*transforms):
             batch = step(batch, rng) if whole else step(batch, rng, rows)
         return batch
 
-    transform.chooses = math.prod(getattr(step, "chooses", 1) for step in transforms)
-    return _reading(transforms, per_example(transform, not whole))
+    chooses = math.prod(getattr(step, "chooses", 1) for step in transforms)
+    return _reading(transforms, _choosing(chooses, per_example(transform, not whole)))
 
 
 def one_of(*transforms):
@@ -196,8 +196,13 @@ def one_of(*transforms):
         step = transforms[int(rng.integers(len(transforms)))]
         return step(batch, rng) if whole else step(batch, rng, rows)
 
-    transform.chooses = len(transforms)
-    return per_example(transform, not whole)
+    return _choosing(len(transforms), per_example(transform, not whole))
+
+
+def _choosing(count, transform):
+    """Notes among how many each batch gets one, for the fingerprint, which is to see all of them."""
+    transform.chooses = count
+    return transform
 
 
 def _reading(transforms, transform):
