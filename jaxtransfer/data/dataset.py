@@ -24,6 +24,7 @@ from jaxtransfer.data.entries import (
 from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
 from jaxtransfer.data.resized import Resized
 from jaxtransfer.data.sources import ArraySource, Source, read_column
+from jaxtransfer.data.table_columns import listed
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.resizing import Resizing
 
@@ -251,10 +252,15 @@ class Dataset(Derived, Resized):
         return list(dict.fromkeys([*self.entries, *self.columns]))
 
     def __repr__(self):
-        """Its columns: `Dataset(digits (train): 100 examples; image uint8 [8, 8, 1], label int32 of 10 classes)`."""
+        """Its columns: `Dataset(digits (train): 100 examples; image uint8 [8, 8, 1], label int32 of 10 classes)`.
+
+        Of a table, the columns that `features` is made of, too: a label in another guise would be seen.
+        """
         known = self.entries  # columns that are read from disk say nothing of themselves
-        listed = [f"{name} {known[name]}" if name in known else name for name in self._names]
-        return f"Dataset({self.title}: {len(self)} examples; {', '.join(listed)})"
+        told = [f"{name} {known[name]}" if name in known else name for name in self._names]
+        columns = getattr(self.recipe, "feature_columns", ())
+        made = f"; features are made of {listed(columns)}" if columns and "features" in known else ""
+        return f"Dataset({self.title}: {len(self)} examples; {', '.join(told)}{made})"
 
     def __len__(self) -> int:
         return len(self.source) if self.rows is None else len(self.rows)

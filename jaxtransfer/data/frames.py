@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtransfer.data.alike import recipe_like
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.features import Names, renamed
 from jaxtransfer.data.recipe import Recipe, TableChoice, learn
@@ -29,7 +30,7 @@ def from_frame(
     words: int = _WORDS,
     tokenizer: Vocabulary | Tokenizer | None = None,
     fill: bool = True,
-    like: Dataset | None = None,
+    like: Any = None,
     name: str = "frame",
     split: str = "all",
 ) -> Dataset:
@@ -64,8 +65,9 @@ def from_frame(
         (`jt.load_pretrained(...).tokenizer`), or that of a run. Without `length`, texts are as long as the longest of
         training, and no longer than it allows.
       fill: whether missing numbers of `features` are filled; else they are an error.
-      like: a data set that this function made: its columns, statistics, categories, class names and words; a label may
-        then be missing.
+      like: a data set that this function or `load("table:...")` made, or a run that was trained on one,
+        `jt.load_run(out)` of `fit(out=, model=, dataset=)`: its columns, statistics, categories, class names and words;
+        a label may then be missing.
       name: the name that messages show.
       split: the split that messages show.
 
@@ -78,15 +80,14 @@ def from_frame(
     frame = _frame(frame)
     title = f"{name} ({split})"
     if like is not None:
-        if not isinstance(like, Dataset) or like.recipe is None:
-            raise InputError("like= is a data set that from_frame or load('table:...') made")
+        recipe = recipe_like(like)
         asked = (label, columns, tokens, features, drop, categorical, numeric)
         learned = length is not None or words != _WORDS or tokenizer is not None or not fill
         if any(value is not None and len(value) for value in asked) or learned:
             raise InputError(
-                "with like= the columns are those of that data set; leave out what else is said of columns"
+                "with like= the columns are those of that data set or run; leave out what else is said of columns"
             )
-        return dataset_of(frame, like.recipe, name, split)
+        return dataset_of(frame, recipe, name, split)
     choice = choice_of(
         label=label,
         columns=columns,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data import cache, folder, images, prepared
+from jaxtransfer.data.alike import is_of_a_table
 from jaxtransfer.data.builders import builder_of, check_all_features, reason_of
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.features import Asked, Names, choose
@@ -64,7 +65,8 @@ def load(
       resizing: how they are resized, `jt.data.Resizing(crop=0.875, interpolation="bicubic")`: with its aspect ratio
         kept and the middle cut out. None stretches those of another shape.
       like: a run (`jt.load_run`) or what weights expect (`jt.load_pretrained(...).preprocessing`), whose images these
-        become: it says `image_shape` and `resizing`.
+        become: it says `image_shape` and `resizing`. For a table, a run on one, or a data set of one: its columns,
+        statistics, categories, class names and words.
       image: the feature that becomes `image`; by default the one of that name, if there is one.
       label: the feature that becomes `label`, a class or a number; or several features.
       columns: further features; their names, or new names to theirs.
@@ -90,13 +92,13 @@ def load(
             f"the name of the data, {images.shown(name)}, is not UTF-8, so it can't be written to a configuration or a "
             "report; rename the folder, or lay a link to it"
         )
-    image_shape, resizing = _prepared_like(like, image_shape, resizing)
     if name.startswith("table:"):
-        if image is not None or image_shape is not None:
-            raise InputError("a table has no images; leave image= and image_shape= out")
+        if image is not None or image_shape is not None or resizing is not None:
+            raise InputError("a table has no images; leave image=, image_shape= and resizing= out")
         from jaxtransfer.data.tables import load_table
 
-        return load_table(name.removeprefix("table:"), split, label=label, columns=columns, **table)
+        return load_table(name.removeprefix("table:"), split, label=label, columns=columns, like=like, **table)
+    image_shape, resizing = _prepared_like(like, image_shape, resizing)
     texts = {**OPTIONS, **table}
     if strange := sorted(texts.keys() - OPTIONS.keys()):
         raise InputError(f"{strange[0]}= is of tables, 'table:PATH', and {name!r} is none; leave it out")
@@ -121,6 +123,8 @@ def _prepared_like(like, image_shape, resizing):
         if image_shape is not None or resizing is not None:
             raise InputError("like= says the shape and the resizing of images; leave image_shape= and resizing= out")
         image_shape, resizing = getattr(like, "image_shape", None), getattr(like, "resizing", None)
+        if image_shape is None and is_of_a_table(like):
+            raise InputError(f"like= is of a table, so it says how a table becomes columns; got {like!r:.100}")
         if image_shape is None:
             raise InputError(
                 f"like= is a run or a preprocessing that says which images it takes, got {like!r:.100}; pass "

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxtransfer.data.entries import LABEL_DTYPE, Entry, check_range
-from jaxtransfer.data.table_columns import MISSING, in_order, is_number, is_whole, names_of, numbers_of, texts_of
+from jaxtransfer.data.table_columns import (
+    MISSING,
+    in_order,
+    is_number,
+    is_whole,
+    listed,
+    names_of,
+    numbers_of,
+    texts_of,
+)
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.texts.saved import of_length
 from jaxtransfer.texts.tokenizer import Tokenizer
@@ -84,6 +93,23 @@ class Recipe:
             *(f"{name}={value}" for name, values in self.categories.items() for value in values),
         )
 
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The columns of the table that `features` is made of."""
+        return tuple(dict.fromkeys([*self.numbers, *self.gaps, *self.categories]))
+
+    def as_entries(self) -> dict[str, Any]:
+        """Returns it in JSON types, numbers to the bit, without what makes the tokens, which is kept by itself."""
+        return {
+            "numbers": {name: list(pair) for name, pair in self.numbers.items()},
+            "gaps": list(self.gaps),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+            "kept": {new: [name, None if of is None else list(of)] for new, (name, of) in self.kept.items()},
+            "labels": sorted(self.labels),
+            "tokens": dict(self.tokens),
+            "fill": self.fill,
+        }
+
     def __call__(self, frame: Any, title: str) -> tuple[dict[str, np.ndarray], dict[str, Entry]]:
         """Returns the arrays [N, ...] of a frame's rows and what is known of them; says what was missing.
 
@@ -94,7 +120,8 @@ class Recipe:
         arrays, entries = {}, {}
         for name in [*self.numbers, *self.gaps, *self.categories, *self.tokens.values()]:
             if name not in frame.columns:
-                raise unknown(f"column of {title}", name, map(str, frame.columns))
+                made = "tokens" if name in self.tokens.values() else FEATURES
+                raise _lacks(title, name, f"of which {made!r} is made", frame)
         if self.feature_names:
             arrays[FEATURES] = self._features(frame, title)
             entries[FEATURES] = Entry(arrays[FEATURES].shape[1:], np.dtype(np.float32), names=self.feature_names)
@@ -102,7 +129,7 @@ class Recipe:
             if name not in frame.columns and new in self.labels:
                 continue  # rows to predict
             if name not in frame.columns:
-                raise unknown(f"column of {title}", name, map(str, frame.columns))
+                raise _lacks(title, name, f"of which {new!r} is made", frame)
             arrays[new] = _kept(frame[name], classes, title)
             entries[new] = Entry((), arrays[new].dtype, classes)
         for new, name in self.tokens.items():
@@ -141,14 +168,21 @@ class Recipe:
             told = "features of their own tell where"
             if untold:
                 told += f", but not of {', '.join(untold)}, which no training row lacks"
-            listed = ", ".join(f"{name} in {count}" for name, count in said)
+            counted = ", ".join(f"{name} in {count}" for name, count in said)
             what = "of %d rows numbers are missing, %s: the mean of the training rows stands for them; %s"
-            _LOG.warning(f"%s: {what}", title, len(frame), listed, told)
+            _LOG.warning(f"%s: {what}", title, len(frame), counted, told)
         if strange:
             _LOG.warning(
                 "%s: categories that no training row has (%s) are none of the features", title, ", ".join(strange)
             )
         return _float32(np.stack(columns, axis=1), self.feature_names, title)
+
+
+def _lacks(title: str, name: str, what: str, frame: Any) -> InputError:
+    return InputError(
+        f"{title}: the rows lack the column {name!r}, {what}, as it was of the training rows; add it; they have "
+        f"{listed(tuple(map(str, frame.columns)))}"
+    )
 
 
 def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
@@ -185,6 +219,9 @@ def learn(frame: Any, whole: Any, choice: TableChoice, title: str) -> Recipe:
             left.append(name)
     if left:
         _LOG.warning("%s: the training rows have at most one value of %s: left out", title, ", ".join(left))
+    made = tuple(dict.fromkeys([*numbers, *gaps, *categories]))
+    if made and choice.features is None:
+        _LOG.info("%s: features are made of %s; others by drop= or features=", title, listed(made))
     kept = {new: (name, _classes(whole, name, choice, title)) for new, name in choice.taken.items()}
     vocabulary = None
     if choice.tokens:

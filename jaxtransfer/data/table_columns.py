@@ -1,6 +1,7 @@
 """Columns of a table as NumPy arrays: numbers with their gaps, categories by name, texts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,11 @@ import numpy as np
 from jaxtransfer.errors import InputError
 
 MISSING = "(missing)"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Returns names in a row, those beyond `most` counted: "a, b, c and 4 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_number(series: Any) -> bool:

@@ -2,16 +2,18 @@
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.data import folder
+from jaxtransfer.data.alike import recipe_like
 from jaxtransfer.data.builders import reason_of
 from jaxtransfer.data.dataset import Dataset
 from jaxtransfer.data.frames import choice_of, dataset_of, pandas
 from jaxtransfer.data.images import shown
-from jaxtransfer.data.recipe import TableChoice, learn
+from jaxtransfer.data.recipe import Recipe, learn
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded, read_text
 
@@ -23,7 +25,7 @@ _SHARE = 5  # a fifth is the test
 
 
 def load_table(
-    path: str, split: str, *, split_by: str | None = None, train: str | None = None, **asked: Any
+    path: str, split: str, *, split_by: str | None = None, train: str | None = None, like: Any = None, **asked: Any
 ) -> Dataset:
     """Loads some rows of a table; what becomes of the columns is as for `from_frame`.
 
@@ -41,6 +43,7 @@ def load_table(
       split: the rows to load.
       split_by: the column whose values are the splits; it is no feature.
       train: the split that training is on; "train" by default.
+      like: a data set of a table, or a run on one, as for `from_frame`: nothing is learned of this table.
       **asked: `label`, `columns`, `tokens`, `features`, `drop`, `categorical`, `numeric`, `length`, `words`,
         `tokenizer` and `fill` as for `jt.data.from_frame`.
 
@@ -50,9 +53,16 @@ def load_table(
     given = {**_USUAL, **asked}
     if strange := sorted(given.keys() - _USUAL.keys()):
         raise unknown("argument for tables", strange[0], [*_USUAL, "split_by", "train"])
+    if like is not None:
+        if train is not None or any(given[key] != usual for key, usual in _USUAL.items()):
+            raise InputError(
+                "with like= the columns are those of that data set or run; leave out train= and what says columns"
+            )
+        return _load_alike(path, split, split_by, recipe_like(like))
     choice, name = choice_of(**given), f"table:{path}"
     frame = read_frame(path, texts=tuple(choice.tokens.values()))
-    splits, by = _splits(frame, split_by, name, choice)
+    used = (*choice.taken.values(), *choice.tokens.values(), *(choice.features or ()), *choice.drop)
+    splits, by = _splits(frame, split_by, name, used)
     if by is not None:
         choice = choice._replace(drop=(*choice.drop, by))
     source = train or "train"
@@ -66,6 +76,15 @@ def load_table(
     rows, learned = _rows(split, splits, name), _rows(source, splits, name)
     recipe = learn(frame.iloc[learned], frame, choice, name)
     return dataset_of(frame.iloc[rows], recipe, name, split, data="table")
+
+
+def _load_alike(path: str, split: str, split_by: str | None, recipe: Recipe) -> Dataset:
+    """Loads rows of a table as those of another one became columns."""
+    name = f"table:{path}"
+    frame = read_frame(path, texts=tuple(recipe.tokens.values()))
+    kept = [column for column, _ in recipe.kept.values()]
+    splits, _ = _splits(frame, split_by, name, (*recipe.numbers, *recipe.gaps, *recipe.categories, *kept))
+    return dataset_of(frame.iloc[_rows(split, splits, name)], recipe, name, split, data="table")
 
 
 _USUAL = {
@@ -115,12 +134,11 @@ def read_frame(path: str, *, texts: tuple[str, ...] = ()) -> Any:
 
 
 def _splits(
-    frame: Any, split_by: str | None, name: str, choice: TableChoice
+    frame: Any, split_by: str | None, name: str, used: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str | None]:
     """Returns the rows of each split, and the column that tells them."""
     every = np.arange(len(frame))
     by = split_by
-    used = (*choice.taken.values(), *choice.tokens.values(), *(choice.features or ()), *choice.drop)
     if by is None and _SPLIT in frame.columns and _SPLIT not in used:
         by = _SPLIT
     if by is None:

@@ -181,6 +181,7 @@ ENTRIES: dict[str, Rule] = {
     "seed": (whole(0, 2**32 - 1), "a whole number in [0, 2**32)"),
     "resize": SWITCH,
     "tokenizer": (lambda value: isinstance(value, dict), "an object that tells the tokenizer"),
+    "table": (lambda value: isinstance(value, dict), "an object that tells the table"),
     "preprocessing": (or_none(_preprocessing), "null, or what images become: crop, in (0, 1] or null, interpolation"),
     "monitor": (or_none(text), "the name of a metric, or null"),
     "maximize": SWITCH,

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import ENTRIES
 from jaxtransfer.runs.files import told, write_atomically
+from jaxtransfer.runs.table import TABLE
 from jaxtransfer.runs.tokens import TOKENIZER
 
 CONFIG = "config.json"
@@ -119,8 +120,7 @@ def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> No
     keys = (old.keys() | new.keys()) - {MADE}
     if "format" in new and "format" not in old:  # written before runs said what they are
         keys -= ENTRIES.keys() - old.keys() | {"format"}
-    if TOKENIZER not in old:  # written before runs kept theirs
-        keys -= {TOKENIZER}
+    keys -= {TOKENIZER, TABLE} - old.keys()  # written before runs kept theirs
     changes = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(keys)

@@ -17,6 +17,7 @@ from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
 from jaxtransfer.runs.directory import read_config, steps_of
 from jaxtransfer.runs.selection import score_of
+from jaxtransfer.runs.table import kept_table
 from jaxtransfer.runs.tokens import kept_tokenizer
 from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import Vocabulary
@@ -90,6 +91,15 @@ class Run(NamedTuple):
         None where it is no run on texts.
         """
         return kept_tokenizer(self.directory, self.config)
+
+    @property
+    def table(self) -> dict[str, Any] | None:
+        """How the rows of its table became columns, in JSON types: means, categories, class names.
+
+        `jt.data.from_frame(new, like=run)` and `jt.data.load("table:...", "all", like=run)` make columns of other rows
+        alike, in any process. None where it is no run on a table.
+        """
+        return kept_table(self.directory, self.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import describe
 from jaxtransfer.runs.configuration import CLASSES, FEATURES, FORMAT, check_config
+from jaxtransfer.runs.table import TABLE, table_note
 from jaxtransfer.runs.tokens import TOKENIZER, tokens_note
 
 _NONE = (None, "")
@@ -88,6 +89,7 @@ def noted(
         "monitor": monitor,
         "maximize": None if maximize else False,
         TOKENIZER: tokens_note(dataset, trained),
+        TABLE: table_note(dataset),
     }
     entries |= {name: value for name, value in more.items() if value not in _NONE}
     if (resizing := getattr(dataset, "resizing", None)) is not None:

@@ -20,6 +20,7 @@ from jaxtransfer.runs import loggers, selection
 from jaxtransfer.runs.checkpoints import Checkpoints, fill
 from jaxtransfer.runs.directory import note_config, open_run
 from jaxtransfer.runs.note import noted
+from jaxtransfer.runs.table import keep_table
 from jaxtransfer.runs.tokens import keep_tokenizer
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart, check_transform, rows_in
@@ -219,6 +220,7 @@ def fit(
             identity.write()
             note_config(out, note)
             keep_tokenizer(out, learned)
+            keep_table(out, learned)
         owed = eval_data is not None and kept.get(_CUT, False)  # the evaluation of the step that was saved last
         if (start >= steps and not owed) or selection.exhausted(history, better, patience):
             return Fitted(current, history, selection.best(history, better), {})

@@ -73,6 +73,16 @@ def test_tokens_are_the_words_of_the_training_rows(csv):
     assert short.entries["tokens"].classes == 5
 
 
+def test_the_columns_that_became_features_are_shown(csv, caplog):
+    with caplog.at_level(logging.INFO, "jaxtransfer"):
+        train = table(csv, "north")
+    assert "features are made of age, size, sex; others by drop= or features=" in caplog.text
+    assert repr(train).endswith("; features are made of age, size, sex)")
+    assert "made of age)" in repr(table(csv, "north", features=("age",)))
+    wide = from_frame({f"column{k}": [0.0, 1.0] for k in range(14)})
+    assert repr(wide).endswith("column10, column11 and 2 more)")
+
+
 def test_what_is_missing_is_said(csv, caplog):
     with caplog.at_level(logging.WARNING, "jaxtransfer"):
         table(csv, "north", length=3)
@@ -116,7 +126,7 @@ def test_frames_alike_and_rows_to_predict(csv):
     rows = from_frame(south.drop(columns="ill"), like=train.subset(per_class=1))
     assert "label" not in rows.entries
     np.testing.assert_array_equal(rows.column("features"), test.column("features"))
-    with pytest.raises(InputError, match=r"unknown column of .* 'age'"):
+    with pytest.raises(InputError, match=r"the rows lack the column 'age', of which 'features' is made"):
         from_frame(south.drop(columns="age"), like=train)
     with pytest.raises(InputError, match="'maybe' is no class of 'ill'; known: no, yes"):
         from_frame(south.assign(ill="maybe"), like=train)
