@@ -71,6 +71,7 @@ def test_reverse(rng, classes):
         (lambda: jt.methods.direct_relationship(np.full((2, 2), np.nan), np.array([0, 1]), 2), "finite"),
         (lambda: jt.methods.direct_relationship(np.zeros((2, 2)), np.array([0, 1]), 2, temperature=0), "temperature"),
         (lambda: jt.methods.reverse_relationship(np.zeros((2, 2)), np.array([0, 1]), 2, strengths=(0,)), "positive"),
+        (lambda: jt.methods.reverse_relationship(np.zeros((2, 2)), np.array([0, 0]), 1), "two or more; got 1"),
         (lambda: jt.methods.calibration_temperature(np.zeros((2, 2)), np.array([0, 2])), r"in \[0, 2\)"),
     ],
 )

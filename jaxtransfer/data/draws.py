@@ -64,7 +64,9 @@ def draws_of(dataset: Any, balance: Any, seed: int) -> tuple[Draws, np.ndarray]:
         weights = np.asarray(balance, float)
     except (TypeError, ValueError):
         weights = np.full(0, np.nan)
-    if weights.shape != (len(dataset),) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(weights.sum())
+    if weights.shape != (len(dataset),) or not finite or weights.min() < 0 or not weights.any():
         raise InputError(
             f"balance= is the name of a column of classes, or a weight for each of the {len(dataset)} examples, "
             f"finite, not negative, not all 0; got {balance!r:.80}"

@@ -78,13 +78,16 @@ def reverse_relationship(
       seed: of what is held out.
 
     Raises:
-      InputError: where shapes don't fit, for a class without an example, and a strength that isn't positive.
+      InputError: where shapes don't fit, for a class without an example or a single class, and a strength that isn't
+        positive.
     """
     from sklearn.linear_model import LogisticRegression
 
     logits, labels = _checked(logits, labels, classes)
     if not strengths or min(strengths) <= 0:
         raise InputError(f"strengths must be positive; got {list(strengths)}")
+    if classes < 2:
+        raise InputError("the reverse approach tells classes of the target apart, two or more; got 1")
     source = _softmax(logits / _positive(temperature))
 
     def fitted(rows, strength):

@@ -145,9 +145,10 @@ def text_encoder(
       dtype: type of the computation; None infers it.
       param_dtype: type of the parameters.
     """
-    if width % heads:
+    if heads < 1 or width % heads:
         raise InputError(f"expected a number of heads that divides the width {width}; got {heads}")
-    for what, value, least in (("vocabulary", vocabulary, 1), ("positions", positions, 1), ("types", types, 0)):
+    least_of = {"width": (width, 1), "depth": (depth, 1), "vocabulary": (vocabulary, 1), "positions": (positions, 1)}
+    for what, (value, least) in {**least_of, "types": (types, 0)}.items():
         if value < least:
             raise InputError(f"expected {what} of {least} at least; got {value}")
     if pooler is not None and pooler not in ACTIVATIONS:

@@ -74,6 +74,7 @@ def test_a_fingerprint_tells_the_weights(uneven):
         ({"balance": np.full(51, -1.0)}, "not negative"),
         ({"balance": np.zeros(51)}, "not all 0"),
         ({"balance": np.full(51, np.nan)}, "finite"),
+        ({"balance": np.full(51, 1e308)}, "finite"),  # their sum is not
         ({"balance": "label", "shuffle": False}, "takes them in order; drop one"),
     ],
 )

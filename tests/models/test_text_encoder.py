@@ -153,6 +153,8 @@ def test_in_a_program_tokens_out_of_range_give_nan_and_never_another_word():
         ({"pooling": "max"}, "unknown pooling 'max'"),
         ({"pooler": "gelu"}, "unknown pooler 'gelu'"),
         ({"types": -1}, "expected types of 0 at least; got -1"),
+        ({"heads": 0}, "divides the width 8; got 0"),
+        ({"depth": 0}, "expected depth of 1 at least; got 0"),
         ({"positions": 0}, "expected positions of 1 at least; got 0"),
     ],
 )
