@@ -7,6 +7,7 @@
 - `delta-attention`: the same, the last stage's channels weighed by how much the loss grows without them;
 - `bss`: full, and the features' smallest singular value shrunk (Chen et al. 2019);
 - `co-tuning`: the pretrained head is trained along, by the direct relationship (You et al. 2020);
+- `bi-tuning`: full, and classifier and projection contrasted with a slow network's keys (Zhong et al. 2020);
 - `stoch-norm`: full, by stochastic normalisation (Kou et al. 2020).
 
 Strengths are those of the papers, of l2-sp and ewc `--strengths` (the first one); no test label chose anything.
@@ -19,7 +20,9 @@ The same command resumes what is unfinished, and more methods or seeds add to wh
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 import jaxtransfer as jt
 from experiments import finetune_cifar100
@@ -31,7 +34,7 @@ SOURCE_CLASSES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Regularisers(Experiment):
-    """Compare DELTA, BSS, Co-Tuning, StochNorm and EWC with L2-SP and full fine-tuning; writes a table."""
+    """Compare DELTA, BSS, Co-Tuning, Bi-Tuning, StochNorm and EWC with L2-SP and full fine-tuning; writes a table."""
 
     per_class: tuple[int, ...] = (10,)
     """Labels per class, one table row of each method for each."""
@@ -45,6 +48,7 @@ class Regularisers(Experiment):
         "delta-attention",
         "bss",
         "co-tuning",
+        "bi-tuning",
         "stoch-norm",
     )
     """Any of them, and those of finetune_cifar100, in the order in which they run."""
@@ -99,10 +103,23 @@ def _co_tuning(kit: Kit) -> Method:
     start = kit.start()
     variables = {kind: {"encoder": values} for kind, values in start.items()}
     variables["params"]["source"] = {"dense1": old}
-    encoder = f"{both.name}/encoder/{kit.model.head}"
+    return Method(jt.classification(both) + jt.co_tuning(both, relationship), _inside(kit), variables, both)
+
+
+def _bi_tuning(kit: Kit) -> Method:
+    both = jt.models.with_heads(kit.model, projection=jt.models.head(128, batch_norm=False))
+    image = np.zeros((1, *kit.image_shape), np.uint8)
+    fresh = both.init(jax.random.key(kit.seed), image)
+    variables = {kind: {**fresh[kind], "encoder": values} for kind, values in kit.start().items()}
+    queue = min(40, max(1, len(kit.rows) // kit.bench.train_data.classes))  # as many keys as a class has examples
+    objective = jt.classification(both) + jt.bi_tuning(both, queue=queue)
+    return Method(objective, _inside(kit), variables, both, two_views=True)
+
+
+def _inside(kit: Kit) -> optax.GradientTransformation:
+    """The optimiser of `Kit.finetune` for the network inside of a model with further heads."""
     head, rest = (kit.sgd(rate, kit.experiment.decay) for rate in (kit.experiment.rate, kit.experiment.finetune_rate))
-    optimizer = jt.optim.by_path({encoder: head, ".*": rest})
-    return Method(jt.classification(both) + jt.co_tuning(both, relationship), optimizer, variables, both)
+    return jt.optim.by_path({f"{kit.model.name}/encoder/{kit.model.head}": head, ".*": rest})
 
 
 def _stoch_norm(kit: Kit) -> Method:
@@ -117,6 +134,7 @@ METHODS: Methods = {
     "delta-attention": _delta_attention,
     "bss": _bss,
     "co-tuning": _co_tuning,
+    "bi-tuning": _bi_tuning,
     "stoch-norm": _stoch_norm,
 }
 

@@ -195,12 +195,14 @@ class Method(NamedTuple):
       optimizer: what it is minimised with.
       start: the variables to start from.
       model: the model that is trained and evaluated, where it isn't the kit's: of the same name.
+      two_views: whether it sees a second augmentation of each image, `image2`.
     """
 
     objective: jt.Objective
     optimizer: optax.GradientTransformation
     start: dict[str, Any]
     model: jt.Model | None = None
+    two_views: bool = False
 
 
 Methods = Mapping[str, Callable[["Kit"], Method]]
@@ -237,6 +239,16 @@ METHODS: Methods = {
     "l2-sp": _l2_sp,
     "lp-ft": _lp_ft,
 }
+
+
+def _twice(transform: Any) -> Callable[..., dict[str, Any]]:
+    """Returns the transform to two views of each image, `image` and `image2`, drawn apart from each other."""
+
+    def both(batch, rng, rows=None):
+        return {**transform(batch, rng, rows), "image2": transform(batch, rng, rows)["image"]}
+
+    both.per_example = True  # pyright: ignore[reportFunctionMemberAccess]
+    return both
 
 
 class Bench:
@@ -313,14 +325,16 @@ class Bench:
             *(self.model, self.pretrained, experiment, steps, seed, strength, self, rows),
             probe=lambda: self.probe(rows, size, seed)[1],
         )
-        objective, optimizer, start, own = self.methods[method](kit)
+        objective, optimizer, start, own, two_views = self.methods[method](kit)
         model = self.model if own is None else own
         crop_flip = augment.compose(augment.random_crop(4), augment.random_flip())
         train = self.train_data.select(np.sort(rows))
         fitted = jt.fit(
             objective,
             optimizer,
-            jt.data.pipeline(train, experiment.batch_size, seed=seed, augment=crop_flip),
+            jt.data.pipeline(
+                train, experiment.batch_size, seed=seed, augment=_twice(crop_flip) if two_views else crop_flip
+            ),
             steps=steps,
             key=seed,
             params={model.name: start["params"]},

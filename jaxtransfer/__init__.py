@@ -32,6 +32,7 @@ from jaxtransfer.multitask import balance
 from jaxtransfer.objective import Context, Mean, Objective
 from jaxtransfer.objectives import (
     averaged,
+    bi_tuning,
     bss,
     cached,
     classification,
@@ -103,6 +104,7 @@ __all__ = [
     "alternate",
     "averaged",
     "balance",
+    "bi_tuning",
     "bss",
     "cached",
     "classification",

@@ -42,6 +42,9 @@ def test_formulas(formula):
     names |= {"fisher_diagonal": lambda *_: anchor, "objective": None, "state": None, "batches": None}
     names |= {"student": jt.models.mlp(10, name="student"), "teacher": jt.frozen(model, {"params": {}})}
     names |= {"phi": model, "psi": jt.models.mlp(10, name="psi"), "v": [1.0] * 10}
+    names |= {"net": model, "v0": {"params": {}}, "eta": 1e-3, "both": model}  # what a step would need isn't looked at
+    names |= {"with_heads": jt.models.with_heads, "head": jt.models.head}
+    names |= {"logits": np.zeros((100, 10)), "labels": np.arange(100)}
     assert isinstance(eval(formula, names), jt.Objective)
 
 

@@ -2,6 +2,7 @@
 
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
 from jaxtransfer.losses.behaviour import delta
+from jaxtransfer.losses.categorical import categorical_contrast
 from jaxtransfer.losses.classification import class_weights, cross_entropy, top_k
 from jaxtransfer.losses.co_tuning import co_tuning
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
@@ -32,6 +33,7 @@ __all__ = [
     "batch_hard",
     "binary_cross_entropy",
     "bss",
+    "categorical_contrast",
     "class_weights",
     "co_tuning",
     "correlation_congruence",

@@ -2,6 +2,7 @@
 
 from jaxtransfer.objectives import selfsupervised
 from jaxtransfer.objectives.anchored import (
+    bi_tuning,
     bss,
     co_tuning,
     delta,
@@ -18,6 +19,7 @@ from jaxtransfer.objectives.supervised import classification, multilabel_classif
 
 __all__ = [
     "averaged",
+    "bi_tuning",
     "bss",
     "cached",
     "classification",

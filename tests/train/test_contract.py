@@ -113,6 +113,10 @@ OBJECTIVES = {
     "co-tuning": lambda model, w, rng: (
         jt.classification(model) + jt.co_tuning(model, 0.1 + 0.6 * np.eye(4), output="logits", strength=0.5)
     ),
+    "bi-tuning": lambda model, w, rng: (
+        jt.classification(model)
+        + jt.bi_tuning(model, queue=3, temperature=0.5, decay=0.9, strength=0.3, head="head", tap="features")
+    ),
     "scheduled": lambda model, w, rng: (
         jt.classification(model) + optax.cosine_decay_schedule(0.1, 10) * jt.l2_sp(noisy(rng, w))
     ),
@@ -179,10 +183,10 @@ def batches(rng, count, rows=16):
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
 ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
-ALIKE |= {"delta", "co-tuning", "multilabel", "info_nce", "moco v3"}
+ALIKE |= {"delta", "co-tuning", "bi-tuning", "multilabel", "info_nce", "moco v3"}
 
 STOPPED = {"crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning"}
-STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino"), "unfused")
+STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino", "bi-tuning"), "unfused")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in OBJECTIVES])
