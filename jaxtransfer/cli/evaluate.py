@@ -130,7 +130,7 @@ class Evaluate:
         metrics, scores = evaluated(run)
         facts = {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
         for name, other in beside(run).items():
-            facts[name] = evaluated(other)[0]
+            facts[name] = evaluated(self.images.at_size(other))[0]
         return facts, scores
 
     def _dataset(self, run: Run, split: str | None = None) -> jt.data.Dataset:

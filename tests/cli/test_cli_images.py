@@ -135,7 +135,9 @@ def test_what_can_be_no_preprocessing_is_refused_first(refused, tmp_path, words,
 @pytest.mark.slow
 def test_positions_are_interpolated_for_another_size(run, tmp_path):
     words = ("--data", "digits/upright", "--steps", "1", "--batch-size", "8", "--eval-split", "test[:16]")
-    run("pretrain", *words, "--model", "vit-ti-4", "--out", tmp_path / "a")
+    run("pretrain", *words, "--model", "vit-ti-4", "--ema", "0.9", "--out", tmp_path / "a")
+    out, _ = run("evaluate", tmp_path / "a", "--split", "test[:16]", "--image-size", "16")
+    assert json.loads(out[-1])["raw"].keys() >= {"accuracy", "loss"}
     run("finetune", "--from", tmp_path / "a", *words, "--image-size", "16", "--out", tmp_path / "b")
     grown = jt.load_run(tmp_path / "b")
     assert grown.image_shape == (16, 16, 1)
