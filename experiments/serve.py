@@ -1,7 +1,8 @@
 """Serves what `jaxtransfer export RUN --format jax --out FOLDER` wrote, without jaxtransfer: JAX and flatbuffers alone.
 
 Command: python experiments/serve.py FOLDER IMAGES.npy, with images uint8 [B, H, W, C] of the size in `about.json`.
-Time: the compilation of the network, once for each batch size. Result: a class and its probability for each image.
+Time: the compilation of the network, once for each batch size. Result: a class and its probability for each image;
+of labels that hold together the probability of each.
 """
 
 import json
@@ -17,4 +18,7 @@ about = json.loads((folder / "about.json").read_text())
 program = export.deserialize(bytearray((folder / "program.jax").read_bytes()))
 weights = jax.device_put(dict(np.load(folder / "weights.npz")))
 for row in np.asarray(jax.jit(program.call)(weights, images)["probabilities"]):
-    print(about["class_names"][row.argmax()], f"{row.max():.6f}")
+    if about["probabilities"] == "sigmoid":  # labels that hold together
+        print(*(f"{name} {p:.6f}" for name, p in zip(about["class_names"], row, strict=True)))
+    else:
+        print(about["class_names"][row.argmax()], f"{row.max():.6f}")

@@ -16,6 +16,7 @@ from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.model import FROZEN, Model
+from jaxtransfer.parts.learns import Learns
 from jaxtransfer.parts.mixing import Task, mixed
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, result_of, weight_of
 from jaxtransfer.tree import check_arrays
@@ -57,6 +58,7 @@ class Objective:
         from (0, or the length of a queue); None where copies do no harm. `fit` refuses data with fewer examples.
       task: where its gradient is not simply added: the task that it is part of, see `jt.balance`.
       pooled: whether the loss is the mean that it reports under its name; evaluation then divides it once, at the end.
+      learns: what an output of its model comes to name by it, for a run to note; None for nothing.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Objective:
     apart: int | None = None
     pooled: bool = False
     task: Task | None = None
+    learns: Learns | None = None
 
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 

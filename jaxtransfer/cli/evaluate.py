@@ -17,7 +17,8 @@ from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, beside, check_fits, load_run
 from jaxtransfer.cli.scores import as_json, check_out, print_worst, write_scores
 from jaxtransfer.errors import InputError
-from jaxtransfer.runs.configuration import CLASSES, EPISODES
+from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs.configuration import EPISODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Evaluate:
         run, scores = self.images.at_size(load_run(self.directory)), None
         if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
             raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
+        if LABELS in run.knows:
+            raise InputError(
+                f"evaluate measures classes, and {self.directory} is a run of labels that hold together; in Python: "
+                f"jt.evaluate(jt.multilabel_classification(run.model), ...) of run = jt.load_run(...)"
+            )
         check_out(self.out)
         if EPISODES in run.knows:
             facts = self._on_episodes(run)

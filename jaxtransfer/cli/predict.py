@@ -20,13 +20,15 @@ from jaxtransfer.data import images
 from jaxtransfer.data.stream import Stream
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded, read_bytes
-from jaxtransfer.runs.configuration import CLASSES
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.loggers import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
     """Classify image files; prints a JSON line for each, with the runners-up.
+
+    Of a run whose labels hold together: the probability of each label.
 
     A file that can't be read gets a line with an error; the exit code is then 2.
 
@@ -41,8 +43,8 @@ class Predict:
     """Image files, or folders of them; brought to the run's shape; lines keep their order."""
     list: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Text file with more of them, one a line; - reads them from stdin."""
-    top: int = 3
-    """Classes to list."""
+    top: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 3, all of labels)")] = None
+    """Classes to list, or labels, of a run whose labels hold together."""
     features: bool = False
     """Give the pooled features of each image, too, also of a run that knows no classes."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: stdout)")] = None
@@ -58,16 +60,17 @@ class Predict:
         if not paths:
             raise InputError("expected image files or folders after the run directory, or --list FILE; got none")
         run = load_run(self.directory)
-        if not self.features:
+        labels = LABELS in run.knows
+        if not self.features and not labels:
             check_knows_classes(run, self.directory, "predict names classes")
         files = [file for path in paths for file in _files(path)]
         if not any(file.exists() for file in files):
             raise InputError(f"there is no image {images.shown(files[0])}")
         bad = 0
-        names = run.class_names if CLASSES in run.knows else ()
-        told = {"classes": bool(names), "features": self.features}
+        names = run.class_names if labels or CLASSES in run.knows else ()
+        told = {"kind": "label" if labels else "class", "features": self.features}
         bar = progress_bar(len(files), 0, show=None)
-        with opened(self.out, min(self.top, len(names)), **told) as write, bar as update:
+        with opened(self.out, _top(self, run, names), **told) as write, bar as update:
             for done, records in _predicted(run, files, min(self.batch_size, len(files)), names, self):
                 wrong = [record for record in records if "error" in record]
                 bad += len(wrong)
@@ -91,7 +94,7 @@ def _predicted(
     """Yields how many files are done and the records of the next batch; batches are read ahead, none is kept."""
     shape = images.check_shape(run.config["image_shape"])
     check_memory(size, shape)
-    top = min(asked.top, len(names))
+    top, activation = _top(asked, run, names), jax.nn.sigmoid if LABELS in run.knows else jax.nn.softmax
 
     @jax.jit
     def compiled(variables: Any, inputs: jax.Array) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _predicted(
         found = {}
         if top:
             logits = outputs["logits"].astype(jnp.float32)
-            found["top"] = jax.lax.top_k(jax.nn.softmax(logits), top)
+            found["top"] = jax.lax.top_k(activation(logits), top)
         if asked.features:
             if "features" not in outputs:
                 raise unknown(f"output of model {run.model.name!r}", "features", outputs)
@@ -121,12 +124,20 @@ def _predicted(
             if len(pending) > 1:
                 part, errors, given = pending.pop(0)  # computed while the next one was read
                 done += len(part)
-                yield done, _records(part, errors, given, names)
+                yield done, _records(part, errors, given, names, LABELS in run.knows)
     for part, errors, given in pending:
-        yield done + len(part), _records(part, errors, given, names)
+        yield done + len(part), _records(part, errors, given, names, LABELS in run.knows)
 
 
-def _records(files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str]) -> list[Record]:
+def _top(asked: Predict, run: Run, names: Sequence[str]) -> int:
+    """Returns how many classes or labels a line has."""
+    usual = len(names) if LABELS in run.knows else 3
+    return min(usual if asked.top is None else asked.top, len(names))
+
+
+def _records(
+    files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str], labels: bool
+) -> list[Record]:
     records, found = [], jax.device_get(given)
     for row, file in enumerate(files):
         record: dict[str, Any] = {"image": str(file)}
@@ -141,7 +152,10 @@ def _records(files: Sequence[Path], errors: dict[int, str], given: Any, names: S
         if "top" in found:
             ranked = zip(found["top"][0][row], found["top"][1][row], strict=True)
             listed = [{"class": names[k], "probability": round(float(p), 6)} for p, k in ranked]
-            record |= {**listed[0], "top": listed}
+            if labels:
+                record["labels"] = {one["class"]: one["probability"] for one in listed}
+            else:
+                record |= {**listed[0], "top": listed}
         if "features" in found:
             record["features"] = [float(f"{x:.7g}") for x in found["features"][row]]
         records.append(record)

@@ -14,7 +14,8 @@ from jaxtransfer.files import expanded
 
 KINDS = (".jsonl", ".csv", ".parquet")
 Record = Mapping[str, Any]
-"""`image`, and `error`, or `class`, `probability` and `top` (a list of both), `features`."""
+"""`image`, and `error`, or `class`, `probability` and `top` (a list of both), `labels` (probabilities by
+name), `features`."""
 _GROUP = 4096  # rows that Parquet writes at once
 
 
@@ -34,13 +35,13 @@ def check_out(out: Path | None, features: bool) -> None:
 
 
 @contextmanager
-def opened(out: Path | None, top: int, *, classes: bool, features: bool) -> Iterator[Callable[[list[Record]], None]]:
+def opened(out: Path | None, top: int, *, kind: str, features: bool) -> Iterator[Callable[[list[Record]], None]]:
     """Yields `write(records)`, in the order of the calls; the file of this name is there once all are written.
 
     Args:
       out: the file; None prints lines of JSON.
-      top: classes of a record.
-      classes: whether records have them.
+      top: classes, or labels, of a record; 0 where they have none.
+      kind: `class`, or `label`: what their columns are called in tables.
       features: whether records have features.
     """
     if out is None:
@@ -48,7 +49,7 @@ def opened(out: Path | None, top: int, *, classes: bool, features: bool) -> Iter
         return
     path = expanded(out)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    columns = _columns(top if classes else 0)
+    columns = _columns(top, kind)
     temporary.unlink(missing_ok=True)
     try:
         if path.suffix.lower() == ".parquet":
@@ -71,14 +72,17 @@ def _line(record: Record) -> str:
     return json.dumps(record)
 
 
-def _columns(top: int) -> list[str]:
-    ranked = [("class", "probability"), *((f"class_{k}", f"probability_{k}") for k in range(2, top + 1))]
+def _columns(top: int, kind: str) -> list[str]:
+    ranked = [(kind, "probability"), *((f"{kind}_{k}", f"probability_{k}") for k in range(2, top + 1))]
     return ["image", *(name for pair in ranked[:top] for name in pair), "error"]
 
 
 def _flat(record: Record) -> dict[str, Any]:
     """A record as a row of a table."""
-    row = {name: value for name, value in record.items() if name != "top"}
+    row = {name: value for name, value in record.items() if name not in ("top", "labels")}
+    for k, (name, probability) in enumerate(record.get("labels", {}).items(), 1):
+        ending = f"_{k}" if k > 1 else ""
+        row |= {f"label{ending}": name, f"probability{ending}": probability}
     for k, one in enumerate(record.get("top", ())[1:], 2):
         row |= {f"{name}_{k}": value for name, value in one.items()}
     return row

@@ -7,7 +7,7 @@ import jaxtransfer as jt
 from jaxtransfer.devices import device_mesh as device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import ENTRIES, rebuild
-from jaxtransfer.runs.configuration import CLASSES
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.load import Run
 from jaxtransfer.runs.load import load_run as read_run
 
@@ -41,6 +41,11 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_knows_classes(run: Run, directory: Path | str, what: str) -> None:
     """Raises for a run whose network was trained without classes: its logits mean nothing; `what` needs them."""
+    if LABELS in run.knows:
+        raise InputError(
+            f"{what}, and {directory} is a run of labels that hold together, by sigmoids; jt.load_run takes it further "
+            f"in Python"
+        )
     if CLASSES not in run.knows:
         raise InputError(
             f"{what}, and {directory} is a run of {' and '.join(run.knows)}, which learned without classes; "

@@ -22,6 +22,7 @@ from jaxtransfer.data.entries import (
     on_pixels,
 )
 from jaxtransfer.data.labels import class_labels, example_numbers, whole_label
+from jaxtransfer.data.multi_hot import check_multi_hot
 from jaxtransfer.data.resized import Resized
 from jaxtransfer.data.sources import ArraySource, Source, read_column
 from jaxtransfer.data.table_columns import listed
@@ -137,7 +138,9 @@ class Dataset(Derived, Resized):
           columns: arrays [N, ...] by name; or as keywords.
           class_names: by column, one name per class: whole numbers, of any shape, are then its classes, and texts [N]
             are numbered. None numbers the classes up to the largest, or takes the texts, sorted. A column `label` of
-            whole numbers, booleans or texts [N] is such a one anyway.
+            whole numbers, booleans or texts [N] is such a one anyway. Of L labels that hold together, [N, L] of 0 and
+            1 or of probabilities, give L names, one per label; whole numbers [N, L] with another number of names, or
+            above 1, are L classes.
           of_image: columns that hold for the images as they are, which a pipeline then refuses to augment. By default
             those with a value per pixel: of the height and width of `image`.
           name: the name that messages show.
@@ -213,7 +216,9 @@ class Dataset(Derived, Resized):
         values = values if self.rows is None else values[self.rows]
         if entry.is_label and values.size and not (values.ndim == 1 and np.issubdtype(values.dtype, np.integer)):
             whole_label(values.tolist()[0], self.title, 0)  # raises
-        if entry.class_names is not None:
+        if entry.multi_hot:
+            check_multi_hot(values, f"{self.title}: column {name!r}")
+        elif entry.class_names is not None:
             check_range(values, entry.class_names, self.title, name)
         check_fits(values, entry.dtype, f"{self.title}: column {name!r}")
         return values.astype(entry.dtype, copy=False)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.data.labels import class_labels, whole_label
+from jaxtransfer.data.multi_hot import check_multi_hot, multi_hot
 from jaxtransfer.errors import InputError, unknown
 
 RESERVED = "mask"  # of evaluation batches: 1 for an example, 0 for padding
@@ -20,14 +21,18 @@ class Entry:
     Attributes:
       shape: of the value of one example.
       dtype: as batches hold it.
-      class_names: of whole numbers that stand for classes: k is the class `class_names[k]`. None of other values.
+      class_names: of whole numbers that stand for classes: k is the class `class_names[k]`; where `multi_hot`, of the
+        labels. None of other values.
       names: of the numbers along the last axis, such as the columns of a table that a matrix was made of.
+      multi_hot: whether each example has any number of labels, [L] of 0 and 1 or probabilities: number l is of the
+        label `class_names[l]`.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     class_names: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
+    multi_hot: bool = False
 
     @property
     def classes(self) -> int | None:
@@ -47,7 +52,8 @@ class Entry:
     def __str__(self):
         """`image uint8 [8, 8, 1]` without the name: type, shape and classes."""
         shape = "" if self.is_label else f" {list(self.shape)}"
-        return f"{self.dtype}{shape}" + (f" of {self.classes} classes" if self.class_names is not None else "")
+        kind = "labels of 0 and 1" if self.multi_hot else "classes"
+        return f"{self.dtype}{shape}" + (f" of {self.classes} {kind}" if self.class_names is not None else "")
 
 
 class NoColumnError(InputError, AttributeError):
@@ -82,8 +88,9 @@ def column_of(name: str, values: Any, title: str, class_names: Any = ()) -> tupl
       name: of the column.
       values: [N, ...].
       title: of the data set, for messages.
-      class_names: one name per class; None for the numbers up to the largest, or for texts their sorted set; () where
-        none are told, which makes classes of the whole numbers and texts of a column `label` alone.
+      class_names: one name per class, or per label where the values are `multi_hot`; None for the numbers up to the
+        largest, or for texts their sorted set; () where none are told, which makes classes of the whole numbers and
+        texts of a column `label` alone.
 
     Returns:
       The array, without a copy where it is one of that type, and its facts.
@@ -175,6 +182,9 @@ def check_class(name: str, value: Any, entry: Entry, title: str, index: int) -> 
       InputError: where it is none of them, or one label no whole number.
     """
     assert entry.class_names is not None
+    if entry.multi_hot:
+        check_multi_hot(np.asarray(value)[None], f"{title}: example {index}: column {name!r}")
+        return value
     if not entry.shape:
         value = whole_label(value, title, index)
         ends = (value,)
@@ -220,6 +230,9 @@ def out_of_range(index, label, class_names: Sequence[str], title: str, name: str
 
 
 def _classes(name: str, values: np.ndarray, what: str, class_names: Any) -> tuple[np.ndarray, Entry]:
+    if class_names and (labels := multi_hot(values, class_names, what)) is not None:
+        labels = _narrowed(labels, what)
+        return labels, Entry(labels.shape[1:], labels.dtype, tuple(map(str, class_names)), multi_hot=True)
     if values.dtype == bool:
         class_names = class_names or ("False", "True")
         values = values.astype(np.int32)

@@ -1,6 +1,7 @@
 """Which features of a tfds data set become which columns."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def choose(name: str, features: Any, asked: Asked, image_shape: Sequence[int] | 
         if stored == tuple(known[wanted["image"]].shape[:2]):
             of_image.add(column)
             shape = (*entries["image"].shape[:2], *entries[column].shape[2:])
-            entries[column] = Entry(shape, entries[column].dtype, entries[column].class_names)
+            entries[column] = replace(entries[column], shape=shape)
     for column, entry in entries.items():
         if None in entry.shape:
             raise InputError(

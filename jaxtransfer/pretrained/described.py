@@ -10,6 +10,7 @@ import numpy as np
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.pretrained.load import Pretrained
 from jaxtransfer.pretrained.preprocessing import Preprocessing
 from jaxtransfer.runs.load import Run, load_run
@@ -29,6 +30,7 @@ class Described(NamedTuple):
       class_names: of its outputs; empty where nothing says it.
       classes: whether its logits are of classes that it has learned.
       step: of the run; None where it is none.
+      labels: whether its logits are of labels, any number of which hold together: their probabilities are sigmoids.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Described(NamedTuple):
     class_names: tuple[str, ...]
     classes: bool = True
     step: int | None = None
+    labels: bool = False
 
     @property
     def leaves(self) -> dict[str, np.ndarray]:
@@ -79,9 +82,9 @@ def describe(source: Exportable) -> Described:
         size = None if shape is None else (shape[0], shape[1])
         known = Preprocessing(size, source.resizing.crop, mean, std, source.resizing.interpolation)
         variables = source.model.complete(source.variables)
-        learned = "classes" in source.knows
+        learned, labels = CLASSES in source.knows, LABELS in source.knows
         name = f"the run {source.directory}"
-        return Described(name, source.model, variables, known, shape, source.class_names, learned, source.step)
+        return Described(name, source.model, variables, known, shape, source.class_names, learned, source.step, labels)
     if isinstance(source, Pretrained):
         known = source.preprocessing
         shape = None if known is None else known.image_shape

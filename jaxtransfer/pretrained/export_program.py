@@ -74,8 +74,9 @@ def export_program(
       normalize: whether the program takes images as they are, uint8 of the network's size, and normalises them itself;
         otherwise it takes float32, normalised already.
       outputs: names of the network's outputs, `logits`, `features`, `stage4`, and `probabilities`, the softmax of the
-        logits (of labels that hold together take the logits); by default the probabilities, or the features of a
-        network that has learned without classes.
+        logits, or of a run that knows `labels` the sigmoid of each (`about.json` tells which under `probabilities`; of
+        such weights that are no run take the logits); by default the probabilities, or the features of a network that
+        has learned without classes.
       image_shape: (H, W, C) of the images, where the source doesn't say it.
       inputs: a batch of inputs, or its `jax.ShapeDtypeStruct`, for networks of something else than images: tokens
         int32 [B, L], say. The program takes any number of such.
@@ -108,11 +109,11 @@ def export_program(
     elif shape is None:
         raise InputError(f"{found.name} doesn't say which images it takes; pass image_shape=(height, width, channels)")
     model = found.model if normalize else _bare(found)
-    wanted = tuple(outputs) or ((PROBABILITIES,) if found.classes else ("features",))
+    wanted = tuple(outputs) or ((PROBABILITIES,) if found.classes or found.labels else ("features",))
     leaves = tree.leaves_by_path(dict(jax.device_get(found.variables)))
     types = {path: np.asarray(leaf).dtype for path, leaf in leaves.items()}
     bits = {path: _bits(np.asarray(leaf)) for path, leaf in leaves.items()}
-    program = _program(model, types, wanted)
+    program = _program(model, types, wanted, jax.nn.sigmoid if found.labels else jax.nn.softmax)
     given = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in bits.items()}
     (batch,) = export.symbolic_shape("batch")
     kind = jnp.uint8 if normalize else jnp.float32
@@ -136,20 +137,21 @@ def export_program(
         "normalizes": normalize,
         "platforms": list(platforms),
         **found.entries(),
+        **({PROBABILITIES: "sigmoid" if found.labels else "softmax"} if PROBABILITIES in wanted else {}),
         "image_shape": None if shape is None else list(shape),
         "jax": jax.__version__,
     }
     return _write(folder, bytes(exported.serialize()), bits, told)
 
 
-def _program(model: Model, types: dict[str, np.dtype], wanted: Sequence[str]) -> Any:
-    """Returns the function of (weights by path, images) that is exported."""
+def _program(model: Model, types: dict[str, np.dtype], wanted: Sequence[str], activation: Any) -> Any:
+    """Returns the function of (weights by path, images) that is exported; the activation makes probabilities."""
 
     def program(weights: dict[str, Any], images: Any) -> dict[str, Any]:
         values = {path: _typed(weights[path], dtype) for path, dtype in types.items()}
         found, _ = model.apply(tree.nested(values), images, train=False, key=None)
         if "logits" in found:
-            found = {PROBABILITIES: jax.nn.softmax(found["logits"]), **found}
+            found = {PROBABILITIES: activation(found["logits"]), **found}
         for name in wanted:
             if name not in found:
                 raise unknown("output", name, found)

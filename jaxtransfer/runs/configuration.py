@@ -11,13 +11,15 @@ import numpy as np
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.model import Model
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.resizing import from_entries
 
 FORMAT = 1
 """Of what is written; a later version of the library raises it where this one couldn't read what it writes."""
-CLASSES, FEATURES, EPISODES = "classes", "features", "episodes"
-KNOWS = (CLASSES, FEATURES, EPISODES)
-"""What a run may have learned: to name classes, features alone, or to learn the classes of an episode."""
+FEATURES, EPISODES = "features", "episodes"
+KNOWS = (CLASSES, LABELS, FEATURES, EPISODES)
+"""What a run may have learned: to name classes; labels, any number of which hold together; features alone; or to learn
+the classes of an episode."""
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value will do, and what it should be, for messages."""
 

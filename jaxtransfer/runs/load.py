@@ -12,6 +12,7 @@ from jaxtransfer import models
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.description import rebuild
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.resizing import STRETCH, Resizing, fit, from_entries
 from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
@@ -70,12 +71,15 @@ class Run(NamedTuple):
 
     @property
     def knows(self) -> tuple[str, ...]:
-        """What it has learned, one or more of `classes`, `features` (alone, without classes) and `episodes`."""
+        """What it has learned, one or more of `classes`, `labels`, `features` (alone, without either) and `episodes`.
+
+        Of `labels` any number hold together: their probabilities are the sigmoids of the logits, not a softmax.
+        """
         return tuple(known(self.config)["knows"])
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of its classes: logit k is of class k; empty where the run doesn't say."""
+        """The names of its classes, or labels: logit k is of class k; empty where the run doesn't say."""
         return tuple(self.config.get("class_names", ()))
 
     @property
@@ -142,7 +146,7 @@ class Run(NamedTuple):
         """Without its weights: `Run(runs/a: small-cnn, 10 classes, step 300; accuracy 0.912, loss 0.31)`."""
         what = [self.config.get("model") or self.model.name, f"step {self.step}"]
         if self.class_names:
-            what.insert(1, f"{len(self.class_names)} classes")
+            what.insert(1, f"{len(self.class_names)} {LABELS if LABELS in self.knows else CLASSES}")
         told = ", ".join(f"{name} {value:.4g}" for name, value in self.result.items())
         return f"Run({self.directory}: {', '.join(what)}{'; ' * bool(told)}{told})"
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import describe
-from jaxtransfer.runs.configuration import CLASSES, FEATURES, FORMAT, check_config
+from jaxtransfer.runs.configuration import FEATURES, FORMAT, check_config
+from jaxtransfer.runs.knowledge import learned_by, named_by
 from jaxtransfer.runs.table import TABLE, table_note
 from jaxtransfer.runs.tokens import TOKENIZER, tokens_note
 
@@ -62,19 +63,20 @@ def noted(
         )
     entries: dict[str, Any] = {"format": FORMAT, "model": None, **(describe(trained) or {})}
     heads = trained.recipe is not None and trained.recipe.heads
-    names, outputs = list(getattr(dataset, "class_names", ())), entries.get("outputs")
-    entries["knows"] = own.get("knows", [CLASSES if names and not heads else FEATURES])
+    learned, outputs = learned_by(objective, trained), entries.get("outputs")
+    kind, names = named_by(learned, dataset)
+    entries["knows"] = own.get("knows", [FEATURES if heads else kind])
     if names:
         entries["class_names"] = [str(name) for name in names]
-        if CLASSES in entries["knows"] and outputs not in (None, len(names)):
+        if kind in entries["knows"] and outputs not in (None, len(names)):
             raise InputError(
-                f"fit: model {trained.name!r} has {outputs} outputs, and dataset= {len(names)} classes; they must be "
+                f"fit: model {trained.name!r} has {outputs} outputs, and dataset= {len(names)} {kind}; they must be "
                 f"the same, or the run knows no classes: config={{'knows': ['features']}}"
             )
-        theirs = list(getattr(batches_of, "class_names", names))
-        if CLASSES in entries["knows"] and theirs != names and sorted(theirs) == sorted(names):
+        theirs = names if batches_of is None else named_by(learned, batches_of)[1]
+        if kind in entries["knows"] and theirs != names and sorted(theirs) == sorted(names):
             raise InputError(
-                f"fit: the classes of dataset= are {', '.join(names[:3])} ..., and those of the batches in another "
+                f"fit: the {kind} of dataset= are {', '.join(names[:3])} ..., and those of the batches in another "
                 f"order, {', '.join(theirs[:3])} ...; pass the data set that the batches are of"
             )
         if outputs == len(names):

@@ -10,6 +10,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Mean, Objective, view_of
+from jaxtransfer.parts.learns import CLASSES, Learns
 from jaxtransfer.parts.masking import check_weight, mask_of, weights_of
 from jaxtransfer.parts.outputs import pick
 from jaxtransfer.parts.rows import kept
@@ -83,7 +84,8 @@ def classification(
         check_labels(name, pick(f"model {name!r}", outputs[forward], output).shape[-1], batch, label)
         check_weight(batch, besides=(view, label))
 
-    return Objective("classification", (forward,), loss, check=check, pooled=True)
+    learns = Learns(CLASSES, output, (label,))
+    return Objective("classification", (forward,), loss, check=check, pooled=True, learns=learns)
 
 
 def check_labels(model: str, classes: int, batch: Batch, label: str = "label") -> None:

@@ -11,6 +11,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Objective, view_of
+from jaxtransfer.parts.learns import LABELS, Learns
 from jaxtransfer.parts.masking import check_weight, mask_of, weights_of
 from jaxtransfer.parts.outputs import pick
 from jaxtransfer.parts.rows import kept
@@ -76,7 +77,8 @@ def multilabel_classification(
         _check_targets(name, pick(f"model {name!r}", outputs[forward], output).shape, batch, label)
         check_weight(batch, besides=(view, label))
 
-    return Objective("multilabel_classification", (forward,), loss, check=check, pooled=True)
+    learns = Learns(LABELS, output, (label,))
+    return Objective("multilabel_classification", (forward,), loss, check=check, pooled=True, learns=learns)
 
 
 def _check_targets(model: str, shape: tuple[int, ...], batch: Batch, label: str) -> None:
