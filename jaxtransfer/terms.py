@@ -115,9 +115,14 @@ def result_of(objective: Any, *arguments: Any) -> tuple[jax.Array, Tree, dict[st
     """Returns what an objective's loss gives: `(loss, state, metrics)`, checked as it is traced.
 
     Raises:
-      InputError: for anything else than a scalar, the state, and a dict of `Mean`s.
+      InputError: for anything else than a scalar, the state, and a dict of `Mean`s; for a name that isn't there.
     """
-    found = objective.loss(*arguments)
+    try:
+        found = objective.loss(*arguments)
+    except KeyError as error:  # a term of somebody's own reads outputs, state and batch by their names
+        if (told := _absent(objective, error, *arguments)) is None:
+            raise
+        raise told from error
     what = f"the loss of objective {objective.name or 'of no name'!r} returns (a scalar, the state, {{name: Mean}})"
     if not isinstance(found, tuple) or len(found) != 3 or isinstance(found, Mean):
         several = isinstance(found, tuple) and not isinstance(found, Mean)
@@ -134,6 +139,23 @@ def result_of(objective: Any, *arguments: Any) -> tuple[jax.Array, Tree, dict[st
         if not isinstance(mean, Mean):
             raise InputError(f"{what}; metric {name!r} is a {type(mean).__name__}: keep what ctx.mean(...) gives")
     return value, state, dict(metrics)
+
+
+class NoEntryError(InputError, KeyError):
+    """A name that a term's loss reads and that isn't there; still the `KeyError` that it was."""
+
+    __str__ = Exception.__str__  # that of a KeyError quotes the message
+
+
+def _absent(objective: Any, error: KeyError, outputs: Any, params: Any, state: Any, batch: Any, *_: Any) -> Any:
+    """Returns the error of a term that asks its outputs or the batch for a name that isn't there; None for others."""
+    name = error.args[0] if error.args else None
+    models = {one.name for one in objective.models}
+    if isinstance(error, InputError) or not isinstance(name, str) or name in {*models, *objective.per_update}:
+        return None  # a state that lacks a model is told of elsewhere
+    given = [*((f"model {run.model.name!r} gives", found) for run, found in outputs.items()), ("the batch has", batch)]
+    listed = "; ".join(f"{what} {', '.join(map(str, found))}" for what, found in given if isinstance(found, Mapping))
+    return NoEntryError(f"objective {objective.name or 'of no name'!r} reads {name!r}, which isn't there: {listed}")
 
 
 def weight_of(factors: tuple[Weight, ...]) -> Weight:

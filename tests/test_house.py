@@ -23,7 +23,7 @@ FLOORS = [
     {"context"},
     {"terms", "parts.mixing"},
     {"objective"},
-    {"parts.rows", "parts.outputs", "parts.together"},
+    {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix"},
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
     {"measures"},
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another

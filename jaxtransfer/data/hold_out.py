@@ -13,34 +13,61 @@ from jaxtransfer.errors import InputError
 _ALL = "all"  # of tfds, and of folders without splits
 
 
-def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+def hold_out(dataset: Dataset, share: float, *, seed: int = 0, by: str = "label") -> tuple[Dataset, Dataset]:
     """Returns the data set without a share of each class, and that share: to train on, and to choose by.
 
     Of n examples of a class round(share · n) are held out, one at least and never all; a class of one example stays.
-    The choice is a function of the seed and the labels.
+    The choice is a function of the seed and the labels. Where examples have any number of labels, a column [N, L] of 0
+    and 1, about that share of the examples of each label is held out, of the rarest label first, and of those without
+    any. (Sechidis, Tsoumakas, Vlahavas 2011, "On the Stratification of Multi-Label Data".)
 
     Args:
-      dataset: with a class per example.
+      dataset: with a class per example, or labels that hold together.
       share: in (0, 1).
       seed: of the choice.
+      by: the column that holds the classes or labels.
 
     Raises:
-      InputError: for a share out of range, and where nothing is left to hold out.
+      InputError: for a share out of range, a column of neither, and where nothing is left to hold out.
     """
     check_dataset(dataset, "hold_out")
     if not 0 < share < 1:
         raise InputError(f"the share to hold out is above 0 and below 1; got {share}")
-    labels, classes = dataset.labels, dataset.classes
-    order = np.random.default_rng([seed, 0x5E7]).permutation(len(labels))
-    held = np.zeros(len(labels), bool)
-    for number in range(classes):
-        rows = order[labels[order] == number]
-        count = min(max(1, math.floor(share * len(rows) + 0.5)), len(rows) - 1)
-        held[rows[: max(0, count)]] = True
+    entry, labels = dataset.entry_of(by), dataset.labels if by == "label" else dataset.column(by)
+    order = np.random.default_rng([seed, 0x5E7]).permutation(len(dataset))
+    held = np.zeros(len(dataset), bool)
+    if entry.is_label:
+        for number in range(len(entry.class_names or ())):
+            rows = order[labels[order] == number]
+            held[rows[: _count(share, len(rows))]] = True
+    elif labels.ndim == 2 and labels.size and np.isin(labels, (0, 1)).all():
+        _hold_labels(held, labels.astype(bool), order, share)
+    else:
+        raise InputError(
+            f"{dataset.title}: hold_out is by classes, or by labels [N, L] of 0 and 1, and {by!r} is {entry}; name a "
+            f"column of such by by="
+        )
     if not held.any():
         raise InputError(f"{dataset.title} has no class of two examples or more, of which one could be held out")
     chosen = dataset.select(np.flatnonzero(held))
     return dataset.select(np.flatnonzero(~held)), dataclasses.replace(chosen, split=f"{share:g} of {dataset.split}")
+
+
+def _count(share: float, size: int) -> int:
+    return max(0, min(max(1, math.floor(share * size + 0.5)), size - 1))
+
+
+def _hold_labels(held: np.ndarray, labels: np.ndarray, order: np.ndarray, share: float) -> None:
+    """Marks the examples of labels [N, L] that are held out, looked at in the given order."""
+    wanted = np.array([_count(share, size) for size in labels.sum(axis=0)])
+    left = np.ones(len(labels), bool)
+    while (counts := labels[left].sum(axis=0)).any():
+        label = int(np.argmin(np.where(counts > 0, counts, len(labels) + 1)))
+        rows = order[(left & labels[:, label])[order]]
+        held[rows[: max(0, wanted[label] - held[labels[:, label]].sum())]] = True
+        left[rows] = False
+    rows = order[left[order]]
+    held[rows[: _count(share, len(rows))]] = True
 
 
 def share_examples(one: str, other: str, size_of: Callable[[str], int]) -> bool:

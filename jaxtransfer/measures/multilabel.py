@@ -1,5 +1,7 @@
 """The scores of a multi-label classifier as a measure of an evaluation."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
@@ -7,7 +9,7 @@ from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.measures.label_scores import label_scores
 from jaxtransfer.measures.measure import Measure
 from jaxtransfer.model import Model
-from jaxtransfer.objective import view_of
+from jaxtransfer.parts.label_matrix import label_columns, label_matrix
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.parts.outputs import pick
 
@@ -17,7 +19,7 @@ def multilabel_classification(
     *,
     view: str = "image",
     output: str = "logits",
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     name: str = "scores",
 ) -> Measure:
     """Builds average precision and AUROC of each label, and their means, for `jt.evaluate`.
@@ -32,7 +34,7 @@ def multilabel_classification(
       model: what gives the logits [B, L].
       view: the entry of the batch that holds the inputs.
       output: the model's output that holds the logits.
-      label: the entry of the batch that holds 0 or 1 for each label [B, L].
+      label: the entry of the batch that holds 0 or 1 for each label [B, L]; or several, each with one label [B].
       name: the entry of what `evaluate` returns.
 
     Returns:
@@ -41,10 +43,11 @@ def multilabel_classification(
     Raises:
       InputError: in evaluation, for targets besides 0 and 1, logits that are NaN, and where nothing counts.
     """
+    columns = label_columns(label)
     forward = Forward.of(model, view)
 
     def of_batch(outputs, batch, ctx):
-        logits, targets = pick(f"model {forward.model.name!r}", outputs[forward], output), view_of(batch, (label,))
+        logits, targets = pick(f"model {forward.model.name!r}", outputs[forward], output), label_matrix(batch, columns)
         if logits.ndim != 2 or logits.shape != jnp.shape(targets):
             raise InputError(
                 f"expected logits and targets, 0 or 1 for each label, [batch, labels]; got {logits.shape} and "

@@ -49,3 +49,31 @@ def test_classes_stay_classes(values, names):
 def test_what_is_refused(values, names, told):
     with pytest.raises(jt.InputError, match=told):
         made(values, names)
+
+
+def test_a_share_of_each_label_is_held_out():
+    rng = np.random.default_rng(0)
+    values = (rng.random((200, 3)) < [0.5, 0.1, 0.03]).astype(int)
+    data = made(values, ["a", "b", "c"], "tags")
+    rest, held = jt.data.hold_out(data, 0.2, seed=1, by="tags")
+    assert sorted([*rest.rows, *held.rows]) == list(range(200))
+    counts, chosen = values.sum(0), held.column("tags").sum(0)
+    np.testing.assert_allclose(chosen, 0.2 * counts, atol=1.5)
+    assert chosen.min() >= 1
+    assert abs(len(held) - 40) <= 3
+    again = jt.data.hold_out(data, 0.2, seed=1, by="tags")[1]
+    np.testing.assert_array_equal(held.rows, again.rows)
+    kinds = made(values[:, 0], ["no", "yes"], "kind")
+    for kind in np.bincount(jt.data.hold_out(kinds, 0.25, by="kind")[1].column("kind")) - 0.25 * np.bincount(
+        values[:, 0]
+    ):
+        assert abs(kind) <= 0.5
+    with pytest.raises(jt.InputError, match="hold_out is by classes, or by labels"):
+        jt.data.hold_out(made(HOT / 2, ["a", "b", "c"]), 0.2)
+
+
+def test_balanced_weights_are_of_classes():
+    with pytest.raises(jt.InputError, match="pos_weight=negatives / positives"):
+        jt.data.balanced_weights(made(HOT, ["a", "b", "c"]))
+    kinds = made(np.array([0, 1, 1, 1]), ["no", "yes"], "kind")
+    np.testing.assert_allclose(jt.data.balanced_weights(kinds, label="kind"), [2, 2 / 3])

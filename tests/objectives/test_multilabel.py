@@ -84,3 +84,42 @@ def test_what_is_refused(task):
     soft = {**data, "label": np.full((21, 4), 0.5, np.float32)}
     with pytest.raises(jt.InputError, match="targets must be 0 or 1"):
         jt.evaluate(objective, state, [soft], measures=jt.measures.multilabel_classification(model))
+
+
+def test_labels_of_a_column_each(task):
+    """They are one column of all, in the order of their names; also of the measure."""
+    model, state, data, _ = task
+    names = ("d", "a", "c", "b")
+    apart = {"image": data["image"], **{name: data["label"][:, k] for k, name in enumerate(names)}}
+    whole, parts = (
+        jt.evaluate(
+            jt.multilabel_classification(model, label=label),
+            state,
+            [batch],
+            measures=jt.measures.multilabel_classification(model, label=label),
+        )
+        for label, batch in (("label", data), (names, apart))
+    )
+    np.testing.assert_array_equal(whole.pop("scores").average_precision, parts.pop("scores").average_precision)
+    assert whole == parts
+    for label in ((), ("a", "a"), 3):
+        with pytest.raises(jt.InputError, match="label= names an entry of the batch, or several different ones"):
+            jt.multilabel_classification(model, label=label)
+    with pytest.raises(jt.InputError, match="must hold 0 or 1 for each label, or probabilities; got 2"):
+        jt.init(jt.multilabel_classification(model, label=names), optax.sgd(0.1), 0, {**apart, "c": 2 * apart["d"] + 2})
+    objective = jt.multilabel_classification(model, label=("a", "label"))
+    with pytest.raises(jt.InputError, match=r"'label' must hold one label, 0 or 1, \[batch\], to stand beside others"):
+        jt.init(objective, optax.sgd(0.1), 0, {**apart, "label": data["label"]})
+
+
+def test_a_term_that_reads_an_unknown_output_is_told_the_known_ones(task):
+    model, _, data, _ = task
+    forward = jt.Forward.of(model, "image")
+
+    def loss(outputs, params, state, batch, ctx):
+        return outputs[forward]["scores"].sum(), state, {}
+
+    with pytest.raises(
+        jt.InputError, match=r"objective 'mine' reads 'scores', .*: model 'model' gives .*logits.*; the b"
+    ):
+        jt.init(jt.Objective("mine", (forward,), loss), optax.sgd(0.1), 0, data)

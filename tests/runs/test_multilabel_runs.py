@@ -61,6 +61,8 @@ def test_the_names_are_those_of_the_column_that_is_read(tagged, hot, tmp_path):
     )
     run = jt.load_run(tmp_path / "one")
     assert (run.knows, run.class_names) == (("classes",), tuple(NAMES))
+    fitted(tmp_path / "apart", dict(zip(NAMES, hot.T, strict=True)), {}, NAMES)
+    assert jt.load_run(tmp_path / "apart").class_names == tuple(NAMES)
     with pytest.raises(jt.InputError, match="has 2 class names, and is read as 3 labels"):
         fitted(tmp_path / "two", {"label": hot}, {"label": ["no", "yes"]})
 

@@ -1,5 +1,6 @@
 """Supervised classification where each example has any number of labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Objective, view_of
+from jaxtransfer.parts.label_matrix import label_columns, label_matrix
 from jaxtransfer.parts.learns import LABELS, Learns
 from jaxtransfer.parts.masking import check_weight, mask_of, weights_of
 from jaxtransfer.parts.outputs import pick
@@ -24,7 +26,7 @@ def multilabel_classification(
     pos_weight: Any = None,
     view: str = "image",
     output: str = "logits",
-    label: str = "label",
+    label: str | Sequence[str] = "label",
 ) -> Objective:
     """Builds (1/n) Σᵢ L(yᵢ, f(xᵢ; w)), L the mean binary cross-entropy of a sigmoid for each label; weighted as below.
 
@@ -42,25 +44,26 @@ def multilabel_classification(
       pos_weight: of the positives of each label [L], finite and not negative; negatives / positives balances a label.
       view: the entry of the batch that holds the inputs.
       output: the model's output that holds the logits.
-      label: the entry of the batch that holds the labels.
+      label: the entry of the batch that holds the labels [B, L]; or several, each with one label [B], in their order.
 
     Returns:
       An objective over the model's parameters.
 
     Raises:
-      InputError: for ε out of range and for what can be no weights; at init, for an unknown output, targets of another
-        shape than the logits or outside of [0, 1], weights of another number of labels, and a `weight` of the batch
-        that isn't [B], finite and not negative.
+      InputError: for ε out of range, no label, and for what can be no weights; at init, for an unknown output, targets
+        of another shape than the logits or outside of [0, 1], weights of another number of labels, and a `weight` of
+        the batch that isn't [B], finite and not negative.
     """
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
     by_label = None if pos_weight is None else _label_weights(pos_weight)
+    columns = label_columns(label)
     forward = Forward.of(model, view)
     name = forward.model.name
 
     def loss(outputs, params, state, batch, ctx):
-        mask, weights = mask_of(batch), weights_of(batch, besides=(view, label))
-        targets = jnp.asarray(view_of(batch, (label,)))
+        mask, weights = mask_of(batch), weights_of(batch, besides=(view, *columns))
+        targets = jnp.asarray(label_matrix(batch, columns))
         given = pick(f"model {name!r}", outputs[forward], output)
         logits = kept(given, weights)  # of a row that does not count nothing reaches the gradient: 0 · NaN is NaN
         values = losses.binary_cross_entropy(logits, targets, label_smoothing=label_smoothing, pos_weight=by_label)
@@ -74,23 +77,26 @@ def multilabel_classification(
         return value.value, state, metrics
 
     def check(outputs, batch):
-        _check_targets(name, pick(f"model {name!r}", outputs[forward], output).shape, batch, label)
-        check_weight(batch, besides=(view, label))
+        _check_targets(name, pick(f"model {name!r}", outputs[forward], output).shape, batch, columns)
+        check_weight(batch, besides=(view, *columns))
 
-    learns = Learns(LABELS, output, (label,))
+    learns = Learns(LABELS, output, columns)
     return Objective("multilabel_classification", (forward,), loss, check=check, pooled=True, learns=learns)
 
 
-def _check_targets(model: str, shape: tuple[int, ...], batch: Batch, label: str) -> None:
-    targets = view_of(batch, (label,))
+def _check_targets(model: str, shape: tuple[int, ...], batch: Batch, columns: tuple[str, ...]) -> None:
+    given = [view_of(batch, (column,)) for column in columns]
+    targets = label_matrix(batch, columns)
+    label = columns[0] if len(columns) == 1 else columns
     if len(shape) != 2 or jnp.shape(targets) != shape:
         raise InputError(
             f"{label!r} must hold 0 or 1 for each label of model {model!r}, [batch, labels] {shape}; got "
             f"{jnp.shape(targets)}. One class per example is for jt.classification"
         )
-    if isinstance(targets, jax.Array) and not targets.is_fully_addressable:
+    if any(isinstance(one, jax.Array) and not one.is_fully_addressable for one in given):
         return  # no process has them all
-    values = np.asarray(targets, np.float64)
+    known = [np.asarray(one, np.float64) for one in given]  # on the host: stacked by JAX they would be traced
+    values = known[0] if len(known) == 1 else np.stack(known, axis=-1)
     values = values[np.asarray(batch.get("mask", np.ones(len(values)))) > 0]
     if not np.all(good := (values >= 0) & (values <= 1)):
         raise InputError(f"{label!r} must hold 0 or 1 for each label, or probabilities; got {values[~good][0]}")
