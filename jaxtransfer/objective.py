@@ -18,6 +18,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.model import FROZEN, Model
 from jaxtransfer.parts.learns import Learns
 from jaxtransfer.parts.mixing import Task, mixed
+from jaxtransfer.parts.view import view_of as view_of
 from jaxtransfer.terms import Terms, Weight, check_weight, inverse, result_of, weight_of
 from jaxtransfer.tree import check_arrays
 from jaxtransfer.weights import Average, Frozen, Weights
@@ -219,16 +220,6 @@ class Objective:
     def __repr__(self):
         """The formula: `0.1 * classification(student) + 0.9 * distillation(student)`, schedules by their names."""
         return str(self.summed)
-
-
-def view_of(batch: Batch, view: tuple[str, ...]) -> Any:
-    """Returns the entry of the batch at path `view`; a missing key is an error that lists those there are."""
-    for depth, key in enumerate(view):
-        if not isinstance(batch, Mapping) or key not in batch:
-            have = sorted(batch) if isinstance(batch, Mapping) else f"an array {jnp.shape(batch)}"
-            raise InputError(f"the objective reads batch[{'/'.join(view[: depth + 1])!r}], but the batch has {have}")
-        batch = batch[key]
-    return batch
 
 
 def fresh(model: Model, key: jax.Array, inputs: Any) -> tuple[Tree, Tree]:

@@ -137,6 +137,17 @@ def test_columns_of_any_data(tmp_path):
     assert int(fitted.state.step) == 2
 
 
+def test_data_without_images_are_read_where_one_column_is_likely():
+    model = jt.Model(lambda key, x: {}, lambda variables, x, *, train, key: ({"twice": 2.0 * x}, {}), "twice")
+    data = jt.data.Dataset.from_columns(features=np.eye(3, dtype=np.float32), label=[0, 1, 0])
+    np.testing.assert_array_equal(jt.features(model, {"params": {}}, data, "twice").column("twice"), 2 * np.eye(3))
+    both = data.with_columns({"tokens": np.zeros((3, 2), np.int32)})
+    with pytest.raises(
+        jt.InputError, match=r"has no column 'image'; it has features, label, tokens; name the one .*view="
+    ):
+        jt.features(model, {"params": {}}, both, "twice")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

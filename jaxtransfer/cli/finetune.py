@@ -124,6 +124,7 @@ class Finetune:
             eval_model=model,
             eval_objective=evaluated,
             monitor=self.recipe.monitor,
+            unused=row.facts.unused,
             title=f"finetune {config['model']} on {self.data.data} by {self.method}",
             params={model.name: params},
             state={model.name: state},

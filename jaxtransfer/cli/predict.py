@@ -42,7 +42,7 @@ class Predict:
     ]
     """Image files, or folders of them; brought to the run's shape; lines keep their order."""
     list: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """Text file with more of them, one a line; - reads them from stdin."""
+    """Text file with more of them, one a line, as seen from here; - reads stdin."""
     top: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 3, all of labels)")] = None
     """Classes to list, or labels, of a run whose labels hold together."""
     features: bool = False
@@ -65,7 +65,10 @@ class Predict:
             check_knows_classes(run, self.directory, "predict names classes")
         files = [file for path in paths for file in _files(path)]
         if not any(file.exists() for file in files):
-            raise InputError(f"there is no image {images.shown(files[0])}")
+            hint = ""
+            if self.list is not None and not files[0].is_absolute():
+                hint = f"; paths of --list are relative to the working directory, {images.shown(Path.cwd())}"
+            raise InputError(f"there is no image {images.shown(files[0])}{hint}")
         bad = 0
         names = run.class_names if labels or CLASSES in run.knows else ()
         told = {"kind": "label" if labels else "class", "features": self.features}

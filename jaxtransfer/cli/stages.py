@@ -1,6 +1,6 @@
 """Training the phases of a method into one run directory, as a command's options say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,15 @@ def train_stages(
     state: Any = None,
     eval_objective: jt.Objective | None = None,
     monitor: str | None = None,
+    unused: Collection[str] = (),
     tables: Callable[[Any], Sequence[tuple[str, Sequence[str], Sequence[Any]]]] = lambda variables: (),
 ) -> None:
     """Trains each phase from the weights of the one before and writes the report; done phases are not repeated.
 
     The best step is chosen by `val`, and tested on `test` then; without `val` it is chosen by `test`.
     The last phase's records lie in the run directory itself, an earlier one's in a folder of its name. The report gets
-    `tables(variables)` of the model that was trained, (title, header, rows) each.
+    `tables(variables)` of the model that was trained, (title, header, rows) each, and no entries of the configuration
+    that are `unused` by the method.
     """
     with opened(training.out, config):
         split_steps(training.updates, [phase.share for phase in stages])  # raises
@@ -52,7 +54,7 @@ def train_stages(
             jt.data.eval_batches(test if val is None else val, training.batch_size),
         )
     training.say_steps()
-    facts, earlier = facts_of(config), []
+    facts, earlier = facts_of({name: value for name, value in config.items() if name not in unused}), []
 
     def report(phase: Phase, out: Path, fitted: jt.Fitted) -> None:
         last, name = phase is stages[-1], eval_model.name

@@ -50,6 +50,11 @@ def shape_of(model: Model, inputs: Any) -> Any:
       InputError: for None, where the model is not of the zoo.
     """
     if inputs is not None:
+        if bad := [x for x in jax.tree.leaves(inputs) if not (hasattr(x, "shape") and hasattr(x, "dtype"))]:
+            raise InputError(
+                f"inputs= is a batch of inputs, or its shape and type, jax.ShapeDtypeStruct((1, 8), jnp.float32); got "
+                f"{inputs!r:.60}, in which {bad[0]!r:.40} is no array"
+            )
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     described = models.describe(model)
     if described is None:

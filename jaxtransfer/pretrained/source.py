@@ -15,6 +15,7 @@ from jaxtransfer.pretrained.facts import Facts, beside
 from jaxtransfer.pretrained.preprocessing import Preprocessing
 from jaxtransfer.pretrained.text_facts import TextFacts, text_facts, weights_folder
 from jaxtransfer.runs.load import Run, load_run
+from jaxtransfer.runs.no_run import runs_of_seeds
 
 
 class Source(NamedTuple):
@@ -57,6 +58,8 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
     path = hub.fetch(source) if isinstance(source, str) and hub.is_name(source) else Path(source)
     if (path / "checkpoints").is_dir():
         return _of_run(load_run(path))
+    if several := runs_of_seeds(path):
+        raise InputError(several)
     inner = weights_folder(path)
     found = read_file(inner)
     tensors, notes = tensors_in(found, part), _notes(found, part)

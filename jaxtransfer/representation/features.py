@@ -24,7 +24,7 @@ def features(
     outputs: Sequence[str] | Mapping[str, str] | str = ("features",),
     *,
     batch_size: int = 256,
-    view: str = "image",
+    view: str | None = None,
     path: Any = None,
 ) -> Any:
     """Runs a model in inference mode over a data set, once, and adds its outputs as columns.
@@ -40,7 +40,8 @@ def features(
       dataset: a `jt.data.Dataset`.
       outputs: the model's outputs that are kept; as a mapping, the new column's name to the output's.
       batch_size: examples at a time; the last batch is filled up, so that one program serves all.
-      view: the column that the model reads.
+      view: the column that the model reads; by default `image`, or `tokens` or `features` where that is the one
+        that a data set without images has.
       path: a folder, in which the outputs are written, and from which they are read, all at once below 2 GiB, else
         when they are asked for. The same call finds them there and computes nothing; of other data, weights or outputs
         it is refused. None holds them in memory.
@@ -57,7 +58,7 @@ def features(
     if batch_size < 1 or not len(dataset):
         what = f"batch_size={batch_size}" if batch_size < 1 else "no examples"
         raise InputError(f"features needs examples, and a batch_size of at least 1; got {what}")
-    dataset.entry_of(view)  # raises
+    view = _view(dataset, view)
     names = {outputs: outputs} if isinstance(outputs, str) else outputs
     names = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
     if not names:
@@ -98,6 +99,20 @@ def features(
         for name, values in made.items():
             columns[name][number * batch_size : number * batch_size + len(values)] = values
     return dataset.with_columns(columns, of_image=True)
+
+
+def _view(dataset: Any, view: str | None) -> str:
+    """Returns the column that a model reads."""
+    known = [name for name in ("tokens", "features") if name in dataset.entries]
+    if view is None:
+        view = known[0] if "image" not in dataset.entries and len(known) == 1 else "image"
+    if view not in dataset.entries:
+        there = ", ".join(dataset.entries)
+        raise InputError(
+            f"features: {dataset.title} has no column {view!r}; it has {there}; name the one that "
+            f"the model reads: view="
+        )
+    return view
 
 
 def _floating(name: str, values: jax.Array) -> jax.Array:

@@ -12,10 +12,11 @@ from typing import Any
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import ENTRIES
 from jaxtransfer.runs.files import told, write_atomically
+from jaxtransfer.runs.no_run import CONFIG as CONFIG
+from jaxtransfer.runs.no_run import no_run
 from jaxtransfer.runs.table import TABLE
 from jaxtransfer.runs.tokens import TOKENIZER
 
-CONFIG = "config.json"
 MADE = "made"  # the entry of a configuration that says how its run came about, and not what it is
 NOTE = "identity.json"  # what the run is, by which `fit` compares; see train/identity.py
 
@@ -34,10 +35,8 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError(f"expected a JSON object, got {reprlib.repr(config)}")
         return config
-    except FileNotFoundError:
-        raise InputError(
-            f"expected a run directory, with {CONFIG} in it, got {str(directory)!r}; a run is what --out named"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_run(Path(directory)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
 

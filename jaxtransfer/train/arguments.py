@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.measures.measure import Measure
 
 _REMEDY = "jt.data.pipeline(dataset, batch_size) makes them"
 
@@ -136,12 +137,22 @@ def check_takes(function: Callable | None, name: str, *arguments: str) -> None:
     if function is None:
         return
     told = f"{name} is a function of ({', '.join(arguments)})"
+    if isinstance(function, Measure):
+        raise InputError(
+            f"{told} that gives numbers by name; got the measure {function.name!r} of jt.measures, which is for "
+            f"jt.evaluate(measures=)"
+        )
     if not callable(function):
         raise InputError(f"{told}; got {_kind(function)}")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of C, which doesn't tell
         return
+    if name == "transform" and list(signature.parameters)[:2] == ["batch", "rng"]:
+        raise InputError(
+            f"{told}, inside of the compiled step; the one given takes {signature}, as augmentations do: they go to "
+            f"jt.data.pipeline(dataset, batch_size, augment=)"
+        )
     try:
         signature.bind(*arguments)
     except TypeError:

@@ -15,6 +15,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.measures.measure import Measure, as_measures
 from jaxtransfer.objective import Batch, Context, Mean, Objective
 from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.view import MissingViewError, view_of
 from jaxtransfer.terms import check_total
 from jaxtransfer.train.arguments import check_batches, check_kind, check_objective, check_rows, check_state, lacking
 from jaxtransfer.train.state import TrainState
@@ -43,6 +44,8 @@ def eval_step(
         params, state, (step, steps) = state
         read = dict(zip(runs.frozen, frozen, strict=True))
         ctx = Context(step, None, read, axis, train=False, steps=steps)
+        for measure in several:
+            _check_views(measure, objective, batch)
         outputs, state = runs.run(params, state, batch, ctx)
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         examples = ctx.sum(_counted(batch))
@@ -97,6 +100,21 @@ def eval_step(
         return values | {one.name: one.result(measured[one.name], together[one.name]) for one in several}
 
     return run
+
+
+def _check_views(measure: Measure, objective: Objective, batch: Batch) -> None:
+    """Raises where a measure reads what the batch lacks and the objective doesn't ask for."""
+    for forward in measure.forwards:
+        for view in forward.views if forward not in objective.forwards else ():
+            try:
+                view_of(batch, view)
+            except MissingViewError as error:
+                reads = "/".join(objective.forwards[0].view) if objective.forwards else "features"
+                raise InputError(
+                    f"the measure {measure.name!r} reads batch[{'/'.join(view)!r}], which the batch lacks; it has "
+                    f"{', '.join(sorted(batch))}. Tell the measure what its model reads, as the objective is told: "
+                    f"view={reads!r}"
+                ) from error
 
 
 class Rows:

@@ -42,7 +42,7 @@ class Fitted(NamedTuple):
     """What `fit` gives back.
 
     Attributes:
-      state: the last state.
+      state: the last state; the best one is in `out`, where `jt.load_run(out)` reads it.
       history: the records of the run, dicts of `step`, `train/...` and `eval/...`; those of the training also hold
         what `train_step(watch=True)` tells: `train/gradient_norm`, and, where they are known, `train/learning_rate` and
         `train/weight/<term>`, the last ones.
@@ -117,7 +117,8 @@ def fit(
       params: weights to start from, by model name; copied.
       state: batch statistics and averages to start from, as for `jt.init`.
       eval_data: batches that can be iterated again, such as `jt.data.eval_batches`.
-      eval_objective: what to evaluate; the training objective by default.
+      eval_objective: what to evaluate; the training objective by default, whose loss has its penalties: with a loss
+        of your own, `jt.classification(model)` chooses by the accuracy.
       eval_every: steps between evaluations; always also at the end. Ten evaluations by default.
       monitor: the evaluation metric by which the best checkpoint is kept and training stops early; by default
         `accuracy` where there is one, else the smallest `loss`.
@@ -142,9 +143,11 @@ def fit(
       steps_per_call: with `sample`, steps that run in one call of the program; records, evaluations and checkpoints
         are then that many steps apart or a multiple. By default 1 on a CPU where the program holds convolutions,
         which XLA runs slowly there inside loops, else up to 100, the period of the records.
-      transform: as for `train_step`: random views inside the compiled step, for training alone.
+      transform: as for `train_step`: random views inside the compiled step, for training alone. What
+        `jt.data.augment` makes goes to `jt.data.pipeline(augment=)`.
       measure: `measure(state) -> {name: value}`, whatever else is to be known of a state, `jt.representation.
-        neighbours(...)` say; noted as `eval/name`, and `monitor` may name it.
+        neighbours(...)` say, and not what `jt.evaluate(measures=)` takes; noted as `eval/name`, and
+        `monitor` may name it.
       measure_every: steps between measurements; by default at each evaluation. A measured state is saved.
       refresh: a `jt.Refresh(every, fn)`: what of the state is made anew before every so many steps, from a pass over
         all data say.

@@ -65,6 +65,8 @@ def test_every_method_runs(run, source, tmp_path, method):
     run(*words, "--method", method, "--out", out)
     report = (out / "report.md").read_text()
     assert f"| method | {method} |" in report
+    assert ("| strength |" in report) == (METHODS[method].facts.strength is not None)
+    assert ("| head_strength |" in report) == (method in ("l2-sp", "l2-sp-fisher", "delta"))
     assert "| step 4 (last) |" in report or method == "lp-ft"
     assert cv2.imread(str(out / "curves.png")) is not None
     start, end = (checkpoints.read(folder / "checkpoints").leaves for folder in (source, out))

@@ -79,6 +79,24 @@ def test_what_is_no_source(refused, source, weights, tmp_path, words, expected):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_what_is_no_run_is_called_by_its_name(refused, source, weights, tmp_path):
+    assert f"{weights} is a file; of weights `jaxtransfer convert FILE" in refused("evaluate", weights)
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "program.jax").write_bytes(b"")
+    assert f"{served} is a program that was exported" in refused("evaluate", served)
+    (tmp_path / "list.txt").write_text("photo.jpg\n")
+    told = "no image photo.jpg; paths of --list are relative to the working directory, "
+    assert told in refused("predict", source, "--list", tmp_path / "list.txt")
+    run = shutil.copytree(source, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": "columns"}))
+    words = ("finetune", "--from", run, *NOISY, *SHORT, "--method", "l2-sp-fisher", "--out", tmp_path / "out")
+    message = refused(*words)
+    assert f"on the data that {run} was trained on, and those can't be loaded: unknown data set 'columns'" in message
+    assert "--method l2-sp, or" in message
+
+
 def test_names_tell_networks():
     told = {
         "timm:resnet18.a1_in1k": "resnet18-imagenet",

@@ -46,6 +46,10 @@ def test_several_seeds_and_a_share_held_out(run, refused, tmp_path):
     assert len(json.loads((out / "summary.json").read_text())["test"]["accuracy"]["values"]) == 3
     assert "weight_decay: 0.0 there, 0.1 now" in refused(*words, "--seeds", "0", "3", "--weight-decay", "0.1")
     assert "val_split: '0.2' there, '0.3' now" in refused(*words, "--seeds", "3", "--val-split", "0.3")
+    for words in (("evaluate", out), ("inspect", out), ("finetune", "--from", out, "--data", "digits/noisy")):
+        more = ("--out", tmp_path / "other") if words[0] == "finetune" else ()
+        told = f"{out} holds runs of several seeds: {out}/seed-0, seed-1, seed-3; name one"
+        assert refused(*words, *more) == told
     assert "holds a run, and --seeds" in refused(*TINY, "--seeds", "1", "2", "--out", out / "seed-3")
 
 

@@ -32,7 +32,9 @@ def weighted(loss):
 def agree(loss, reference, arrays, rng, *, keep=None, **options):
     """Values, and slopes along random directions, of `loss` in double precision are those of `reference`, plain NumPy.
 
-    With `keep` the examples it is false for hold garbage, are masked, and are unknown to the reference.
+    `arrays` are those that are differentiated, floats; integers go among the options: `agree(loss, reference, [logits],
+    rng, labels=labels)`. With `keep` the examples it is false for hold garbage, are masked, and are unknown to the
+    reference.
     """
     kept = arrays if keep is None else jax.tree.map(lambda x: x[keep], arrays)
     expected = np.asarray(reference(*kept, **options))

@@ -225,6 +225,8 @@ class TestWhatDoesNotFit:
         other = jt.Model(MODEL.init, MODEL.apply)
         with pytest.raises(jt.InputError, match="not of the zoo: pass inputs="):
             jt.load_pretrained(THEIRS, other)
+        with pytest.raises(jt.InputError, match=r"jax\.ShapeDtypeStruct\(\(1, 8\), .*got \(8,\), in which 8 is"):
+            jt.load_pretrained(THEIRS, other, inputs=(8,))
         check(load(model=other))
 
 

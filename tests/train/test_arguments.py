@@ -230,3 +230,22 @@ def test_a_step_of_ones_own(state):
     ):
         with pytest.raises(jt.InputError, match=r"takes batches one after the other, got a (dict|Dataset): "):
             call()
+
+
+def test_what_belongs_elsewhere_is_told_where():
+    with pytest.raises(jt.InputError, match=r"as augmentations do: they go to jt\.data\.pipeline\(.*augment="):
+        fitted(transform=jt.data.augment.random_flip())
+    with pytest.raises(jt.InputError, match=r"mixup without classes= drops the labels: mixup\(alpha, classes=10\)"):
+        fitted(jt.data.pipeline(DATASET, 4, augment=jt.data.augment.mixup(1.0)))
+    with pytest.raises(jt.InputError, match=r"'scores' of jt\.measures, which is for jt\.evaluate\(measures=\)"):
+        fitted(measure=jt.measures.classification(NET))
+
+
+def test_who_reads_what_a_batch_lacks():
+    batch = {"features": IMAGES.reshape(8, 4).astype(np.float32), "label": BATCH["label"]}
+    with pytest.raises(jt.InputError, match=r"the objective reads batch\['image'\].*; name .*: view='features'"):
+        jt.init(OBJECTIVE, SGD, jax.random.key(0), batch)
+    told = jt.classification(NET, view="features")
+    state = jt.init(told, SGD, jax.random.key(0), batch)
+    with pytest.raises(jt.InputError, match=r"the measure 'scores' reads batch\['image'\].*view='features'"):
+        jt.evaluate(told, state, [batch], measures=jt.measures.classification(NET))

@@ -10,6 +10,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli.classes import pick_classes
 from jaxtransfer.cli.registry.row import Row
 from jaxtransfer.cli.runs import Run
+from jaxtransfer.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtransfer.cli.finetune import Finetune
@@ -23,11 +24,18 @@ class Finetuning:
       weighs: whether it weighs by the source's own loss, so that the source must know classes.
       probes: whether the head trains alone, at first at least.
       strength: the usual one of its penalty; None where it has none.
+      decays: whether a new head decays by --head-strength.
     """
 
     weighs: bool = False
     probes: bool = False
     strength: float | None = None
+    decays: bool = False
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The options of the command that mean nothing to it."""
+        return (*(["strength"] if self.strength is None else []), *([] if self.decays else ["head_strength"]))
 
 
 METHODS: dict[str, Row[Finetuning]] = {
@@ -48,18 +56,18 @@ METHODS: dict[str, Row[Finetuning]] = {
     "l2-sp": Row(
         lambda make: make.anchored(),
         "full, drawn back to the source's weights",
-        Finetuning(strength=0.1),
+        Finetuning(strength=0.1, decays=True),
         "Li et al. 2018",
     ),
     "l2-sp-fisher": Row(
         lambda make: make.anchored(fisher=make.fisher()),
         "l2-sp, each weight by its importance for the source",
-        Finetuning(weighs=True, strength=0.1),
+        Finetuning(weighs=True, strength=0.1, decays=True),
     ),
     "delta": Row(
         lambda make: make.delta(),
         "full, feature maps held at the source's",
-        Finetuning(strength=0.01),
+        Finetuning(strength=0.01, decays=True),
         "Li et al. 2019",
     ),
     "bss": Row(
@@ -168,13 +176,16 @@ class Ingredients:
     def fisher(self) -> Any:
         """Returns the Fisher diagonal of the source's weights on (up to 2,000 of) the source's own data."""
         config = self.source.config
-        data = jt.data.load(
-            config["data"],
-            config["split"],
-            data_dir=self.command.data.data_dir,
-            image_shape=tuple(config["image_shape"]),
-            resizing=self.source.resizing,
-        ).take(2000)
+        where = {"data_dir": self.command.data.data_dir, "resizing": self.source.resizing}
+        try:
+            data = jt.data.load(config["data"], config["split"], image_shape=tuple(config["image_shape"]), **where)
+        except InputError as error:
+            raise InputError(
+                f"--method {self.command.method} measures how much each weight matters on the data that "
+                f"{self.command.source} was trained on, and those can't be loaded: {error}. Take --method l2-sp, or in "
+                f"Python jt.fisher_diagonal(objective, params, state, batches)"
+            ) from None
+        data = data.take(2000)
         data = data.as_classes(config["class_names"], whose=str(self.command.source))
         batches = jt.data.eval_batches(data, min(50, len(data)))
         objective = jt.classification(self.source.model)
