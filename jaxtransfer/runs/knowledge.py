@@ -7,19 +7,23 @@ from jaxtransfer.parts.learns import CLASSES, LABELS, Learns
 from jaxtransfer.runs.configuration import FEATURES
 
 _SCORES = "logits"  # the output that commands and exported programs read
+_LABEL = "label"
 
 
 def learned_by(objective: Any, model: Any) -> Learns | None:
-    """Returns what an objective teaches a model's logits to name; of another output only where nothing teaches these.
+    """Returns what an objective teaches a model's logits to name, by the column `label` first of several.
 
-    None for terms that don't tell.
+    Where nothing tells that, the labels that another output learns of the column `label`, which are then no names of
+    the logits; else None.
     """
     found = [
         term.learns
         for _, term in objective.summed.parts
         if term.learns and any(one.name == model.name for run in term.forwards for one in run.model.family)
     ]
-    return next((one for one in found if one.output == _SCORES), found[0] if found else None)
+    usual = [one for one in found if _LABEL in one.columns]
+    scores = [one for one in (*usual, *found) if one.output == _SCORES]
+    return next(iter([*scores, *(one for one in usual if one.kind == LABELS)]), None)
 
 
 def named_by(learned: Learns | None, dataset: Any) -> tuple[str, list[str]]:
@@ -33,15 +37,15 @@ def named_by(learned: Learns | None, dataset: Any) -> tuple[str, list[str]]:
       InputError: where the class names of a column are not those of the labels that the objective reads it as.
     """
     entries = getattr(dataset, "entries", {})
-    columns = ("label",) if learned is None else learned.columns
+    columns = (_LABEL,) if learned is None else learned.columns
     if learned is None:
-        kind = LABELS if columns[0] in entries and entries[columns[0]].multi_hot else CLASSES
+        kind = LABELS if _LABEL in entries and entries[_LABEL].multi_hot else CLASSES
     else:
-        kind = learned.kind if learned.output == _SCORES or learned.kind == CLASSES else FEATURES
+        kind = learned.kind if learned.output == _SCORES else FEATURES
     if kind == LABELS:
         return LABELS, _labels(columns, entries)
-    known = entries.get(columns[0])
-    names: list[str] = list(getattr(dataset, "class_names", ()) if known is None else known.class_names or ())
+    own = getattr(entries.get(columns[0]), "class_names", None)  # labels made of others have those' names
+    names: list[str] = list(own or getattr(dataset, "class_names", ()))
     return (CLASSES, names) if names and kind == CLASSES else (FEATURES, [])
 
 
@@ -60,4 +64,6 @@ def _labels(columns: tuple[str, ...], entries: Any) -> list[str]:
             f"fit: column {column!r} has {len(entry.class_names)} class names, and is read as {entry.shape[-1]} labels "
             f"that hold together; name each of them: class_names={{{column!r}: [...]}}, {entry.shape[-1]} names"
         )
+    if entry.names and len(entry.shape) == 1:  # of a table's columns
+        return [str(name) for name in entry.names]
     return [str(number) for number in range(entry.shape[0])] if len(entry.shape) == 1 else []

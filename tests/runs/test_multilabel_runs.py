@@ -67,6 +67,25 @@ def test_the_names_are_those_of_the_column_that_is_read(tagged, hot, tmp_path):
         fitted(tmp_path / "two", {"label": hot}, {"label": ["no", "yes"]})
 
 
+def test_other_outputs_and_columns_name_nothing_of_the_logits(hot, tmp_path):
+    """Heads beside the logits have other classes; labels made of those of the data set keep their names."""
+    kinds = {"label": [0, 1, 2, 0, 1, 2], "color": [0, 1] * 3, "noisy": np.array([0, 1, 2, 2, 1, 0])}
+    names = {"label": NAMES, "color": ["red", "blue"]}
+
+    def noted(number, objective, **columns):
+        fitted(tmp_path / str(number), {**kinds, **columns}, names, objective=objective)
+        run = jt.load_run(tmp_path / str(number))
+        return run.knows, run.class_names
+
+    def color(net):
+        return jt.classification(net, output="features", label="color").named("color")
+
+    known = (("classes",), tuple(NAMES))
+    assert noted(0, lambda net, label: color(net)) == known
+    assert noted(1, lambda net, label: color(net) + jt.classification(net)) == known
+    assert noted(2, lambda net, label: jt.classification(net, label="noisy")) == known
+
+
 def test_predict_gives_the_sigmoid_of_each_label(tagged, tmp_path, capsys):
     out, images = tagged
     cv2.imwrite(str(tmp_path / "a.png"), images[0])
