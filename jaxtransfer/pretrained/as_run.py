@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.pretrained import fitting
 from jaxtransfer.pretrained.load import Pretrained
 from jaxtransfer.pretrained.match import best_match
 from jaxtransfer.pretrained.schemes import SCHEMES
 from jaxtransfer.pretrained.source import open_source
 from jaxtransfer.runs.checkpoints import Checkpoints
-from jaxtransfer.runs.configuration import CLASSES, FORMAT, check_config, check_weights
+from jaxtransfer.runs.configuration import FORMAT, check_config, check_weights
 from jaxtransfer.runs.directory import open_run
 from jaxtransfer.runs.load import Run
 
@@ -70,7 +71,8 @@ def run_of(
         )
     known = loaded.preprocessing
     entries = {
-        **{"format": FORMAT, **described, "knows": [CLASSES], "class_names": names, "image_shape": list(shape)},
+        **{"format": FORMAT, **described, "knows": [LABELS if loaded.labels else CLASSES], "class_names": names},
+        "image_shape": list(shape),
         **{"data": data or loaded.report.source, "split": "train", "shots": None, "seed": 0, "resize": True},
         **{"source": loaded.report.source, "scheme": loaded.report.scheme},
         "preprocessing": None if known is None else known.as_entries(),

@@ -63,6 +63,7 @@ class Described(NamedTuple):
             "preprocessing": None if self.preprocessing is None else self.preprocessing.as_entries(),
             "class_names": list(self.class_names),
             "step": self.step,
+            **({"labels": True} if self.labels else {}),
         }
 
 
@@ -90,7 +91,7 @@ def describe(source: Exportable) -> Described:
         shape = None if known is None else known.image_shape
         learned = not any(tree.matches(path, source.model.head) for path in source.report.fresh)
         name, names = source.report.source, source.class_names
-        return Described(name, source.model, source.variables, known, shape, names, learned)
+        return Described(name, source.model, source.variables, known, shape, names, learned, labels=source.labels)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Model):
         model, variables = source
         if not isinstance(variables, Mapping) or "params" not in variables:

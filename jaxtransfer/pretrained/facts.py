@@ -28,6 +28,7 @@ class Facts(NamedTuple):
       heads: number of attention heads; None where nothing says it.
       origin: the file that says so.
       network: of what weights of ours are, as `models.describe` says it; None where nothing says it.
+      labels: whether the outputs are labels, any number of which hold together, by sigmoids.
     """
 
     preprocessing: Preprocessing | None = None
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
     heads: int | None = None
     origin: str = ""
     network: Mapping[str, Any] | None = None
+    labels: bool = False
 
 
 def beside(path: Path) -> Facts:
@@ -51,13 +53,13 @@ def beside(path: Path) -> Facts:
     folder = path if path.is_dir() else path.parent
     config, prepared = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     try:
-        names = _class_names(config)
+        names, labels = _class_names(config), config.get("problem_type") == "multi_label_classification"
         heads = config.get("num_attention_heads", config.get("n_heads"))
         if isinstance(config.get("pretrained_cfg"), Mapping):
-            return Facts(_of_timm(config["pretrained_cfg"]), names, heads, "config.json")
+            return Facts(_of_timm(config["pretrained_cfg"]), names, heads, "config.json", labels=labels)
         if "image_mean" in prepared:
-            return Facts(_of_transformers(prepared), names, heads, "preprocessor_config.json")
-        return Facts(None, names, heads, "config.json")
+            return Facts(_of_transformers(prepared), names, heads, "preprocessor_config.json", labels=labels)
+        return Facts(None, names, heads, "config.json", labels=labels)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"what stands beside the weights in {folder} can't be read: {error!r}") from None
 
@@ -83,7 +85,9 @@ def within(path: Path) -> Facts | None:
         preprocessing = None if known is None else Preprocessing.from_entries(known)
         network = entries.get("network")
         network = dict(network) if isinstance(network, Mapping) else None
-        return Facts(preprocessing, names, entries.get("heads"), "the file itself", network)
+        return Facts(
+            preprocessing, names, entries.get("heads"), "the file itself", network, entries.get("labels") is True
+        )
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"what the weights {file} say of themselves can't be read: {error!r}") from None
 

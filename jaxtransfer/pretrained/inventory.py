@@ -79,7 +79,8 @@ class Inventory:
         total = f"{len(self.tensors)} tensors, {self.count:,} values, {self.bytes:,} bytes, {', '.join(types)}"
         more = [] if self.facts.preprocessing is None else [f"preprocessing: {self.facts.preprocessing}"]
         if names := self.facts.class_names:
-            more.append(f"{len(names)} classes: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
+            kind = "labels" if self.facts.labels else "classes"
+            more.append(f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
         return "\n".join([*aligned, total, *more])
 
 

@@ -39,6 +39,7 @@ class Pretrained(NamedTuple):
       preprocessing: what the weights expect of images; None where nothing says it.
       class_names: of the outputs, where they are known and the head is the weights'.
       tokenizer: what makes tokens of texts, where the weights are a text encoder's and it stands beside them.
+      labels: whether the outputs are of labels, any number of which hold together, by sigmoids.
     """
 
     variables: dict[str, Any]
@@ -47,6 +48,7 @@ class Pretrained(NamedTuple):
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...]
     tokenizer: Tokenizer | Vocabulary | None = None
+    labels: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
@@ -150,9 +152,10 @@ def load_pretrained(
         {**matched.left, **ignored, **fit.left},
         (*found.notes, *told),
     )
-    ours = tuple(class_names) or (() if any(tree.matches(path, model.head) for path in fit.fresh) else names)
+    fresh = any(tree.matches(path, model.head) for path in fit.fresh)
+    ours, labels = tuple(class_names) or (() if fresh else names), found.facts.labels and not fresh
     variables = tree.nested({path: values[path] for path in leaves})
-    return Pretrained(variables, report, _normalized(model, preprocessing), preprocessing, ours, tokenizer)
+    return Pretrained(variables, report, _normalized(model, preprocessing), preprocessing, ours, tokenizer, labels)
 
 
 def _preprocessing(

@@ -10,6 +10,7 @@ from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.formats.checkpoint import passed_over, tensors_in
 from jaxtransfer.formats.read import read_file
+from jaxtransfer.parts.learns import LABELS
 from jaxtransfer.pretrained import hub
 from jaxtransfer.pretrained.facts import Facts, beside
 from jaxtransfer.pretrained.preprocessing import Preprocessing
@@ -93,5 +94,5 @@ def _of_run(run: Run) -> Source:
         return TextFacts(**_pooled(options), tokenizer=run.tokenizer)
 
     network = {"model": run.config["model"], "model_options": options} if run.config.get("model") else None
-    facts = Facts(known, run.class_names, None, "its configuration", network)
+    facts = Facts(known, run.class_names, None, "its configuration", network, LABELS in run.knows)
     return Source(f"the run {run.directory}", tensors, facts, texts)

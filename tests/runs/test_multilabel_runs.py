@@ -124,3 +124,19 @@ def test_a_program_gives_the_sigmoid_of_each_label(tagged, tmp_path):
 def test_commands_of_classes_refuse_it(tagged, words, capsys):
     assert main([str(tagged[0]) if word == "RUN" else word for word in words]) == 2
     assert "a run of labels that hold together" in capsys.readouterr().err
+
+
+def test_weights_that_leave_it_and_come_back_are_of_labels(tagged, tmp_path, capsys):
+    """Through a file of safetensors, and through `convert`; also of Hugging Face's `problem_type`."""
+    file = tmp_path / "a" / "model.safetensors"
+    jt.export_weights(tagged[0], file)
+    net = jt.models.mlp(3, hidden=())
+    image = jax.ShapeDtypeStruct((1, 4, 4, 1), np.float32)
+    loaded = jt.load_pretrained(file, net, inputs=image)
+    assert (loaded.labels, loaded.class_names) == (True, tuple(NAMES))
+    run = jt.pretrained.run_of(loaded, image_shape=(4, 4, 1))
+    assert run.knows == ("labels",)
+    assert main(["inspect", str(file)]) == 0
+    assert "3 labels: ant, bee, cat" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps({"problem_type": "multi_label_classification"}))
+    assert jt.pretrained.facts.beside(tmp_path / "model.bin").labels
