@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.runs.configuration import ENTRIES
+from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs.configuration import ENTRIES, FEATURES
 from jaxtransfer.runs.files import told, write_atomically
 from jaxtransfer.runs.no_run import CONFIG as CONFIG
 from jaxtransfer.runs.no_run import no_run
@@ -120,6 +121,8 @@ def _check_same(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> No
     if "format" in new and "format" not in old:  # written before runs said what they are
         keys -= ENTRIES.keys() - old.keys() | {"format"}
     keys -= {TOKENIZER, TABLE} - old.keys()  # written before runs kept theirs
+    if new.get("knows") == [LABELS] and old.get("knows") in ([CLASSES], [FEATURES]):  # before runs knew labels
+        keys -= {"knows", "class_names", "outputs"}
     changes = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(keys)

@@ -140,3 +140,14 @@ def test_weights_that_leave_it_and_come_back_are_of_labels(tagged, tmp_path, cap
     assert "3 labels: ant, bee, cat" in capsys.readouterr().out
     (tmp_path / "config.json").write_text(json.dumps({"problem_type": "multi_label_classification"}))
     assert jt.pretrained.facts.beside(tmp_path / "model.bin").labels
+
+
+def test_a_run_of_before_labels_were_known_is_resumed_and_noted_anew(hot, tmp_path):
+    def go():
+        fitted(tmp_path / "a", {"label": hot}, {"label": NAMES})
+
+    go()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "knows": ["classes"]}))
+    go()
+    assert jt.load_run(tmp_path / "a").knows == ("labels",)
