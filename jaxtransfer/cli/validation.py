@@ -119,7 +119,8 @@ def _check_apart(data: DataOptions, option: str, split: str, val_split: str) -> 
         one, other = ({part.partition("[")[0].strip() for part in both.split("+")} for both in (split, val_split))
         if not one & other:
             return
-        size_of(split), size_of(val_split)  # raises for what isn't there
+        for one_split in (split, val_split):  # raises for what isn't there
+            size_of(one_split)
         raise InputError(
             f"{name} {split} and --val-split {val_split}: nothing tells whether they have examples in common; write "
             f"slices in plain numbers or percent, as train[:90%] and train[90%:], or give a share: --val-split 0.1"
