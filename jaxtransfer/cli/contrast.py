@@ -12,7 +12,7 @@ import optax
 import tyro
 
 import jaxtransfer as jt
-from jaxtransfer import models, representation
+from jaxtransfer import representation
 from jaxtransfer.cli.features import PAIRS, bank_of, measured
 from jaxtransfer.cli.options import (
     DataOptions,
@@ -29,9 +29,10 @@ from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_head
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.values import check_network
 from jaxtransfer.data import views
 from jaxtransfer.devices import device_mesh
-from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.errors import InputError
 from jaxtransfer.files import read_text
 from jaxtransfer.runs.configuration import FEATURES
 from jaxtransfer.runs.console import announcer, facts_of, print_results
@@ -201,8 +202,7 @@ class Contrast:
         self.training.check()
         self.view.check()
         row = row_of("method", self.method, METHODS).facts
-        if self.model not in models.ZOO:
-            raise unknown("model", self.model, models.ZOO)
+        check_network(self.model)
         at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes", "split_statistics", "knn_every")
         divides_by_devices("batch_size", self.batch_size)
         for name in ("temperature", "queue", "prototypes", "split_statistics"):

@@ -14,7 +14,6 @@ import numpy as np
 import tyro
 
 import jaxtransfer as jt
-from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import attach_cache, teacher_identity
 from jaxtransfer.cli.classes import places_in, with_classes_of
 from jaxtransfer.cli.image_options import ImageOptions, noted
@@ -24,8 +23,9 @@ from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.cli.values import check_network
 from jaxtransfer.data.classes import Places
-from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.errors import InputError
 from jaxtransfer.files import read_text
 from jaxtransfer.methods import Phase
 from jaxtransfer.objectives.distillation.teachers import Teacher
@@ -124,8 +124,7 @@ class Distill:
         self.training.check()
         if not self.teacher:
             raise InputError("--teacher: expected a run directory, or several; got none")
-        if self.model not in models.ZOO:
-            raise unknown("model", self.model, models.ZOO)
+        check_network(self.model)
         row_of("loss", self.loss, LOSSES)
         at_least(self, 0, "weight", "label_weight")
         at_least(self, 1, "generations")

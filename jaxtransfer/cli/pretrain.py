@@ -15,7 +15,7 @@ from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.cli.validation import load_sets
-from jaxtransfer.errors import unknown
+from jaxtransfer.cli.values import check_network
 from jaxtransfer.runs.configuration import CLASSES
 
 
@@ -43,8 +43,7 @@ class Pretrain:
         self.training.check()
         self.recipe.check()
         check_seeds(self.training, self.recipe.seeds)
-        if self.model not in models.ZOO:
-            raise unknown("model", self.model, models.ZOO)
+        check_network(self.model)
         self.images.check()
         if self.recipe.seeds:
             return run_each("pretrain", self)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import jaxtransfer as jt
-from jaxtransfer import models
 from jaxtransfer.cli.cache_teacher import teacher_identity
 from jaxtransfer.cli.runs import Run, load_run
-from jaxtransfer.errors import InputError, unknown
+from jaxtransfer.cli.values import check_network
+from jaxtransfer.errors import InputError
 from jaxtransfer.files import expanded
 from jaxtransfer.pretrained import hub
 from jaxtransfer.runs.configuration import FEATURES
@@ -20,8 +20,8 @@ def network_of(source: str, model: str | None) -> str | None:
     Raises:
       InputError: where neither says it; for --model beside a run, which says it itself.
     """
-    if model is not None and model not in models.ZOO:
-        raise unknown("model", model, models.ZOO)
+    if model is not None:
+        check_network(model)
     if not _is_weights(source):
         if model is not None:
             raise InputError(f"--model is of weights in a file; {source} is a run, which says its own; leave it out")

@@ -5,10 +5,20 @@ from typing import Any
 
 import jax
 
-from jaxtransfer.errors import InputError
+from jaxtransfer import models
+from jaxtransfer.errors import InputError, unknown
 
 MOST = 2**31 - 1
 """What a step or an index in 32 bits can be."""
+
+
+def check_network(name: str) -> None:
+    """Raises for a network that there isn't, and for one of texts, which commands don't train."""
+    of_images = [known for known, row in models.ZOO.items() if not row.takes_text]
+    if name in models.ZOO and name not in of_images:
+        raise InputError(f"{name} takes the tokens of texts, and commands take images; train it from Python: jt.fit")
+    if name not in of_images:
+        raise unknown("model", name, of_images)
 
 
 def divides_by_devices(name: str, value: int) -> None:

@@ -27,7 +27,11 @@ DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)
         (("--eval-split", "val"), "unknown split of digits/upright 'val'; known: test, train"),
         (("--split", "train[:0]"), "cannot open split 'train[:0]' of digits/upright"),
         (("--optimizer", "adamm"), "unknown optimizer 'adamm' (did you mean 'adam'?); known: adam, lars, sgd"),
-        (("--augment", "flip", "crp"), "unknown augmentation 'crp' (did you mean 'crop'?); known: crop, cutout,"),
+        (
+            ("--augment", "flip", "crp"),
+            "unknown augmentation 'crp' (did you mean 'crop'?); known: color, crop, cutmix,",
+        ),
+        (("--model", "minilm-l6"), "minilm-l6 takes the tokens of texts, and commands take images"),
         (("--mode", "jitt"), "unknown mode 'jitt' (did you mean 'jit'?); known: jit, pmap"),
         (("--steps", "0"), "--steps must be at least 1; got 0"),
         (("--batch-size", "0"), "--batch-size must be at least 1; got 0"),
@@ -177,7 +181,7 @@ def test_listing_refuses(refused, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--method", "lpft"), "unknown method 'lpft' (did you mean 'lp-ft'?); known: full,"),
+        (("--method", "lpft"), "unknown method 'lpft' (did you mean 'lp-ft'?); known: bss,"),
         (("--strength", "-1"), "--strength must be at least 0; got -1.0"),
         (("--head-strength", "nan"), "--head-strength must be at least 0; got nan"),
         (("--method", "lp-ft", "--steps", "1"), "the method has 2 phases and needs as many steps; got steps=1"),
