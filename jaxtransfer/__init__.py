@@ -8,6 +8,7 @@ step = jt.train_step(objective, optimizer)
 """
 
 from jaxtransfer import (
+    adaptation,
     data,
     losses,
     measures,
@@ -101,6 +102,7 @@ __all__ = [
     "Transferred",
     "Turn",
     "__version__",
+    "adaptation",
     "alternate",
     "averaged",
     "balance",

@@ -27,6 +27,7 @@ FLOORS = [
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
     {"measures"},
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another
+    {"adaptation"},
     {"methods"},
     {"cli"},
     {"former"},
@@ -187,7 +188,7 @@ def public_names():
     found = {}
     for name in jt.__all__:
         found[f"jt.{name}"] = getattr(jt, name)
-    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.tree):
+    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.adaptation, jt.tree):
         names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
         for name in names:
             found[f"{room.__name__}.{name}"] = getattr(room, name)
@@ -237,7 +238,7 @@ def test_public_names_have_docstrings_that_say_more_than_the_name():
 
 
 def test_what_the_faces_promise_is_there():
-    for room in (jt, jt.losses, jt.data, jt.measures):
+    for room in (jt, jt.losses, jt.data, jt.measures, jt.adaptation):
         assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
         for name in room.__all__:
             assert hasattr(room, name), name

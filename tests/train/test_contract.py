@@ -16,6 +16,7 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer.objective import fresh
 from tests import gradients
+from tests.contract import batches, normalised
 
 pytestmark = pytest.mark.optimised
 KEY = jax.random.key(3)
@@ -27,34 +28,6 @@ def noisy(rng, tree):
 
 def positive(rng, tree):
     return jax.tree.map(lambda w: 0.1 + rng.random(w.shape).astype(np.float32), tree)
-
-
-def normalised(traces):
-    """A perceptron with batch norm, which compiles fast; notes each trace in `traces`."""
-
-    def init(key, inputs):
-        keys = jax.random.split(key)
-        body = 0.3 * jax.random.normal(keys[0], (inputs[0].size, 8))
-        head = {"kernel": 0.3 * jax.random.normal(keys[1], (8, 4)), "bias": jnp.zeros(4)}
-        stats = {"mean": jnp.zeros(8), "square": jnp.ones(8)}
-        return {"params": {"body": {"kernel": body, "scale": jnp.ones(8)}, "head": head}, "batch_stats": stats}
-
-    def apply(variables, inputs, *, train, key, axis=None):
-        traces.append(1)
-        params, stats = variables["params"], variables["batch_stats"]
-        x = inputs.reshape(inputs.shape[0], -1) @ params["body"]["kernel"]
-        mean, square = stats["mean"], stats["square"]
-        if train:
-            mean, square = x.mean(0), (x**2).mean(0)
-            if axis is not None:
-                mean, square = jax.lax.pmean((mean, square), axis)
-            stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "square": 0.9 * stats["square"] + 0.1 * square}
-        x = (x - mean[None]) * jax.lax.rsqrt(square - mean**2 + 1e-5)[None] * params["body"]["scale"][None]
-        features = jnp.tanh(x)
-        logits = features @ params["head"]["kernel"] + params["head"]["bias"][None]
-        return {"features": features, "logits": logits}, {"batch_stats": stats}
-
-    return jt.Model(init, apply, stages=("body", "head"))
 
 
 def critic():
@@ -163,22 +136,6 @@ OBJECTIVES = {
     "dino": lambda model, w, rng: jt.dino(model, tap="logits", decay=0.9),
     "mutual learning": lambda model, w, rng: jt.mutual_learning([model, model.named("peer")]),
 }
-
-
-def batches(rng, count, rows=16):
-    """Learnable batches: the class is the brightest quarter of the image."""
-    out = []
-    for _ in range(count):
-        label = rng.integers(0, 4, rows)
-        image = 0.3 * rng.normal(size=(rows, 4, 4, 1))
-        for row, y in enumerate(label):
-            image[row, 2 * (y // 2) : 2 * (y // 2) + 2, 2 * (y % 2) : 2 * (y % 2) + 2] += 1
-        index = rng.permutation(rows).astype(np.int32)
-        image2 = image + 0.3 * rng.normal(size=image.shape)
-        images = {"image": image.astype(np.float32), "image2": image2.astype(np.float32)}
-        several = (label[:, None] <= np.arange(4)).astype(np.float32)  # any number of labels hold at once
-        out.append({**images, "label": label.astype(np.int32), "labels": several, "index": index})
-    return out
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}

@@ -1,0 +1,3 @@
+"""Self-training: the model's own predictions on unlabelled examples are its targets."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Source-free and test-time adaptation: a trained model and unlabelled target data, no source at hand."""
+
+__all__: list[str] = []
