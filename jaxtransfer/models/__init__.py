@@ -17,6 +17,7 @@ from jaxtransfer.models.equinox import equinox as equinox
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
+from jaxtransfer.models.lenet import lenet as lenet
 from jaxtransfer.models.linen import linen as linen
 from jaxtransfer.models.mlp import mlp as mlp
 from jaxtransfer.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2

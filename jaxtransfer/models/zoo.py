@@ -16,6 +16,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.models.cifar_resnet import cifar_resnet
 from jaxtransfer.models.conv4 import conv4
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite
+from jaxtransfer.models.lenet import lenet
 from jaxtransfer.models.mlp import mlp
 from jaxtransfer.models.mobilenet_v2 import mobilenet_v2
 from jaxtransfer.models.resnet import resnet
@@ -60,6 +61,7 @@ def _table() -> dict[str, Entry]:
         "mlp": Entry(mlp, "perceptron with two hidden layers of 256 units", digits),
         "linear": Entry(bind(mlp, hidden=()), "linear classifier", digits),
         "small-cnn": Entry(small_cnn, "three convolutions with batch norm, fast on a CPU", digits),
+        "lenet": Entry(lenet, "two 5×5 convolutions, for the adaptation of digits", omniglot),
         "conv4": Entry(conv4, "few-shot backbone, 64 filters", omniglot),
         "conv4-strided": Entry(bind(conv4, pooling=False), "few-shot backbone, strides for pooling", omniglot),
         "conv4-32": Entry(bind(conv4, width=32), "few-shot backbone of miniImageNet, 32 filters", (84, 84, 3)),

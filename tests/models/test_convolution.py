@@ -82,6 +82,45 @@ def test_the_layer_has_the_parameters_of_a_convolution(rng, dtype):
     )
 
 
+def halved_by_loops(x, kernel):
+    """Without padding, and the largest of each 2 × 2 tile."""
+    pad = kernel.shape[0] // 2
+    whole = loops(x, kernel, 1)[:, pad : x.shape[1] - pad, pad : x.shape[2] - pad]
+    rows, columns = whole.shape[1] // 2, whole.shape[2] // 2
+    tiles = whole[:, : 2 * rows, : 2 * columns].reshape(len(x), rows, 2, columns, 2, -1)
+    return tiles.max((2, 4))
+
+
+HALVED = [convolution._halved_by_patches, convolution._halved_by_convolution]
+
+
+@pytest.mark.parametrize("form", HALVED)
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (8, 9, 3),
+        (7, 6, 5),
+        pytest.param(12, 12, 5, marks=pytest.mark.slow),
+        pytest.param(4, 4, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_a_convolution_and_a_pooling(rng, form, height, width, size):
+    x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(form)(x, kernel), halved_by_loops(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("x64", "many")
+def test_the_pooled_formulations_agree_in_their_gradients(rng):
+    x, kernel = (rng.normal(size=shape) for shape in ((3, 9, 8, 2), (3, 3, 2, 3)))
+
+    def gradients(form):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.tanh(form(x, kernel)) ** 2), (0, 1))(x, kernel)
+
+    first, second = jax.jit(lambda: [gradients(form) for form in HALVED])()
+    chex.assert_trees_all_close(first, second, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_steps_that_run_together_are_those_that_run_alone():
     """Bit for bit among the lengths of a call, and to rounding against steps on given batches."""

@@ -27,6 +27,7 @@ def of_two_classes():
 NETS = {  # the smallest of each family, and the shape of its images
     "mlp": (lambda: jt.models.mlp(3, hidden=(8,)), (4, 4, 1)),
     "small_cnn": (lambda: jt.models.small_cnn(3, width=4), (8, 8, 1)),
+    "lenet": (lambda: jt.models.lenet(3, dropout=0.0), (16, 16, 1)),
     "conv4": (lambda: jt.models.conv4(3, width=4), (16, 16, 1)),
     "conv4 without norm": (lambda: jt.models.conv4(3, width=4, norm=False), (16, 16, 1)),
     "conv4, strided": (lambda: jt.models.conv4(3, width=4, pooling=False), (16, 16, 1)),
@@ -43,7 +44,7 @@ NETS = {  # the smallest of each family, and the shape of its images
 
 
 COSTLY = {"resnet", "resnet, small images", "vgg, batch norm", "cifar_resnet, preactivation"}  # a sister is quick
-COSTLY |= {"conv4 without norm", "conv4, strided"}
+COSTLY |= {"conv4 without norm", "conv4, strided", "lenet"}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ PAPERS = {  # trainable parameters; 1000 classes for ImageNet nets (torchvision,
     "efficientnet-lite0": 4_652_008,
     "efficientnet-lite1": 5_416_680,
     "efficientnet-lite2": 6_092_072,
+    "lenet": 520 + 25_050 + 400_500 + 5_010,  # Transfer-Learning-Library
     "vit-ti-16": 5_717_416,
     "vit-s-16": 22_050_664,
     "vit-b-16": 86_567_656,
@@ -53,7 +54,7 @@ DEEP = {
 }  # of the same code
 FAMILIES = ["mlp", "linear", "small-cnn", "conv4", "conv4-strided", "resnet20", "preact-resnet20", "resnet18"]
 FAMILIES += ["resnet18-imagenet", "resnet50", "vgg11-bn", "vgg11", "wrn-16-2"]
-FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16"]
+FAMILIES += ["vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-4", "vit-ti-16", "lenet"]
 
 
 SISTERS = {"resnet18-imagenet", "resnet50", "vgg16-imagenet", "vgg16-bn-imagenet", "vit-ti-16"}  # of others here
