@@ -10,6 +10,7 @@ from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
 from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi_hard, triplet
 from jaxtransfer.losses.multilabel import answers_right, binary_cross_entropy
+from jaxtransfer.losses.predictions import bnm, entropy, information_maximization, mcc
 from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
 from jaxtransfer.losses.relations import (
@@ -32,6 +33,7 @@ __all__ = [
     "batch_all",
     "batch_hard",
     "binary_cross_entropy",
+    "bnm",
     "bss",
     "categorical_contrast",
     "class_weights",
@@ -46,14 +48,17 @@ __all__ = [
     "dino_center",
     "dist",
     "dkd",
+    "entropy",
     "fisher_l2_sp",
     "fsp",
     "gaussian_correlation",
     "hint",
     "info_nce",
+    "information_maximization",
     "kd",
     "l2",
     "l2_sp",
+    "mcc",
     "mined_triplet",
     "negative_cosine",
     "nst",
