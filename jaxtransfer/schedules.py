@@ -6,6 +6,7 @@ With a warm-up of W steps, step t < W has the rate · (t + 1) / (W + 1); what fo
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -75,6 +76,28 @@ def step_decay(rate: float, milestones: Sequence[int], *, factor: float = 0.1, w
         raise InputError(f"milestones are steps that rise, after a warm-up of {warmup}; got {places}")
     later = optax.piecewise_constant_schedule(rate, {place - warmup: factor for place in places})
     return _warmed_up(later, rate, warmup)
+
+
+def switch(before: float, after: float, *, at: int) -> optax.Schedule:
+    """Returns one number up to a step and another from it on: penalties that set in once something is learned.
+
+        weight = jt.schedules.switch(1.0, 100.0, at=500)
+        objective = erm + weight * jt.adaptation.irm(model, domains=names)
+
+    Args:
+      before: of the steps 0 to at − 1.
+      after: of the steps from `at` on.
+      at: a step.
+
+    Raises:
+      InputError: for a step that is no whole number.
+    """
+    _check_whole("at", at)
+
+    def switch(step):
+        return jnp.where(jnp.asarray(step) < at, before, after)
+
+    return switch
 
 
 def _after(steps: int, warmup: int) -> int:

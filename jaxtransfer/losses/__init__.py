@@ -8,9 +8,9 @@ from jaxtransfer.losses.co_tuning import co_tuning
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
+from jaxtransfer.losses.generalization import fishr, gradient_variance, group_weights, irm, vrex
 from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi_hard, triplet
 from jaxtransfer.losses.multilabel import answers_right, binary_cross_entropy
-from jaxtransfer.losses.predictions import bnm, entropy, information_maximization, mcc
 from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
 from jaxtransfer.losses.relations import (
@@ -33,7 +33,6 @@ __all__ = [
     "batch_all",
     "batch_hard",
     "binary_cross_entropy",
-    "bnm",
     "bss",
     "categorical_contrast",
     "class_weights",
@@ -48,17 +47,18 @@ __all__ = [
     "dino_center",
     "dist",
     "dkd",
-    "entropy",
     "fisher_l2_sp",
+    "fishr",
     "fsp",
     "gaussian_correlation",
+    "gradient_variance",
+    "group_weights",
     "hint",
     "info_nce",
-    "information_maximization",
+    "irm",
     "kd",
     "l2",
     "l2_sp",
-    "mcc",
     "mined_triplet",
     "negative_cosine",
     "nst",
@@ -79,4 +79,5 @@ __all__ = [
     "triplet",
     "vicreg",
     "vid",
+    "vrex",
 ]

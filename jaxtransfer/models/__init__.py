@@ -19,6 +19,7 @@ from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
 from jaxtransfer.models.lenet import lenet as lenet
 from jaxtransfer.models.linen import linen as linen
+from jaxtransfer.models.mixstyle import mixstyle as mixstyle
 from jaxtransfer.models.mlp import mlp as mlp
 from jaxtransfer.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2
 from jaxtransfer.models.nnx import nnx as nnx
