@@ -1,5 +1,6 @@
 """Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
 
+from jaxtransfer.losses.adversarial import bsp, classifier_discrepancy, gradient_reversal, mdd
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
 from jaxtransfer.losses.behaviour import delta
 from jaxtransfer.losses.categorical import categorical_contrast
@@ -33,9 +34,11 @@ __all__ = [
     "batch_all",
     "batch_hard",
     "binary_cross_entropy",
+    "bsp",
     "bss",
     "categorical_contrast",
     "class_weights",
+    "classifier_discrepancy",
     "co_tuning",
     "correlation_congruence",
     "crd",
@@ -51,6 +54,7 @@ __all__ = [
     "fishr",
     "fsp",
     "gaussian_correlation",
+    "gradient_reversal",
     "gradient_variance",
     "group_weights",
     "hint",
@@ -59,6 +63,7 @@ __all__ = [
     "kd",
     "l2",
     "l2_sp",
+    "mdd",
     "mined_triplet",
     "negative_cosine",
     "nst",

@@ -1,4 +1,4 @@
-"""Batch spectral shrinkage: the weakest directions of a batch's features are made weaker."""
+"""Squared singular values of a batch's features; shrinkage, in which the weakest directions are made weaker."""
 
 import functools
 
@@ -36,41 +36,47 @@ def bss(features: jax.Array, *, k: int = 1, mask: jax.Array | None = None) -> ja
     keep = kept_rows(mask, len(features))
     features = jnp.where(keep[:, None], features, 0)
     known = jnp.minimum(jnp.sum(keep), features.shape[1])  # the values beyond are those of the rows left out
-    return _weakest(k, features, known)
+    return squared_singular_values(features, known - k, known)
 
 
-def _chosen(k, singular, known):
-    """Which of the singular values [r], from the largest on, are the k smallest of the first `known`; 0 or 1."""
+def _chosen(singular, first, last):
+    """Which of the singular values [r], from the largest on, have a place from `first` to before `last`; 0 or 1."""
     place = jnp.arange(singular.shape[0])
-    return ((place >= known - k) & (place < known)).astype(singular.dtype)
+    return ((place >= first) & (place < last)).astype(singular.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _weakest(k, features, known):
+@jax.custom_jvp
+def squared_singular_values(features: jax.Array, first: jax.typing.ArrayLike, last: jax.typing.ArrayLike) -> jax.Array:
+    """Computes Σ σᵢ(F)² over the places first ≤ i < last, counted from the largest one; derivatives divide by no gap.
+
+    Args:
+      features: F, float [B, D], in the type of the result.
+      first: the first place, 0 for the largest; an integer, which may be traced.
+      last: the place after the last one.
+    """
     singular = jnp.linalg.svd(features, full_matrices=False, compute_uv=False)
-    return jnp.sum(_chosen(k, singular, known) * jnp.square(singular))
+    return jnp.sum(_chosen(singular, first, last) * jnp.square(singular))
 
 
-@_weakest.defjvp
-def _weakest_jvp(k, primals, tangents):
+@squared_singular_values.defjvp
+def _squared_singular_values_jvp(primals, tangents):
     """d Σ σ² = 2 ⟨F_k, dF⟩ with F_k = Σ σᵢ uᵢ vᵢᵀ, the part of F in the directions chosen, whose basis is free."""
-    features, known = primals
-    return _weakest(k, features, known), 2 * jnp.sum(_part(k, features, known) * tangents[0])
+    return squared_singular_values(*primals), 2 * jnp.sum(_part(*primals) * tangents[0])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _part(k, features, known):
+@jax.custom_jvp
+def _part(features, first, last):
     u, singular, vt = jnp.linalg.svd(features, full_matrices=False)
-    return jnp.matmul(u * (_chosen(k, singular, known) * singular)[None], vt, precision=EXACT)
+    return jnp.matmul(u * (_chosen(singular, first, last) * singular)[None], vt, precision=EXACT)
 
 
 @_part.defjvp
-def _part_jvp(k, primals, tangents):
+def _part_jvp(primals, tangents):
     """Daleckii–Krein for singular values: divided differences of σ ↦ σ·[chosen], 0 or 1 within either group."""
-    features, known = primals
+    features, first, last = primals
     change = tangents[0]
     u, singular, vt = jnp.linalg.svd(features, full_matrices=False)
-    chosen = _chosen(k, singular, known)
+    chosen = _chosen(singular, first, last)
     values = chosen * singular
     same = chosen[:, None] == chosen[None]
     gap = singular[:, None] - singular[None]
@@ -86,4 +92,4 @@ def _part_jvp(k, primals, tangents):
     left, right = product(u * chosen[None], u.T), product(vt.T * chosen[None], vt)
     rows = product(change - product(u, product(u.T, change)), right)  # what leaves the span of u, and of v
     columns = product(left, change - product(product(change, vt.T), vt))
-    return _part(k, features, known), moved + rows + columns
+    return _part(*primals), moved + rows + columns
