@@ -9,8 +9,11 @@ from jaxtransfer.losses.co_tuning import co_tuning
 from jaxtransfer.losses.contrastive import dcl, info_nce, nt_xent, siglip, supcon
 from jaxtransfer.losses.crd import CRDMemory, crd, crd_memory
 from jaxtransfer.losses.feature_maps import attention_transfer, fsp, hint, nst, review_kd, vid
+from jaxtransfer.losses.feature_norm import afn
 from jaxtransfer.losses.generalization import fishr, gradient_variance, group_weights, irm, vrex
 from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi_hard, triplet
+from jaxtransfer.losses.mmd import jmmd, mmd
+from jaxtransfer.losses.moments import coral, moment_distance
 from jaxtransfer.losses.multilabel import answers_right, binary_cross_entropy
 from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
@@ -23,11 +26,13 @@ from jaxtransfer.losses.relations import (
     similarity_preserving,
 )
 from jaxtransfer.losses.self_distillation import dino, dino_center, negative_cosine, sinkhorn, swav
+from jaxtransfer.losses.sliced_wasserstein import sliced_wasserstein
 from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
 from jaxtransfer.losses.spectral import bss
 
 __all__ = [
     "CRDMemory",
+    "afn",
     "answers_right",
     "attention_transfer",
     "barlow_twins",
@@ -40,6 +45,7 @@ __all__ = [
     "class_weights",
     "classifier_discrepancy",
     "co_tuning",
+    "coral",
     "correlation_congruence",
     "crd",
     "crd_memory",
@@ -60,11 +66,14 @@ __all__ = [
     "hint",
     "info_nce",
     "irm",
+    "jmmd",
     "kd",
     "l2",
     "l2_sp",
     "mdd",
     "mined_triplet",
+    "mmd",
+    "moment_distance",
     "negative_cosine",
     "nst",
     "nt_xent",
@@ -76,6 +85,7 @@ __all__ = [
     "siglip",
     "similarity_preserving",
     "sinkhorn",
+    "sliced_wasserstein",
     "squared_error",
     "standardize_logits",
     "supcon",

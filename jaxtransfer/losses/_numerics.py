@@ -121,6 +121,14 @@ def check_maps(student: jax.Array, teacher: jax.Array, *, channels: bool = False
         )
 
 
+def check_domains(source: jax.Array, target: jax.Array) -> None:
+    """Raises where two arrays are not features [examples, dim] of one dim, of any two numbers of examples."""
+    if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
+        raise InputError(
+            f"source and target must be features [examples, dim] of one dim; got {source.shape} and {target.shape}"
+        )
+
+
 def kept_rows(mask: jax.Array | None, batch: int) -> jax.Array:
     """Returns booleans [B]: true where the mask is above 0; without a mask everywhere."""
     if mask is None:

@@ -68,6 +68,11 @@ def everywhere(side: Tree, axis_name: str | None) -> Any:
     return None if axis_name is None else jax.lax.all_gather(side, axis_name, tiled=True)
 
 
+def total(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Returns the sum over the devices of an axis; without an axis there are no others."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
 def numbers(size: int, axis_name: str | None) -> jax.Array:
     """Returns the numbers of this device's `size` examples among those of all devices of an axis."""
     return jnp.arange(size) + (0 if axis_name is None else size * jax.lax.axis_index(axis_name))
@@ -143,7 +148,7 @@ def _values(reduction, pairs, both, chunk, rows, columns):
         def part(row, column):
             return reduction.part(_scores(pairs, row, column))
 
-        return reduction.value(_sweep(part, reduction.merge, reduction.empty, one, other, chunk))
+        return reduction.value(sweep(part, reduction.merge, reduction.empty, one, other, chunk))
 
     return along(rows, rows if columns is None else columns), along(columns, rows) if both else None
 
@@ -171,7 +176,7 @@ def _backward(reduction, pairs, both, chunk, kept, changes):
     other = one if columns is None else (columns, values[1], changes[1])
 
     def slopes(mine, theirs):
-        return Side(_sweep(part, jnp.add, 0, mine, theirs, chunk), None, None)  # pyright: ignore[reportArgumentType]
+        return Side(sweep(part, jnp.add, 0, mine, theirs, chunk), None, None)  # pyright: ignore[reportArgumentType]
 
     return slopes(one, other), None if columns is None else slopes(other, one)
 
@@ -186,7 +191,7 @@ def _scores(pairs: Pairs, row: Side, column: Side) -> jax.Array:
     return jnp.where(row.keep[:, None] & column.keep[None] & counted, scores, -jnp.inf)
 
 
-def _sweep(part, merge, empty, rows: Tree, columns: Tree, chunk: int | None) -> Tree:
+def sweep(part, merge, empty, rows: Tree, columns: Tree, chunk: int | None) -> Tree:
     """Merges `part(rows, columns)`, results per row, of all tiles along the columns: leaves [N, ...]."""
     size, width = (len(jax.tree.leaves(side)[0]) for side in (rows, columns))
     down, across = _tiles(size, chunk), _tiles(width, chunk)

@@ -107,3 +107,38 @@ def finite(losses, cases):
             assert np.all(np.isfinite(leaf)), f"case {number}: {results}"
         found.append(jax.tree.map(np.asarray, results[0]))
     return found
+
+
+@cache
+def sloped(loss, static):
+    """Value and gradients by all arrays of a scalar loss of domains: compiled once per loss and static options."""
+    return jax.jit(
+        jax.value_and_grad(lambda arrays, options: loss(*arrays, **options, **dict(static))), compiler_options=QUICK
+    )
+
+
+def agree_on_domains(loss, reference, arrays, rng, *, masks=(), static=(), **options):
+    """A scalar `loss` of domains of unequal size, and its slopes, in double precision are those of `reference`.
+
+    The reference is told where it stands, `at=arrays`, as what is not differentiated stays there. With `masks`, names
+    and booleans, one for each array, what they are false for holds garbage and is unknown to the reference.
+    """
+    kept = [x[keep] for x, (_, keep) in zip(arrays, masks, strict=True)] if masks else arrays
+    given = (
+        [np.where(keep[:, None], x, np.nan) for x, (_, keep) in zip(arrays, masks, strict=True)] if masks else arrays
+    )
+    known = {**options, **dict(static)}
+    with jax.enable_x64(True):
+        told = {name: jnp.asarray(keep) for name, keep in masks} | jax.tree.map(jnp.asarray, options)
+        value, slopes = sloped(loss, tuple(static))(jax.tree.map(jnp.asarray, list(given)), told)
+    assert value.dtype == jnp.float64
+    np.testing.assert_allclose(value, reference(*kept, at=kept, **known), rtol=1e-9, atol=1e-14)
+    if masks:
+        assert not any(np.any(np.asarray(g)[~keep]) for g, (_, keep) in zip(slopes, masks, strict=True))
+        slopes = [np.asarray(g)[keep] for g, (_, keep) in zip(slopes, masks, strict=True)]
+    for _ in range(3):
+        directions, h = [rng.normal(size=x.shape) for x in kept], 1e-4
+        f = {k: reference(*moved(list(kept), directions, k * h), at=kept, **known) for k in (-2, -1, 1, 2)}
+        slope = (8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h)
+        np.testing.assert_allclose(inner(slopes, directions), slope, rtol=1e-7, atol=1e-10)
+    return float(value)

@@ -1,3 +1,9 @@
 """Alignment: features of both domains are drawn together by a distance between their distributions."""
 
-__all__: list[str] = []
+from jaxtransfer.adaptation.alignment.afn import afn
+from jaxtransfer.adaptation.alignment.dan import dan
+from jaxtransfer.adaptation.alignment.deep_coral import deep_coral
+from jaxtransfer.adaptation.alignment.jan import jan
+from jaxtransfer.adaptation.alignment.m3sda import m3sda
+
+__all__ = ["afn", "dan", "deep_coral", "jan", "m3sda"]
