@@ -15,6 +15,7 @@ from jaxtransfer.losses.metric import batch_all, batch_hard, mined_triplet, semi
 from jaxtransfer.losses.mmd import jmmd, mmd
 from jaxtransfer.losses.moments import coral, moment_distance
 from jaxtransfer.losses.multilabel import answers_right, binary_cross_entropy
+from jaxtransfer.losses.predictions import bnm, entropy, information_maximization, mcc
 from jaxtransfer.losses.redundancy import barlow_twins, vicreg
 from jaxtransfer.losses.regression import squared_error
 from jaxtransfer.losses.relations import (
@@ -39,6 +40,7 @@ __all__ = [
     "batch_all",
     "batch_hard",
     "binary_cross_entropy",
+    "bnm",
     "bsp",
     "bss",
     "categorical_contrast",
@@ -56,6 +58,7 @@ __all__ = [
     "dino_center",
     "dist",
     "dkd",
+    "entropy",
     "fisher_l2_sp",
     "fishr",
     "fsp",
@@ -65,11 +68,13 @@ __all__ = [
     "group_weights",
     "hint",
     "info_nce",
+    "information_maximization",
     "irm",
     "jmmd",
     "kd",
     "l2",
     "l2_sp",
+    "mcc",
     "mdd",
     "mined_triplet",
     "mmd",

@@ -41,9 +41,9 @@ def agree(loss, reference, arrays, rng, *, keep=None, **options):
     weights = rng.normal(size=expected.shape)  # tells examples apart
     masked = {} if keep is None else {"mask": jnp.asarray(keep, jnp.float32)}
     if keep is not None:
-        student, teacher = (np.array(x) for x in arrays)
-        student[~keep], teacher[~keep] = np.nan, np.inf
-        arrays = [student, teacher]
+        arrays = [np.array(x) for x in arrays]
+        for number, garbage in enumerate(arrays):
+            garbage[~keep] = np.inf if number else np.nan
     with jax.enable_x64(True):
         given = [jax.tree.map(jnp.asarray, part) for part in (arrays, weights, options)]
         (_, values), gradients = weighted(loss)(given[0], given[1], given[2] | masked)
