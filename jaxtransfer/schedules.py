@@ -4,8 +4,9 @@ A schedule is a function of the step, as optax takes it: `optax.adam(jt.schedule
 With a warm-up of W steps, step t < W has the rate · (t + 1) / (W + 1); what follows begins at the full rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -126,6 +127,63 @@ def warm_start(high: float = 1.0, *, low: float = 0.0, steps: int = 1000, alpha:
         return low + (high - low) * jnp.tanh(alpha / 2 * step / steps)  # the same, without an exponential to overflow
 
     return ramp
+
+
+def linear_ramp(start: float, end: float, steps: int) -> optax.Schedule:
+    """Returns start + (end − start) · t / T up to step T, then `end`: for weights and thresholds that change.
+
+    With start 1/C and end 1 it is UDA's linear annealing of the training signal (Xie et al. 2020, arXiv:1904.12848).
+
+    Args:
+      start: at step 0.
+      end: from step T on.
+      steps: T.
+
+    Raises:
+      InputError: for no steps.
+    """
+    return _ramp(start, end, steps, lambda share: share)
+
+
+def log_ramp(start: float, end: float, steps: int, *, rate: float = 5.0) -> optax.Schedule:
+    """Returns start + (end − start) · (1 − exp(−5 t / T)): fast at first. UDA's for many labels; see `linear_ramp`.
+
+    Args:
+      start: at step 0.
+      end: what it comes near to; at step T exp(−5), less than a hundredth, is missing, and it stays there.
+      steps: T.
+      rate: in place of 5.
+
+    Raises:
+      InputError: for no steps.
+    """
+    return _ramp(start, end, steps, lambda share: 1 - jnp.exp(-rate * share))
+
+
+def exp_ramp(start: float, end: float, steps: int, *, rate: float = 5.0) -> optax.Schedule:
+    """Returns start + (end − start) · exp(5 (t / T − 1)): fast at last. UDA's for few labels; see `linear_ramp`.
+
+    Args:
+      start: what it comes from; at step 0 it is exp(−5), less than a hundredth, on the way.
+      end: from step T on.
+      steps: T.
+      rate: in place of 5.
+
+    Raises:
+      InputError: for no steps.
+    """
+    return _ramp(start, end, steps, lambda share: jnp.exp(rate * (share - 1)))
+
+
+def _ramp(start: float, end: float, steps: int, shape: Callable[[jax.Array], jax.Array]) -> optax.Schedule:
+    _check_whole("steps", steps)
+    if steps < 1:
+        raise InputError(f"a ramp has 1 step or more; got {steps}")
+
+    def value(step):
+        return start + (end - start) * shape(jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1))
+
+    return value
 
 
 def _after(steps: int, warmup: int) -> int:

@@ -52,3 +52,15 @@ def test_each_schedule_is_its_formula(warmup):
 def test_what_can_be_no_schedule(make, expected):
     with pytest.raises(jt.InputError, match=expected):
         make()
+
+
+def test_ramps_are_those_of_the_annealed_training_signal():
+    share = [min(t / 4, 1) for t in range(7)]
+    ramps = (jt.schedules.linear_ramp, jt.schedules.log_ramp, jt.schedules.exp_ramp)
+    shapes = (lambda x: x, lambda x: 1 - math.exp(-5 * x), lambda x: math.exp(5 * (x - 1)))
+    for ramp, shape in zip(ramps, shapes, strict=True):
+        expected = [0.1 + 0.9 * shape(x) for x in share]
+        assert rates(ramp(0.1, 1.0, 4), 7) == pytest.approx(expected, rel=1e-5)
+    assert rates(jt.schedules.exp_ramp(0.0, 1.0, 4, rate=2.0), 1) == pytest.approx([math.exp(-2)])
+    with pytest.raises(jt.InputError, match="1 step or more"):
+        jt.schedules.linear_ramp(0.0, 1.0, 0)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.data.warps import affine as affine
+from jaxtransfer.data.warps import cutout as cutout
 from jaxtransfer.errors import InputError
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]

@@ -1,0 +1,70 @@
+"""What the methods of this folder share: the model's own label of an example, how sure it is, and what it is taught."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer import losses
+from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.context import Context
+from jaxtransfer.errors import InputError
+from jaxtransfer.losses._numerics import check_share
+from jaxtransfer.objective import Batch, Mean
+from jaxtransfer.parts.masking import mask_of
+from jaxtransfer.parts.rows import kept
+
+
+class Guesses(NamedTuple):
+    """What a model says of examples that nobody labelled; cut off from differentiation.
+
+    Attributes:
+      label: int32 [B], the class of the largest probability.
+      sure: float [B], that probability.
+      logits: float [B, C], in at least float32; 0 where the mask leaves an example out.
+    """
+
+    label: jax.Array
+    sure: jax.Array
+    logits: jax.Array
+
+
+def guessed(domain: Domain, outputs: Any, output: str, batch: Batch) -> Guesses:
+    """Returns the guesses for a domain's examples on this device."""
+    logits = jax.lax.stop_gradient(logits_of(domain, outputs, output, batch))
+    return Guesses(jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.max(jax.nn.softmax(logits), axis=-1), logits)
+
+
+def logits_of(domain: Domain, outputs: Any, output: str, batch: Batch) -> jax.Array:
+    """Returns the logits [B, C] in at least float32, 0 where the mask leaves an example out."""
+    logits = kept(domain.read(outputs, output), mask_of(domain.part(batch)))
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def taught(
+    name: str, logits: jax.Array, label: jax.Array, keep: jax.Array, mask: jax.Array | None, ctx: Context
+) -> tuple[Mean, dict[str, Mean]]:
+    """Returns the mean over all examples of 1[kept] · cross-entropy, and the metrics `name` and `name/kept`."""
+    keep = keep.astype(logits.dtype)
+    value = ctx.mean(losses.cross_entropy(logits, label) * keep, mask)
+    return value, {name: value, f"{name}/kept": ctx.mean(keep, mask)}
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises for a threshold of a probability that is none."""
+    check_share(threshold, "threshold")
+
+
+def check_logits(domain: Domain, outputs: Any, output: str) -> int:
+    """Returns how many classes the logits tell apart.
+
+    Raises:
+      InputError: for an output that isn't [B, C].
+    """
+    shape = domain.read(outputs, output).shape
+    if len(shape) != 2:
+        raise InputError(
+            f"self-training takes logits [batch, classes]; {output!r} of model {domain.forward.model.name!r} has shape "
+            f"{shape}"
+        )
+    return shape[1]
