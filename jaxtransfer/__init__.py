@@ -10,6 +10,7 @@ step = jt.train_step(objective, optimizer)
 from jaxtransfer import (
     adaptation,
     data,
+    fusion,
     losses,
     measures,
     meta,
@@ -127,6 +128,7 @@ __all__ = [
     "fisher_l2_sp",
     "fit",
     "frozen",
+    "fusion",
     "init",
     "inspect_weights",
     "l2",

@@ -25,7 +25,7 @@ FLOORS = [
     {"objective"},
     {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix"},
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
-    {"measures"},
+    {"measures", "fusion"},  # fusion is of trees (test_fusion_is_of_trees), but for the objective of AdaMerging
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another
     {"adaptation"},
     {"methods"},
@@ -133,6 +133,14 @@ def test_imports_point_downwards(path):
             assert floor_of(other) < floor_of(room), f"{path}: {room} imports {other}, which stands above or beside it"
 
 
+MODELS_TOO = {"ada_merging", "gram_matrices", "statistics", "__init__"}  # files of fusion that know models, too
+
+
+@each_of(sorted((ROOT / "fusion").glob("*.py")))
+def test_fusion_is_of_trees(path):
+    assert path.stem in MODELS_TOO or own_imports(path) <= {"errors", "tree", "fusion"}, own_imports(path)
+
+
 EXPERIMENTS = sorted((ROOT.parent / "experiments").rglob("*.py"))
 
 
@@ -188,7 +196,7 @@ def public_names():
     found = {}
     for name in jt.__all__:
         found[f"jt.{name}"] = getattr(jt, name)
-    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.adaptation, jt.tree):
+    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.adaptation, jt.fusion, jt.tree):
         names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
         for name in names:
             found[f"{room.__name__}.{name}"] = getattr(room, name)
@@ -238,7 +246,7 @@ def test_public_names_have_docstrings_that_say_more_than_the_name():
 
 
 def test_what_the_faces_promise_is_there():
-    for room in (jt, jt.losses, jt.data, jt.measures, jt.adaptation):
+    for room in (jt, jt.losses, jt.data, jt.measures, jt.adaptation, jt.fusion):
         assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
         for name in room.__all__:
             assert hasattr(room, name), name
