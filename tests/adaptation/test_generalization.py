@@ -88,6 +88,23 @@ def test_penalties_are_the_means_over_domains(rng, mask):
     assert float(metrics["fishr"]) == pytest.approx(value)
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_coral_is_the_mean_over_pairs(rng, mask):
+    """In float64, of three domains of unequal sizes; masked rows are not there."""
+    model, names = linear(), ("a", "b", "c")
+    batch = batch_of(rng, (6, 9, 7), mask, names)
+    rows = [np.asarray(part["image"], np.float64)[part.get("mask", np.ones(99))[: len(part["image"])] > 0]
+            for part in batch.values()]  # fmt: skip
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    gaps = [np.mean((np.cov(rows[a].T) - np.cov(rows[b].T)) ** 2) for a, b in pairs]
+    means = [np.mean((rows[a].mean(0) - rows[b].mean(0)) ** 2) for a, b in pairs]
+    value, _, _, metrics = run(A.coral_of_sources(model, domains=names), batch)
+    assert value == pytest.approx(np.mean(gaps) + np.mean(means), rel=1e-5)
+    assert float(metrics["coral_of_sources"]) == pytest.approx(value)
+    value, *_ = run(A.coral_of_sources(model, domains=names, released=False), batch)
+    assert value == pytest.approx(np.mean(gaps) / 4, rel=1e-5)
+
+
 def test_fishr_keeps_averages_and_its_gradient_does_not_depend_on_the_decay(rng):
     model, batch = linear(), batch_of(rng)
     slopes = []
@@ -281,6 +298,7 @@ def test_everything_shares_one_run(rng):
 
 
 ROWS = {
+    "coral": lambda model: jt.together(plain(model) + 10 * A.coral_of_sources(model, domains=NAMES)),
     "irm": lambda model: jt.together(plain(model) + A.irm(model, domains=NAMES)),
     "fishr": lambda model: jt.together(plain(model) + 10 * A.fishr(model, domains=NAMES)),
     "vrex": lambda model: jt.together(plain(model) + A.vrex(each(model))),
@@ -330,6 +348,7 @@ def test_refusals(rng):
         (lambda: A.fishr(model, domains=("a", "a")), "counts once"),
         (lambda: A.fishr(model, domains=NAMES, decay=1.0), "below 1"),
         (lambda: A.fishr(model, domains=NAMES, decay=1.5), "decay must be"),
+        (lambda: A.coral_of_sources(model, domains=("a",)), "two source domains or more"),
         (lambda: A.vrex(erm[:1]), "a list of objectives"),
         (lambda: A.group_dro(sum(erm)), "a list of objectives"),
         (lambda: A.group_dro(erm, rate=-1), "rate must be"),

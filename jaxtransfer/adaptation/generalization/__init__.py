@@ -11,6 +11,7 @@ for each domain: `vrex` is a penalty, too, while `group_dro` is the loss itself,
 What isn't a loss stands elsewhere: `jt.models.mixstyle` changes a model, `dense_average` averages its weights.
 """
 
+from jaxtransfer.adaptation.generalization.coral_of_sources import coral_of_sources
 from jaxtransfer.adaptation.generalization.fishr import fishr
 from jaxtransfer.adaptation.generalization.group_dro import group_dro
 from jaxtransfer.adaptation.generalization.irm import irm
@@ -19,6 +20,7 @@ from jaxtransfer.adaptation.generalization.swad import dense_average, swad_inter
 from jaxtransfer.adaptation.generalization.vrex import vrex
 
 __all__ = [
+    "coral_of_sources",
     "dense_average",
     "fishr",
     "group_dro",
