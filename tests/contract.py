@@ -54,20 +54,23 @@ def batches(rng, count, rows=16):
     return out
 
 
-def assert_same_on_any_devices(make, mesh_of, *, rows=(16, 8), optimizer=None, steps=3, atol=1e-5):
+def assert_same_on_any_devices(
+    make, mesh_of, *, rows=(16, 8), domains=("source", "target"), optimizer=None, steps=3, atol=1e-5
+):
     """Domains of unequal size: one device, a mesh of 4 and pmap of 4 end alike, and no batch is traced again.
 
     Args:
       make: from the model to its objective, or to (objective, optimizer) where updates alternate.
       mesh_of: the fixture.
-      rows: the size of a batch of the source and of the target.
+      rows: the size of a batch of each domain.
+      domains: their names.
       optimizer: where `make` gives none.
       steps: how many.
       atol: for parameters, state and metrics, relative to the largest entry.
     """
     rng, traces = np.random.default_rng(2), []
-    halves = zip(batches(rng, steps, rows[0]), batches(rng, steps, rows[1]), strict=True)
-    data, model = [{"source": source, "target": target} for source, target in halves], normalised(traces)
+    parts = zip(*(batches(rng, steps, count) for count in rows), strict=True)
+    data, model = [dict(zip(domains, part, strict=True)) for part in parts], normalised(traces)
     made = make(model)
     objective, optimizer = made if isinstance(made, tuple) else (made, optimizer or optax.sgd(0.05, momentum=0.9))
     ended = []
