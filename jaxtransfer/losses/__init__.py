@@ -1,6 +1,6 @@
 """Losses: functions of arrays, one value per example where that has a meaning; they know no model."""
 
-from jaxtransfer.losses.adversarial import bsp, classifier_discrepancy, gradient_reversal, mdd
+from jaxtransfer.losses.adversarial import bsp, classifier_discrepancy, gradient_reversal, mdd, open_set
 from jaxtransfer.losses.anchors import fisher_l2_sp, l2, l2_sp
 from jaxtransfer.losses.behaviour import delta
 from jaxtransfer.losses.categorical import categorical_contrast
@@ -82,6 +82,7 @@ __all__ = [
     "negative_cosine",
     "nst",
     "nt_xent",
+    "open_set",
     "pkt",
     "review_kd",
     "rkd_angle",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
-from jaxtransfer.losses._numerics import check_strength, kept_rows, wide
+from jaxtransfer.losses._numerics import check_share, check_strength, kept_rows, wide
 from jaxtransfer.losses.classification import cross_entropy
 from jaxtransfer.losses.spectral import squared_singular_values
 
@@ -124,6 +124,31 @@ def disparity_on_target(logits: jax.Array, adversarial: jax.Array) -> jax.Array:
     others = jnp.sum(jnp.where(own, 0, jax.nn.softmax(adversarial, axis=-1)), axis=-1)  # 1 − p would cancel digits
     shifted = others + OFFSET
     return jnp.where(shifted < 1, jnp.log(jnp.where(shifted < 1, shifted, 1)), 0)
+
+
+def open_set(logits: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+    """Computes −t log p − (1 − t) log(1 − p), p the probability of the last class, that of the unknown.
+
+    (Saito et al. 2018, arXiv:1804.10427.) Least where p = t; features behind a gradient reversal leave it, to either
+    side. As released, both logarithms are of p + 10⁻⁶ and 1 − p + 10⁻⁶.
+
+    Args:
+      logits: float [B, C + 1].
+      threshold: t, in [0, 1].
+
+    Returns:
+      The loss [B], in at least float32; the released one is its mean.
+
+    Raises:
+      InputError: for what is no [B, 2] or wider, and t out of range.
+    """
+    check_share(threshold, "threshold")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise InputError(f"logits must be [batch, known classes + 1 for the unknown]; got {logits.shape}")
+    (logits,) = wide(logits)
+    p = jax.nn.softmax(logits, axis=-1)
+    known = jnp.sum(p[:, :-1], axis=-1)
+    return -threshold * jnp.log(p[:, -1] + OFFSET) - (1 - threshold) * jnp.log(known + OFFSET)
 
 
 def bsp(

@@ -45,15 +45,15 @@ class Domains:
     target: Domain
 
     @classmethod
-    def of(cls, model: Model, source: str, target: str, view: str) -> "Domains":
-        """Returns the runs of `model` on `batch[source][view]` and `batch[target][view]`.
+    def of(cls, model: Model, source: str, target: str, view: str, *, on_target: Model | None = None) -> "Domains":
+        """Returns the runs of `model` on `batch[source][view]` and `batch[target][view]`; there maybe of another one.
 
         Raises:
           InputError: for domains of one name.
         """
         if source == target:
             raise InputError(f"source and target are two entries of the batch; got {source!r} for both")
-        return cls(Domain.of(model, source, view), Domain.of(model, target, view))
+        return cls(Domain.of(model, source, view), Domain.of(on_target or model, target, view))
 
     @property
     def forwards(self) -> tuple[Forward, Forward]:
@@ -133,15 +133,25 @@ def told_apart(
 ) -> tuple[Mean, Mean, Tree]:
     """Lets a discriminator tell the domains of rows apart that are behind a gradient reversal.
 
-    ½ mean_s w log(1 + exp(−d)) + ½ mean_t w log(1 + exp(d)) of its logits d: the binary cross-entropy with 1 for the
-    source, each domain half, whatever the sizes of the batches.
-
     Returns:
-      The loss, the discriminator's accuracy, the mean of that on either domain, and the new state.
+      The loss and the accuracy of `domain_entropy`, and the new state.
     """
     reverse = at(coefficient, ctx)
     hidden = Pair(*(gradient_reversal(one, reverse) for one in rows))
     logits, state = run_on_both(network, hidden, params, state, ctx)
+    return *domain_entropy(network, logits, masks, ctx, weights), state
+
+
+def domain_entropy(
+    network: Model, logits: Pair, masks: Pair, ctx: Context, weights: Pair = EVERY_ROW_ALIKE
+) -> tuple[Mean, Mean]:
+    """Computes ½ mean_s w log(1 + exp(−d)) + ½ mean_t w log(1 + exp(d)) of a discriminator's logits d.
+
+    The binary cross-entropy with 1 for the source, each domain half, whatever the sizes of the batches.
+
+    Returns:
+      The loss, and the discriminator's accuracy, the mean of that on either domain.
+    """
     if logits.source.shape[1:] != (1,):
         raise InputError(f"discriminator {network.name!r} must give logits [batch, 1]; got {logits.source.shape}")
     losses, right = [], []
@@ -151,7 +161,14 @@ def told_apart(
         losses.append(ctx.mean(values if weight is None else weight * values, mask).value)
         answers = margin >= 0 if sign > 0 else margin > 0  # a tie counts as source, as released
         right.append(ctx.mean(answers.astype(jnp.float32), mask).value)
-    return single((losses[0] + losses[1]) / 2), single((right[0] + right[1]) / 2), state
+    return single((losses[0] + losses[1]) / 2), single((right[0] + right[1]) / 2)
+
+
+def class_means(probabilities: jax.Array, mask: jax.Array | None, ctx: Context) -> jax.Array:
+    """Returns the mean [C] of probabilities [B, C] over the rows of all devices; zeros where none counts."""
+    rows = ctx.gather(probabilities)
+    weights = jnp.ones(rows.shape[0], rows.dtype) if mask is None else ctx.gather(mask).astype(rows.dtype)
+    return jnp.sum(weights[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def single(value: jax.Array) -> Mean:

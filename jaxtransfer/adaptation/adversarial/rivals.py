@@ -9,7 +9,7 @@ import optax
 
 from jaxtransfer import losses, optim
 from jaxtransfer.adaptation.adversarial import networks
-from jaxtransfer.adaptation.adversarial.domains import Domains, run_on_both, setup_of, single
+from jaxtransfer.adaptation.adversarial.domains import Domains, class_means, run_on_both, setup_of, single
 from jaxtransfer.adaptation.adversarial.mdd import check_same_classes
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.model import Model
@@ -54,8 +54,8 @@ def rivals(
     domains = Domains.of(model, source, target, view)
     own = classifier or networks.classifier_like(domains.named(model.name, method))
     second_optimizer = optimizer if classifier_optimizer is None else classifier_optimizer
-    heads = tuple(f"{re.escape(model.name)}/(?:.*/)?(?:{one})" for one in as_patterns(head or model.head))
-    classifiers = (*heads, re.escape(own.name))
+    heads = tuple(f"^{re.escape(model.name)}/(?:.*/)?(?:{one})" for one in as_patterns(head or model.head))
+    classifiers = (*heads, f"^{re.escape(own.name)}")
 
     def setup(key, batch):
         features, logits = domains.shapes(batch, tap, output)
@@ -99,8 +99,4 @@ def _probabilities(logits: jax.Array) -> jax.Array:
 
 def _unbalance(probabilities: jax.Array, mask: jax.Array | None, ctx: Context) -> jax.Array:
     """Returns −mean_c log(mean_i p_ic + 10⁻⁶), over the rows of all devices: least where all classes are as likely."""
-    rows = ctx.gather(probabilities)
-    weights = jnp.ones(rows.shape[0]) if mask is None else ctx.gather(mask)
-    weights = weights.astype(rows.dtype)
-    mean = jnp.sum(weights[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(weights), 1)
-    return -jnp.mean(jnp.log(mean + _OFFSET))
+    return -jnp.mean(jnp.log(class_means(probabilities, mask, ctx) + _OFFSET))
