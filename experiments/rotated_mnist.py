@@ -92,11 +92,12 @@ class Net(nn.Module):
     """Three convolutions with batch norm, the first of stride 2, a pooling, and a hidden layer of 128 units."""
 
     width: int
+    classes: int = 10
     axis: str | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
-        """Returns `features` and `logits` of images [B, 28, 28, 1]."""
+        """Returns `features` and `logits` of images [B, H, W, C]."""
 
         def block(x, filters, size, stride, name):
             x = nn.Conv(filters, (size, size), strides=(stride, stride), use_bias=False, name=f"{name}_conv")(x)
@@ -107,7 +108,7 @@ class Net(nn.Module):
         x = nn.avg_pool(x, (2, 2), (2, 2))
         x = block(x, 4 * self.width, 3, 1, "stage3")
         features = nn.relu(nn.Dense(128, name="hidden")(x.reshape(x.shape[0], -1)))
-        return {"features": features, "logits": nn.Dense(10, name="head")(features)}
+        return {"features": features, "logits": nn.Dense(self.classes, name="head")(features)}
 
 
 @dataclasses.dataclass(frozen=True)
