@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -272,5 +272,61 @@ def _still_until(later: Optimizer, begin: int) -> Optimizer:
         masked: Any = optax.ConditionallyMaskState(step=state.step, inner_state=state.inner_state)
         updates, masked = later.update(updates, masked, params, **extra)
         return updates, dataclasses.replace(state, step=masked.step, inner_state=masked.inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class Lookahead(NamedTuple):
+    """The state of `lookahead`: updates since the weights met, the slow weights, the state of the inner optimiser."""
+
+    count: Any
+    slow: Any
+    inner_state: Any
+
+
+def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Optimizer:
+    """Lets slow weights follow fast ones: after each k updates s ← s + α (w − s), and w ← s.
+
+    (Zhang et al. 2019, arXiv:1907.08610.) The fast weights w are the run's; between two meetings they are the inner
+    optimiser's alone, whose state goes on. So weights are best read after a multiple of k updates. Unlike
+    `optax.lookahead`, which wants pairs of parameters, it is an optimiser like any other, and the slow weights are part
+    of its state, in at least float32.
+
+    Args:
+      optimizer: makes the fast updates.
+      every: k.
+      alpha: α in [0, 1].
+
+    Returns:
+      An optimiser.
+
+    Raises:
+      InputError: for a k below 1, and another α.
+    """
+    if every < 1 or not 0 <= alpha <= 1:
+        raise InputError(f"lookahead takes every of 1 or more and alpha in [0, 1]; got {every} and {alpha}")
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params) -> Any:
+        def copied(leaf):
+            return jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32), copy=True)
+
+        return Lookahead(jnp.zeros((), jnp.int32), jax.tree.map(copied, params), inner.init(params))
+
+    def update(updates, state, params=None, **extra):
+        if params is None:
+            raise InputError("lookahead needs the parameters: optimizer.update(grads, state, params)")
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        count = (state.count + 1) % every
+        meet = count == 0
+
+        def followed(slow, param, change):
+            return jnp.where(meet, slow + alpha * (param + change.astype(slow.dtype) - slow), slow)
+
+        def met(slow, param, change):
+            return jnp.where(meet, slow - param, change.astype(slow.dtype)).astype(change.dtype)
+
+        slow = jax.tree.map(followed, state.slow, params, updates)
+        return jax.tree.map(met, slow, params, updates), Lookahead(count, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

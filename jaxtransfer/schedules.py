@@ -208,3 +208,34 @@ def _check_whole(what: str, steps: float) -> None:
     """Raises for a share of the run, where steps are counted."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
         raise InputError(f"{what} must be a whole number of steps, no share of them; got {steps!r}")
+
+
+def weight_averaging(start: int, *, every: int = 1) -> optax.Schedule:
+    """Returns the decay with which a moving average is the plain mean of some iterates: stochastic weight averaging.
+
+    With n = (t − start) / every: n / (n + 1) where n is whole and not negative, else 1, so that the average stays
+    (Izmailov et al. 2018, arXiv:1803.05407). Before `start` it is as it begins.
+
+        objective = jt.classification(model) + jt.averaged(model, jt.schedules.weight_averaging(800, every=50))
+
+    As with all averages the weights after t updates go in at the start of the next step. Batch statistics are to be
+    renewed: `jt.recompute_statistics`.
+
+    Args:
+      start: the updates after which the first weights go in, alone.
+      every: updates between two of them: an epoch, or a cycle of the learning rate.
+
+    Raises:
+      InputError: for what are no whole numbers, or an `every` below 1.
+    """
+    _check_whole("start", start)
+    _check_whole("every", every)
+    if every < 1:
+        raise InputError(f"every must be at least one step; got {every}")
+
+    def decay(step):
+        after = jnp.asarray(step) - start
+        number = after // every
+        return jnp.where((after >= 0) & (after % every == 0), number / (number + 1), 1.0)
+
+    return decay

@@ -229,3 +229,44 @@ def test_anchored_is_l2_sp_on_the_body_and_l2_on_a_new_head(rng, with_fisher, ne
             weight = np.asarray(f[path], np.float64) if with_fisher else 1.0
             penalty += 0.15 * np.sum(weight * (np.asarray(w[path], np.float64) - np.asarray(w0[path])) ** 2)
     assert float(loss) - float(metrics["classification"].value) == pytest.approx(penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize(("every", "alpha"), [(1, 0.3), (3, 0.5), (4, 1.0), (2, 0.0)])
+def test_lookahead(rng, every, alpha):
+    params, grads = a_tree(rng), [a_tree(rng) for _ in range(7)]
+    got, state = trajectory(jt.optim.lookahead(optax.sgd(0.1, momentum=0.9), every=every, alpha=alpha), params, grads)
+    fast = {path: np.array(leaf, np.float64) for path, leaf in got[0].items()}
+    slow, speed = dict(fast), dict.fromkeys(fast, 0.0)
+    for number, grad in enumerate(jt.tree.leaves_by_path(one) for one in grads):
+        for path in fast:
+            speed[path] = 0.9 * speed[path] + np.asarray(grad[path], np.float64)
+            fast[path] = fast[path] - 0.1 * speed[path]
+            if (number + 1) % every == 0:
+                slow[path] = slow[path] + alpha * (fast[path] - slow[path])
+                fast[path] = slow[path]
+            np.testing.assert_allclose(got[number + 1][path], fast[path], atol=1e-6)
+    for path, leaf in jt.tree.leaves_by_path(state.slow).items():
+        np.testing.assert_allclose(leaf, slow[path], atol=1e-6)
+
+
+def test_lookahead_around_what_is_frozen_and_in_half_precision(rng):
+    params = a_tree(rng)
+    optimizer = jt.optim.lookahead(jt.optim.freeze(optax.sgd(0.1), "stem"), every=2)
+    state = optimizer.init(params)
+    assert jt.optim.held_still(state, params)["m"]["stem"]["kernel"] is True
+    got, _ = trajectory(optimizer, params, [params] * 3)
+    for path, leaf in got[-1].items():
+        assert np.array_equal(leaf, got[0][path]) == (stage_of(path) == "stem")
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    got, state = trajectory(jt.optim.lookahead(optax.sgd(0.1), every=2), half, [half] * 2)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in got[-1].values())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.slow))
+
+
+@pytest.mark.parametrize("how", [{"every": 0}, {"alpha": 1.5}])
+def test_lookahead_refuses(how):
+    with pytest.raises(jt.InputError, match="every of 1 or more and alpha in"):
+        jt.optim.lookahead(optax.sgd(1.0), **how)
+    optimizer = jt.optim.lookahead(optax.sgd(1.0))
+    with pytest.raises(jt.InputError, match="needs the parameters"):
+        optimizer.update({}, optimizer.init({}))

@@ -64,3 +64,18 @@ def test_ramps_are_those_of_the_annealed_training_signal():
     assert rates(jt.schedules.exp_ramp(0.0, 1.0, 4, rate=2.0), 1) == pytest.approx([math.exp(-2)])
     with pytest.raises(jt.InputError, match="1 step or more"):
         jt.schedules.linear_ramp(0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(("start", "every"), [(0, 1), (3, 1), (2, 4)])
+def test_weight_averaging_is_the_mean_of_some_iterates(start, every):
+    decay = jt.schedules.weight_averaging(start, every=every)
+    weights, average, seen = [7.0, 1.0, 4.0, -2.0, 8.0, 3.0, 5.0, 9.0, 0.0, 6.0, 2.0], 50.0, []
+    for step, weight in enumerate(weights):
+        share = float(decay(step))
+        average = share * average + (1 - share) * weight
+        seen += [weight] if step >= start and (step - start) % every == 0 else []
+        assert average == pytest.approx(sum(seen) / len(seen) if seen else 50.0, rel=1e-6)
+    with pytest.raises(jt.InputError, match="every must be at least one step"):
+        jt.schedules.weight_averaging(0, every=0)
+    with pytest.raises(jt.InputError, match="start must be a whole number"):
+        jt.schedules.weight_averaging(0.5)

@@ -22,12 +22,12 @@ def check_alike(models: Sequence[Any], *, names: Sequence[str] = ()) -> None:
 
     Args:
       models: trees, one or more.
-      names: what the message calls them; by default "model 0", "model 1", ...
+      names: what the message calls the first of them; the others are "model 0", "model 1", ...
 
     Raises:
       InputError: names the first path that differs, and what both models have there.
     """
-    called = [*names, *(f"model {number}" for number in range(len(names), len(models)))]
+    called = [*names, *(f"model {number}" for number in range(len(models) - len(names)))]
     for number, model in enumerate(models):
         tree.check_arrays(model, called[number])
     flat = [tree.leaves_by_path(model) for model in models]
