@@ -30,6 +30,7 @@ from jaxtransfer.losses.self_distillation import dino, dino_center, negative_cos
 from jaxtransfer.losses.sliced_wasserstein import sliced_wasserstein
 from jaxtransfer.losses.soft_targets import dist, dkd, kd, standardize_logits
 from jaxtransfer.losses.spectral import bss
+from jaxtransfer.losses.virtual_adversarial import vat
 
 __all__ = [
     "CRDMemory",
@@ -98,6 +99,7 @@ __all__ = [
     "swav",
     "top_k",
     "triplet",
+    "vat",
     "vicreg",
     "vid",
     "vrex",

@@ -2,6 +2,7 @@
 
 from jaxtransfer.adaptation.domain import Domain
 from jaxtransfer.adaptation.self_training.guesses import check_logits, check_threshold, guessed, logits_of, taught
+from jaxtransfer.forward import Average, FrozenModel
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
 from jaxtransfer.parts.masking import mask_of
@@ -10,6 +11,7 @@ from jaxtransfer.parts.masking import mask_of
 def fixmatch(
     model: Model,
     *,
+    teacher: FrozenModel | Average | None = None,
     threshold: float = 0.95,
     output: str = "logits",
     view: str = "image",
@@ -29,6 +31,8 @@ def fixmatch(
 
     Args:
       model: what trains, and guesses; run once on both views within `jt.together`.
+      teacher: what guesses in its place, in inference mode: the moving average of its weights, `jt.ema(model, 0.99)`,
+        which doesn't drop and errs less, or a frozen model, `jt.frozen(model.named("teacher"), variables)`.
       threshold: τ in [0, 1]; the mean is over all examples, those that are left out count as 0.
       output: the model's output that holds the logits [B, C].
       view: the entry of the target's batch with the weak view.
@@ -42,7 +46,7 @@ def fixmatch(
       InputError: for a threshold out of range; at init, for a batch without the target or one of its views.
     """
     check_threshold(threshold)
-    weak, hard = Domain.of(model, target, view), Domain.of(model, target, strong)
+    weak, hard = Domain.of(teacher or model, target, view), Domain.of(model, target, strong)
 
     def loss(outputs, params, state, batch, ctx):
         guess = guessed(weak, outputs, output, batch)

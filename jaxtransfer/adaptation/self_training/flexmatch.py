@@ -2,10 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxtransfer.adaptation.domain import Domain
-from jaxtransfer.adaptation.self_training.guesses import check_logits, check_threshold, guessed, logits_of, taught
+from jaxtransfer.adaptation.self_training.guesses import (
+    check_index,
+    check_logits,
+    check_threshold,
+    guessed,
+    logits_of,
+    taught,
+)
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, view_of
@@ -79,18 +85,7 @@ def flexmatch(
 
     def check(outputs, batch):
         check_logits(weak, outputs, output)
-        part = weak.part(batch)
-        if "index" not in part:
-            raise InputError(
-                f"flexmatch reads the number of each example as batch[{target!r}]['index']; add it to the data: "
-                "dataset.with_columns({'index': np.arange(len(dataset))})"
-            )
-        index = part["index"]
-        if isinstance(index, jax.Array) and not index.is_fully_addressable:
-            return  # no process has them all
-        index = np.asarray(index)
-        if index.size and not 0 <= index.min() <= index.max() < examples:
-            raise InputError(f"flexmatch: index must be in [0, {examples}); got {index.min()} to {index.max()}")
+        check_index("flexmatch", weak.part(batch), target, examples)
 
     return Objective("flexmatch", (weak.forward, hard.forward), loss, setup=setup, check=check, pooled=True)
 

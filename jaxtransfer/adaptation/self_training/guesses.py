@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer import losses
 from jaxtransfer.adaptation.domain import Domain
@@ -68,3 +69,18 @@ def check_logits(domain: Domain, outputs: Any, output: str) -> int:
             f"{shape}"
         )
     return shape[1]
+
+
+def check_index(method: str, part: Batch, target: str, examples: int) -> None:
+    """Raises where a domain's batch doesn't number its examples in [0, examples)."""
+    if "index" not in part:
+        raise InputError(
+            f"{method} reads the number of each example as batch[{target!r}]['index']; add it to the data: "
+            "dataset.with_columns({'index': np.arange(len(dataset))})"
+        )
+    index = part["index"]
+    if isinstance(index, jax.Array) and not index.is_fully_addressable:
+        return  # no process has them all
+    index = np.asarray(index)
+    if index.size and not 0 <= index.min() <= index.max() < examples:
+        raise InputError(f"{method}: index must be in [0, {examples}); got {index.min()} to {index.max()}")
