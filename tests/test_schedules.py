@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import numpy as np
 import pytest
 
 import jaxtransfer as jt
@@ -79,3 +81,11 @@ def test_weight_averaging_is_the_mean_of_some_iterates(start, every):
         jt.schedules.weight_averaging(0, every=0)
     with pytest.raises(jt.InputError, match="start must be a whole number"):
         jt.schedules.weight_averaging(0.5)
+
+
+def test_switch_has_two_values():
+    weight = jt.schedules.switch(1.0, 100.0, at=3)
+    assert [float(weight(step)) for step in range(5)] == [1, 1, 1, 100, 100]
+    assert float(jax.jit(weight)(np.int32(3))) == 100
+    with pytest.raises(jt.InputError, match="whole number"):
+        jt.schedules.switch(0.0, 1.0, at=0.1)  # pyright: ignore[reportArgumentType]

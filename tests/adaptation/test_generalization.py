@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
+from tests import gradients
 from tests.contract import assert_same_on_any_devices, batches, normalised
 
 KEY = jax.random.key(3)
@@ -65,7 +66,7 @@ def mean_cross_entropy(params, part):
     return np.average(values, weights=part.get("mask", np.ones(len(values))))
 
 
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("mask", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_penalties_are_the_means_over_domains(rng, mask):
     model, batch = linear(), batch_of(rng, mask=mask)
     params = jt.classification(model).init(KEY, batch["source"])[0]
@@ -88,7 +89,7 @@ def test_penalties_are_the_means_over_domains(rng, mask):
     assert float(metrics["fishr"]) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("mask", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_coral_is_the_mean_over_pairs(rng, mask):
     """In float64, of three domains of unequal sizes; masked rows are not there."""
     model, names = linear(), ("a", "b", "c")
@@ -193,7 +194,7 @@ def order_of(count):
     return np.asarray(jax.random.permutation(jt.Context(0, KEY).shared_key("mldg"), count))
 
 
-@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("first_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mldg_is_the_formula(rng, first_order):
     """F + β G(θ − α ∇F), with the drawn split, by jax.grad of a loss written here."""
     model, names = linear(), ("a", "b", "c")
@@ -324,6 +325,21 @@ def plain(model):
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in ROWS])
 def test_contract(name, mesh_of):
     assert_same_on_any_devices(ROWS[name], mesh_of, rows=(8, 8) if "mldg" in name else (16, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "mldg of first order"])
+def test_the_compiled_gradient_is_right(name):
+    """Against differences in float64, and in float32; group weights are not differentiated: operation by operation."""
+    rng = np.random.default_rng(1)
+    model = normalised([])
+    batch = {"source": batches(rng, 1, 8)[0], "target": batches(rng, 1, 8)[0]}
+    objective = ROWS[name](model)
+    params, state = objective.init(KEY, batch)
+    loss = gradients.loss_of(objective, state, batch, KEY)
+    how = {"differences": False, "unfused": True} if name == "group_dro" else {"differences": True}
+    gradients.assert_right(loss, jax.tree.map(np.array, params), "body", **how)
 
 
 def test_it_resumes_to_the_same_bits(rng, tmp_path):

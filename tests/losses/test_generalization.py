@@ -73,7 +73,7 @@ def given(rng):
     return rng.normal(size=(B, D)), 2 * rng.normal(size=(B, C)), rng.integers(0, C, B), rng.dirichlet(np.ones(C), B)
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mask", [None, KEEP, KEEP * np.linspace(0.5, 2, B)])
 def test_irm(given, soft, mask, x64, rng):
     _, logits, hard, probabilities = given
@@ -99,7 +99,7 @@ def irm_in_numpy(logits, labels, weights):
     return np.prod([np.sum(weights[h] * slopes[h]) / np.sum(weights[h]) for h in halves])
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mask", [None, KEEP * np.linspace(0.5, 2, B)])
 def test_gradient_variance(given, soft, mask, x64, rng):
     features, logits, hard, probabilities = given

@@ -39,7 +39,9 @@ def styles(maps):
     return maps.mean(1), maps.std(1, ddof=1)
 
 
-@pytest.mark.parametrize("domains", [1, 2, 3])
+@pytest.mark.parametrize(
+    "domains", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_each_style_is_between_two_examples(made, domains):
     """The first layer's output is whitened and wears a mixture of its own style and of one other example's."""
     net, variables, images = made
@@ -87,6 +89,7 @@ def test_inference_and_weights_are_the_models(made):
     jax.tree.map(np.testing.assert_array_equal, fresh["params"], variables["params"])
 
 
+@pytest.mark.slow
 def test_probability_and_keys(made):
     """0 never mixes; between, some steps do; each key draws anew."""
     net, variables, images = made
