@@ -15,6 +15,7 @@ from jaxtransfer.multitask.gradnorm import gradnorm
 from jaxtransfer.multitask.gradvac import gradvac
 from jaxtransfer.multitask.imtl import imtl
 from jaxtransfer.multitask.kinds import of_values, remembers
+from jaxtransfer.multitask.masked import masked
 from jaxtransfer.multitask.mgda import mgda
 from jaxtransfer.multitask.nash_mtl import nash_mtl
 from jaxtransfer.multitask.pcgrad import pcgrad
@@ -38,6 +39,7 @@ __all__ = [
     "gradnorm",
     "gradvac",
     "imtl",
+    "masked",
     "mgda",
     "nash_mtl",
     "of_values",

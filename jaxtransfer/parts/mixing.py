@@ -161,8 +161,7 @@ def _joint(pulled: Callable[[Mapping[Any, Any]], Tree], params: Tree, weights: M
 
     Parameters that a mixing doesn't share get the unweighted sum of its tasks, by a pass as far back as they are.
     """
-    # Weights that are known to be 1 make no difference between parameters.
-    differ = {m: a for m, a in weights.items() if not (isinstance(a, np.ndarray) and np.all(a == 1))}
+    differ = {m: a for m, a in weights.items() if not isinstance(a, np.ndarray)}  # those are 1 for all parameters
     for mixing in weights:
         tree.check_used(mixing.shared, tree.leaves_by_path(params), "shared")
     ones = {(mixing, number): 1.0 for mixing in weights for number in range(mixing.count)}
@@ -195,7 +194,9 @@ def _weights(mixing: Mixing, gradients: Any, values: jax.Array, state: Tree, ctx
                 f"the rule {str(mixing)!r} must return one weight for each of the {mixing.count} tasks and its state; "
                 f"got weights of shape {jnp.shape(weights)}"
             )
-        if not isinstance(weights, np.ndarray):
+        if isinstance(weights, np.ndarray) and np.all(weights == 1):
+            weights = np.ones(mixing.count, values.dtype)  # known to be the plain sum
+        else:
             weights = jax.lax.stop_gradient(jnp.asarray(weights, values.dtype))
         told = {f"{mixing.name}/{name}": jnp.asarray(weights[n], values.dtype) for n, name in enumerate(names)}
     if mixing.remembers:
