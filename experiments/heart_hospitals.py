@@ -10,8 +10,6 @@ features of the source.
 
     python -m experiments.heart_hospitals --table heart_disease_4_hospitals.tsv --out runs/heart_hospitals
 
-MEASURED
-
 The same command resumes what is unfinished, and more methods or seeds add to what is there. Offline, in seconds, on a
 table that it draws: `--tiny`.
 """
