@@ -14,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from jaxtransfer.cli.adapt import Adapt
 from jaxtransfer.cli.cache_teacher import CacheTeacher
 from jaxtransfer.cli.contrast import Contrast
 from jaxtransfer.cli.convert import Convert
@@ -27,7 +28,7 @@ from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
-from jaxtransfer.cli.words import asks_for_help, check_words
+from jaxtransfer.cli.words import asks_for_help, check_words, placed
 from jaxtransfer.errors import InputError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
 from jaxtransfer.version import VERSION
@@ -39,6 +40,7 @@ COMMANDS = {
     "cache-teacher": CacheTeacher,
     "contrast": Contrast,
     "meta": Meta,
+    "adapt": Adapt,
     "convert": Convert,
     "inspect": Inspect,
     "export": Export,
@@ -105,11 +107,11 @@ def run() -> None:
     sys.exit(main())
 
 
-_TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta)
+_TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta, Adapt)
 _LOGGERS = ("absl", "asyncio")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": (
-        "add --image-shape (pretrain, contrast) or --resize (finetune, distill, cache-teacher, evaluate)"
+        "add --image-shape (pretrain, contrast, adapt) or --resize (finetune, distill, cache-teacher, evaluate)"
     )
 }
 
@@ -190,7 +192,7 @@ def _parse(words: Sequence[str]) -> Any:
       InputError: where they describe none, in one line.
       SystemExit: after --help.
     """
-    words = with_settings(words, COMMANDS)
+    words = with_settings(placed(words, COMMANDS), COMMANDS)
     check_words(words, COMMANDS)
     shown: Any = _ShortUsage(sys.stdout)
     asks = asks_for_help(words)

@@ -1,6 +1,7 @@
 """`jaxtransfer evaluate`: how good a run is on a data set."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from jaxtransfer.cli.meta import check_episodes_asked, class_splits, episode_opt
 from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, beside, check_fits, load_run
-from jaxtransfer.cli.scores import as_json, check_out, print_worst, write_scores
+from jaxtransfer.cli.scores import as_json, check_out, print_several, print_worst, write_scores
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import EPISODES
@@ -33,13 +34,18 @@ class Evaluate:
 
     One of `contrast` by neighbours and a probe that learn from its own split.
 
-    Example: jaxtransfer evaluate runs/a --data digits/noisy
+    Several data sets make a table, and a line each.
+
+    Example: jaxtransfer evaluate runs/a --data digits/noisy digits/inverted
     """
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory; its best checkpoint is used."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's own)")] = None
-    """Data set, as for `pretrain`; its classes are found among the run's by their names."""
+    data: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: the run's own)")
+    ] = ()
+    """Data set, as for `pretrain`; its classes are found among the run's by their names. Of several, domains say, a
+    table has a row each."""
     split: Annotated[
         str | None, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="(default: the run's --eval-split, else test)")
     ] = None
@@ -74,7 +80,7 @@ class Evaluate:
         check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
         self.images.check()
-        run, scores = self.images.at_size(load_run(self.directory)), None
+        run = self.images.at_size(load_run(self.directory))
         if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
             raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
         if LABELS in run.knows:
@@ -83,6 +89,24 @@ class Evaluate:
                 f"jt.evaluate(jt.multilabel_classification(run.model), ...) of run = jt.load_run(...)"
             )
         check_out(self.out)
+        if len(set(self.data)) < len(self.data):
+            raise InputError(f"--data: expected each data set once; got {' '.join(self.data)}")
+        each = [self._of(number, name) for number, name in enumerate(self.data, 1)] if len(self.data) > 1 else [self]
+        if EPISODES not in run.knows:
+            for one in each if len(each) > 1 else ():
+                one._dataset(run)  # raises before the first of them is evaluated
+        rows = [one._evaluated(run) for one in each]
+        if len(rows) > 1:
+            print_several(rows, self.out)
+
+    def _of(self, number: int, name: str) -> "Evaluate":
+        """Returns the same of one of several data sets, with a folder of its own."""
+        out = None if self.out is None else self.out / f"{number}-{re.sub(r'[^a-zA-Z0-9.-]+', '-', name)}"
+        return dataclasses.replace(self, data=(name,), out=out, worst=self.worst or 0)
+
+    def _evaluated(self, run: Run) -> dict[str, Any]:
+        """Evaluates on one data set, prints and writes, and returns what was found."""
+        scores = None
         if EPISODES in run.knows:
             facts = self._on_episodes(run)
         elif CLASSES in run.knows:
@@ -91,11 +115,18 @@ class Evaluate:
             facts = self._by_features(run)
         facts = {"run": str(self.directory), "step": run.step, **facts}
         if self.out is not None:
+            check_out(self.out)
             write_scores(self.out, facts, scores, run.class_names)
         print(as_json(facts))
         worst = self.worst if self.worst is not None else 10 if sys.stderr.isatty() else 0
         if scores is not None and worst:
             print_worst(scores, run.class_names, worst)
+        return facts
+
+    @property
+    def _name(self) -> str | None:
+        """The data set that is asked for; None for the run's own."""
+        return self.data[0] if self.data else None
 
     def _on_episodes(self, run: Run) -> dict[str, Any]:
         check_episodes(run.config, self.directory)
@@ -103,10 +134,10 @@ class Evaluate:
         asked = {name: getattr(self, name) for name in ("ways", "shots", "queries") if getattr(self, name) is not None}
         spec = dataclasses.replace(own, **asked)
         check_ways(run.config, spec.ways)
-        if self.data is None and self.split is None:
+        if self._name is None and self.split is None:
             test = class_splits(own, run.config["seed"])[2]
         else:
-            name, split = self.data or own.data, self.split or own.eval_split
+            name, split = self._name or own.data, self.split or own.eval_split
             shape, resizing = self.images.for_run(run, name, resize=True)
             test = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape, resizing=resizing)
         episodes = test_episodes(spec, test, self.episodes, run.config["seed"])
@@ -115,7 +146,7 @@ class Evaluate:
 
     def _by_features(self, run: Run) -> dict[str, Any]:
         test = self._dataset(run)
-        own = self.data in (None, run.config["data"])
+        own = self._name in (None, run.config["data"])
         train = self._dataset(run, run.config["split"] if own else "train")
         if own and run.config["shots"]:
             train = train.subset(per_class=run.config["shots"], seed=run.config["seed"])
@@ -143,8 +174,8 @@ class Evaluate:
         """Returns the split that was asked for, or another one of the same data, its images of the run's shape."""
         if wrong := [f"--{name}" for name in ("ways", "shots", "queries") if getattr(self, name) is not None]:
             raise InputError(f"{wrong[0]} is for runs of meta; {self.directory} knows {' and '.join(run.knows)}")
-        name = self.data or run.config["data"]
-        usual = run.config.get("eval_split", "test") if self.data is None else "test"
+        name = self._name or run.config["data"]
+        usual = run.config.get("eval_split", "test") if self._name is None else "test"
         split = split or self.split or str(usual)
         resize = self.resize or bool(run.config.get("resize"))
         shape, resizing = self.images.for_run(run, name, resize=resize)

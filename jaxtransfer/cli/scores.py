@@ -82,6 +82,33 @@ def print_worst(scores: ClassScores, names: Sequence[str], most: int) -> None:
     print_table(Console(file=sys.stderr, markup=False, highlight=False), header, rows, caption=caption or None)
 
 
+def print_several(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """Prints what was found on several data sets as a table on stderr, and writes it to `evaluation.json`.
+
+    Args:
+      rows: of each data set, what was printed of it.
+      out: the folder; None for no file.
+    """
+    from rich.console import Console
+
+    metrics = [
+        name
+        for name, value in rows[0].items()
+        if isinstance(value, float) and all(isinstance(row.get(name), float) for row in rows)
+    ][:_MOST]
+    header = ("data", "split", "examples", *metrics)
+    cells = [
+        (*(str(row.get(name, "")) for name in header[:3]), *(f"{row[name]:.4g}" for name in metrics)) for row in rows
+    ]
+    means = [float(np.mean([row[name] for row in rows])) for name in metrics]
+    cells.append(("mean", "", "", *(f"{mean:.4g}" for mean in means)))
+    print_table(Console(file=sys.stderr, markup=False, highlight=False), header, cells)
+    if out is not None:
+        found = [*rows, {"data": "mean", **dict(zip(metrics, means, strict=True))}]
+        write_atomically(expanded(out) / "evaluation.json", json.dumps(_plain(found), indent=1) + "\n")
+
+
+_MOST = 6  # metrics in a table of several data sets
 _HEADER = ("class", "examples", "accuracy", "precision", "f1", "else mostly")
 
 

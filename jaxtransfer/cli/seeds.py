@@ -52,9 +52,8 @@ def run_each(name: str, command: Any) -> None:
     lines = [
         f"# {name} with {len(seeds)} seeds",
         "",
-        f"The best step was chosen on {where['chosen on']}; these are its ",
+        f"{_chosen(where['chosen on'])}; these are its scores on {where['test on']}.",
     ]
-    lines[-1] += f"scores on {where['test on']}."
     lines += ["", *table(header, rows), ""]
     lines += [
         f"- seed {seed}: [step {one.get('step')}](seed-{seed}/report.md)"
@@ -63,3 +62,7 @@ def run_each(name: str, command: Any) -> None:
     write_atomically(out / "report.md", "\n".join(lines) + "\n")
     told = ", ".join(f"{metric} {one}" for metric, one in scores.items())
     print(f"{len(seeds)} seeds, mean ± 95 % interval: {told}\nreport: {out / 'report.md'}")
+
+
+def _chosen(where: str | None) -> str:
+    return "The last step is the result" if where is None else f"The best step was chosen on {where}"

@@ -54,6 +54,39 @@ def asks_for_help(words: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") or word.startswith("--tyro-") for word in words)
 
 
+def placed(words: Sequence[str], commands: Mapping[str, type]) -> list[str]:
+    """Returns the words with a word by its place moved to the front, where an option of many values swallowed it.
+
+    `evaluate --data a b runs/x` is `evaluate runs/x --data a b`, where nothing else is the run.
+
+    Args:
+      words: of the command line, after the program's name.
+      commands: dataclasses by name.
+    """
+    if not words or words[0] not in commands or asks_for_help(words):
+        return list(words)
+    options, places = options_of(commands[words[0]])
+    if len([one for one in places if one.required and not one.open_ended]) != 1 or any(p.open_ended for p in places):
+        return list(words)
+    position, last = 1, None
+    while position < len(words):
+        word, position = words[position], position + 1
+        if not is_option(word):
+            return list(words)  # the place is taken
+        name, equals, _ = word.partition("=")
+        option = options.get(name.replace("_", "-"))
+        if option is None or equals:
+            continue
+        first, most = position, len(words) if option.open_ended else position + len(option.kinds)
+        while position < min(most, len(words)) and not is_option(words[position]):
+            position += 1
+        if option.open_ended and position - first > 1:
+            last = position - 1
+    if last is None:
+        return list(words)
+    return [words[0], words[last], *words[1:last], *words[last + 1 :]]
+
+
 def check_words(words: Sequence[str], commands: Mapping[str, type], prog: str = "jaxtransfer") -> None:
     """Raises for words that no command is made of.
 

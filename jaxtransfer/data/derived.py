@@ -70,6 +70,26 @@ class Derived:
             vars(more)["labels"] = self.labels
         return more
 
+    def without(self: Any, *names: str) -> "Dataset":
+        """The same examples without some of their columns: `target.without("label")` can't be read by mistake.
+
+        Args:
+          names: of the columns.
+
+        Raises:
+          InputError: for an unknown name, and where no column is left.
+        """
+        for name in names:
+            self.entry_of(name)
+        entries, columns = ({k: v for k, v in of.items() if k not in names} for of in (self.entries, self.columns))
+        if not entries:
+            raise InputError(f"{self.title}: without {', '.join(names)} no column is left")
+        source = self.source
+        if isinstance(source, ArraySource):
+            source = replace(source, arrays={k: v for k, v in source.arrays.items() if k not in names})
+        kept = self.of_image - set(names)
+        return replace(self, source=source, columns=columns, of_image=kept, entries=entries)
+
     def with_stored(
         self: Any, path: Any, outputs: Mapping[str, Any], of: Mapping[str, Any], batches: Iterable[Mapping[str, Any]]
     ) -> "Dataset":

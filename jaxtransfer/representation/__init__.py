@@ -1,5 +1,6 @@
 """How good a representation is: neighbours, a linear probe, retrieval, how it fills the sphere, and a picture."""
 
+from jaxtransfer.representation.domains import plot_domains
 from jaxtransfer.representation.embedding import Embedded, embed, embed_views, embedder
 from jaxtransfer.representation.geometry import alignment, uniformity
 from jaxtransfer.representation.linear_probe import linear_probe
@@ -16,6 +17,7 @@ __all__ = [
     "knn_accuracy",
     "linear_probe",
     "neighbours",
+    "plot_domains",
     "plot_embedding",
     "recall_at_k",
     "uniformity",

@@ -18,7 +18,7 @@ def write_report(
     earlier: Sequence[str] = (),
     tables: Sequence[tuple[str, Sequence[str], Sequence[Any]]] = (),
     pictures: Mapping[str, str] = {},
-    monitor: str = "accuracy",
+    monitor: str | None = "accuracy",
     note: str = "",
 ) -> Path:
     """Writes `report.md` and `curves.png` of a run from its `metrics.jsonl` and `timing.jsonl`.
@@ -30,7 +30,7 @@ def write_report(
       earlier: folders in it with the reports of the stages before.
       tables: further tables, each a title, a header and rows.
       pictures: further pictures that lie there, by title.
-      monitor: the metric whose largest value is the best evaluation.
+      monitor: the metric whose largest value is the best evaluation; None where the last one is what counts.
       note: what is to be said of the evaluations: on which examples they are.
 
     Returns:
@@ -43,15 +43,19 @@ def write_report(
     for stage in earlier:
         lines += ["", f"The stage before: [{stage}]({stage}/report.md)"]
     if evals := [record for record in history if evaluation(record)]:
-        last, best = evals[-1], max(evals, key=lambda record: record.get(f"eval/{monitor}", 0.0))
-        header = ("metric", f"step {last['step']} (last)", f"step {best['step']} (best {monitor})")
-        values, bests = evaluation(last), evaluation(best)
+        last, values = evals[-1], evaluation(evals[-1])
+        header, rows = ["metric", f"step {last['step']} (last)"], [[name, value] for name, value in values.items()]
+        if monitor is not None:
+            best = max(evals, key=lambda record: record.get(f"eval/{monitor}", 0.0))
+            header.append(f"step {best['step']} (best {monitor})")
+            bests = evaluation(best)
+            rows = [[*row, bests.get(row[0])] for row in rows]
         lines += [
             "",
             "## Evaluation",
             "",
             *([note, ""] if note else []),
-            *table(header, [(k, v, bests.get(k)) for k, v in values.items()]),
+            *table(header, rows),
         ]
     for heading, header, rows in tables:
         lines += ["", f"## {heading}", "", *table(header, rows)]

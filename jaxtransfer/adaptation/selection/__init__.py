@@ -12,7 +12,7 @@ from jaxtransfer.adaptation.selection.density import snd
 from jaxtransfer.adaptation.selection.distance import a_distance, proxy_a_distance
 from jaxtransfer.adaptation.selection.reverse import reverse_validation
 from jaxtransfer.adaptation.selection.source_risk import dev, dev_risk, source_accuracy
-from jaxtransfer.adaptation.selection.watching import Seen, seen_by, watched
+from jaxtransfer.adaptation.selection.watching import Seen, scored, seen_by, watched
 
 __all__ = [
     "Seen",
@@ -24,6 +24,7 @@ __all__ = [
     "information_maximization",
     "proxy_a_distance",
     "reverse_validation",
+    "scored",
     "seen_by",
     "snd",
     "softmax_correlation",

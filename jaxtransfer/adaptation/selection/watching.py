@@ -108,31 +108,67 @@ def watched(
     Raises:
       InputError: for a score that wants what is not given, or is no function of arrays.
     """
-    named = dict(scores) if isinstance(scores, Mapping) else {_name_of(score): score for score in scores}
     sets = {"source": source, "target": target, "train": train}
-    wants = {name: _wanted(name, score, sets) for name, score in named.items()}
-    needed = [name for name in _DOMAINS if any(one.startswith(f"{name}_") for found in wants.values() for one in found)]
+    named, wants = _checked(scores, [name for name, batches in sets.items() if batches is not None])
+    needed = {one.partition("_")[0] for found in wants.values() for one in found}
     run = seen_by(model, tap=tap, output=output, view=view)
 
     def measure(state: Any) -> dict[str, float]:
         if model.name not in state.params:
             raise InputError(f"the state has no model {model.name!r}; it has {', '.join(sorted(state.params))}")
         variables = {"params": model.whole(state.params), **state.state.get(model.name, {})}
-        arrays: dict[str, Any] = {}
-        for name in needed:
-            batches = sets[name]
-            assert batches is not None
-            seen = run(variables, batches)
-            arrays |= {f"{name}_{part}": getattr(seen, part) for part in _PARTS}
-        found = {}
-        for name, score in named.items():
-            given = {one: arrays[one] for one in wants[name]}
-            if lacking := [one for one, value in given.items() if value is None]:
-                raise InputError(f"{name} reads {lacking[0]}, and these batches have no 'label'")
-            found[name] = float(score(**given))
-        return found
+        return _values(named, wants, {name: run(variables, sets[name] or ()) for name in sorted(needed)})
 
     return measure
+
+
+def scored(
+    scores: Sequence[Score] | Mapping[str, Score],
+    *,
+    source: Seen | None = None,
+    target: Seen | None = None,
+    train: Seen | None = None,
+) -> dict[str, float]:
+    """Computes scores of what a model was seen to say; `watched` does both while it trains.
+
+        run = jt.load_run("runs/a")
+        said = scores.seen_by(run.model)(run.variables, jt.data.eval_batches(unlabelled, 256))
+        scores.scored([scores.snd, scores.entropy], target=said)
+
+    Args:
+      scores: as for `watched`.
+      source: of labelled source examples that are not trained on.
+      target: of target examples.
+      train: of source examples that are trained on.
+
+    Returns:
+      The scores by name.
+
+    Raises:
+      InputError: for a score that wants what is not given, or is no function of arrays.
+    """
+    sets = {"source": source, "target": target, "train": train}
+    given = {name: seen for name, seen in sets.items() if seen is not None}
+    named, wants = _checked(scores, list(given))
+    return _values(named, wants, given)
+
+
+def _checked(scores: Any, there: Sequence[str]) -> tuple[dict[str, Score], dict[str, tuple[str, ...]]]:
+    """Returns the scores by name, and which arrays each of them is given; `there` are the sets of examples."""
+    named = dict(scores) if isinstance(scores, Mapping) else {_name_of(score): score for score in scores}
+    return named, {name: _wanted(name, score, there) for name, score in named.items()}
+
+
+def _values(
+    named: Mapping[str, Score], wants: Mapping[str, tuple[str, ...]], seen: Mapping[str, Seen]
+) -> dict[str, float]:
+    found = {}
+    for name, score in named.items():
+        given = {one: getattr(seen[one.partition("_")[0]], one.partition("_")[2]) for one in wants[name]}
+        if lacking := [one for one, value in given.items() if value is None]:
+            raise InputError(f"{name} reads {lacking[0]}, and these batches have no 'label'")
+        found[name] = float(score(**given))
+    return found
 
 
 def _name_of(score: Score) -> str:
@@ -143,8 +179,8 @@ def _name_of(score: Score) -> str:
     return str(name)
 
 
-def _wanted(name: str, score: Score, sets: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the parameters of a score that are given to it."""
+def _wanted(name: str, score: Score, there: Sequence[str]) -> tuple[str, ...]:
+    """Returns the parameters of a score that are given to it, of the sets of examples that are there."""
     if not callable(score):
         raise InputError(f"scores are functions of arrays, such as selection.snd; {name!r} is a {type(score).__name__}")
     known = [f"{domain}_{part}" for domain in _DOMAINS for part in _PARTS]
@@ -156,8 +192,8 @@ def _wanted(name: str, score: Score, sets: Mapping[str, Any]) -> tuple[str, ...]
             continue
         if one.name not in known:
             raise InputError(f"the score {name!r} wants {one.name!r}, which nothing gives; known: {', '.join(known)}")
-        if sets[one.name.partition("_")[0]] is not None:
+        if one.name.partition("_")[0] in there:
             found.append(one.name)
         elif not optional:
-            raise InputError(f"the score {name!r} reads {one.name}; pass {one.name.partition('_')[0]}=, its batches")
+            raise InputError(f"the score {name!r} reads {one.name}; pass {one.name.partition('_')[0]}=")
     return tuple(found)

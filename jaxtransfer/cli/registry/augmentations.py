@@ -23,7 +23,8 @@ AUGMENTATIONS: dict[str, Callable[[Dataset], Any]] = {
     "mixup": lambda dataset: augment.mixup(0.2, dataset.classes),
     "cutmix": lambda dataset: augment.cutmix(1.0, dataset.classes),
 }
-_MIX = ("mixup", "cutmix")
+MIXES = ("mixup", "cutmix")
+"""Those that mix the labels of a batch, too."""
 _OF_BYTES = ("rand-augment", "color")
 
 
@@ -34,7 +35,7 @@ def check_augmentations(names: Sequence[str]) -> None:
             raise unknown("augmentation", name, AUGMENTATIONS)
     if "resized-crop" in names[1:]:
         raise InputError("--augment: resized-crop cuts from the images of the files; name it first, and once")
-    mixed = [place for place, name in enumerate(names) if name in _MIX]
+    mixed = [place for place, name in enumerate(names) if name in MIXES]
     twice = len({names[place] for place in mixed}) < len(mixed)
     if twice or (mixed and mixed[-1] - mixed[0] >= len(mixed)):
         raise InputError("--augment: mixup and cutmix stand side by side, each once; each batch gets one of them")
@@ -48,9 +49,9 @@ def augmentation(names: Sequence[str], dataset: Dataset) -> Any:
 
     Of mixup and cutmix each batch gets one.
     """
-    made, mixes = [], [AUGMENTATIONS[name](dataset) for name in names if name in _MIX]
+    made, mixes = [], [AUGMENTATIONS[name](dataset) for name in names if name in MIXES]
     for name in names:
-        if name not in _MIX:
+        if name not in MIXES:
             made.append(AUGMENTATIONS[name](dataset))
         elif mixes:
             made.append(mixes[0] if len(mixes) == 1 else augment.one_of(*mixes))
