@@ -89,3 +89,18 @@ def test_switch_has_two_values():
     assert float(jax.jit(weight)(np.int32(3))) == 100
     with pytest.raises(jt.InputError, match="whole number"):
         jt.schedules.switch(0.0, 1.0, at=0.1)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_warm_start_is_the_released_formula():
+    for low, high, steps, alpha in ((0.0, 1.0, 1000, 1.0), (0.1, 0.4, 50, 10.0)):
+        released = [2 * (high - low) / (1 + math.exp(-alpha * t / steps)) - (high - low) + low for t in range(7)]
+        found = rates(jt.schedules.warm_start(high, low=low, steps=steps, alpha=alpha), 7)
+        assert found == pytest.approx(released, rel=1e-5, abs=1e-7)
+    assert float(jt.schedules.warm_start(steps=1)(10**9)) == 1.0
+    for wrong, told in (
+        ({"steps": 0}, "one step or more"),
+        ({"alpha": 0.0}, "positive alpha"),
+        ({"steps": 0.5}, "whole"),
+    ):
+        with pytest.raises(jt.InputError, match=told):
+            jt.schedules.warm_start(**wrong)

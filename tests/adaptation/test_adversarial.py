@@ -10,7 +10,23 @@ import optax
 import pytest
 
 import jaxtransfer as jt
-from tests.contract import KEY, assert_same_on_any_devices
+from tests import gradients
+from tests.adaptation.two_domains import (
+    B,
+    C,
+    F,
+    M,
+    domain_loss,
+    mean,
+    net,
+    on_both,
+    seen,
+    slope,
+    softmax,
+    two_domains,
+    within,
+)
+from tests.contract import KEY, assert_same_on_any_devices, batches, normalised
 
 A = jt.adaptation
 
@@ -41,7 +57,7 @@ def open_set(model):
 
 OBJECTIVES = {
     "dann": beside(lambda model: A.dann(model, discriminator=small(), coefficient=0.7)),
-    "cdan": beside(lambda model: A.cdan(model, discriminator=small(), coefficient=lambda step: 0.1 * step)),
+    "cdan": beside(lambda model: A.cdan(model, discriminator=small(), coefficient=lambda step: 0.3 + 0.1 * step)),
     "cdan, random map": beside(lambda model: A.cdan(model, discriminator=small(), exact_up_to=0, random_dim=5)),
     "mcd": lambda model: A.mcd(model, optax.sgd(0.05, momentum=0.9), repeat=2),
     "mdd": beside(lambda model: A.mdd(model, margin=2.0, coefficient=0.3)),
@@ -52,6 +68,7 @@ OBJECTIVES = {
     "osbp": open_set,
 }
 FAST = {"dann", "mcd"}
+NOT_REVERSED = {"bsp", "mcd"}  # and what is not differentiated is none of the parameters either
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in OBJECTIVES])
@@ -59,77 +76,19 @@ def test_the_same_on_any_devices(name, mesh_of):
     assert_same_on_any_devices(OBJECTIVES[name], mesh_of)
 
 
-# A network without batch norm, features tanh(x W) and logits f V + b, and the same in NumPy.
-
-B, M, D, F, C = 5, 4, 3, 4, 3
-MASKS = {"source": np.float32([1, 1, 0, 1, 1]), "target": np.float32([1, 1, 1, 0])}
-
-
-def net():
-    def init(key, x):
-        keys = jax.random.split(key)
-        body, head = jax.random.normal(keys[0], (D, F)), jax.random.normal(keys[1], (F, C))
-        return {"params": {"body": body, "head": {"kernel": head, "bias": jnp.zeros(C)}}}
-
-    def apply(variables, x, *, train, key):
-        params = variables["params"]
-        features = jnp.tanh(x @ params["body"])
-        return {"features": features, "logits": features @ params["head"]["kernel"] + params["head"]["bias"][None]}, {}
-
-    return jt.Model(init, apply, "net", ("body", "head"))
-
-
-def two_domains(rng, masked=False):
-    def part(rows, name, shift):
-        found = {"image": rng.normal(size=(rows, D)) + shift, "label": rng.integers(0, C, rows)}
-        if masked:
-            found["image"][MASKS[name] == 0] = 1e3
-            found["mask"] = MASKS[name]
-        return found
-
-    return {"source": part(B, "source", 0.0), "target": part(M, "target", 0.5)}
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def seen(params, batch, name):
-    """Features, logits and weights of a domain's rows."""
-    features = np.tanh(batch[name]["image"] @ params["net"]["body"])
-    weights = batch[name].get("mask", np.ones(len(features)))
-    return features, features @ params["net"]["head"]["kernel"] + params["net"]["head"]["bias"], weights
-
-
-def mean(values, weights):
-    return np.sum(np.where(weights > 0, values, 0)) / np.sum(weights)
-
-
-def perceptron(params, x):
-    """Batch norm over the rows, as they are given."""
-    for number in range(1, 10):
-        if f"hidden{number}" not in params:
-            break
-        x = x @ params[f"hidden{number}"]["kernel"] + params[f"hidden{number}"]["bias"]
-        if f"norm{number}" in params:
-            x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
-            x = x * params[f"norm{number}"]["scale"] + params[f"norm{number}"]["bias"]
-        x = np.maximum(x, 0)
-    return x @ params["head"]["kernel"] + params["head"]["bias"]
-
-
-def on_both(params, pair, masks):
-    """Rows that a mask leaves out are zeros for an adversary."""
-    rows = np.concatenate([np.where(mask[:, None] > 0, x, 0) for x, mask in zip(pair, masks, strict=True)])
-    scores = perceptron(params, rows)
-    return scores[: len(pair[0])], scores[len(pair[0]) :]
-
-
-def domain_loss(params, pair, masks, weights=(1.0, 1.0)):
-    source, target = (scores[:, 0] for scores in on_both(params, pair, masks))
-    near = mean(weights[0] * np.log1p(np.exp(-source)), masks[0])
-    return 0.5 * near + 0.5 * mean(weights[1] * np.log1p(np.exp(target)), masks[1])
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_compiled_gradient_is_right(name):
+    """In float64 and float32: against differences where nothing is reversed, else operation by operation."""
+    rng, model = np.random.default_rng(1), normalised([])
+    batch = {"source": batches(rng, 1, 16)[0], "target": batches(rng, 1, 8)[0]}
+    made = OBJECTIVES[name](model)
+    params, state = (made[0] if isinstance(made, tuple) else made).init(KEY, batch)
+    how = {"differences": True} if name in NOT_REVERSED else {"differences": False, "unfused": True}
+    for objective in [turn.objective for turn in made[1].turns] if isinstance(made, tuple) else [made]:
+        loss = gradients.loss_of(objective, state, batch, KEY)
+        gradients.assert_right(loss, jax.tree.map(np.array, params), **how)
 
 
 def dann(params, batch, fixed):
@@ -176,18 +135,6 @@ def osbp(params, batch, fixed, threshold):
     return mean(-threshold * np.log(p + 1e-6) - (1 - threshold) * np.log(1 - p + 1e-6), n)
 
 
-def slope(function, params, direction, h=1e-6):
-    ahead, behind = (jax.tree.map(lambda p, d, step=step: p + step * d, params, direction) for step in (h, -h))
-    return (function(ahead) - function(behind)) / (2 * h)
-
-
-def within(tree, rng, *names):
-    """A random direction in some of the parameters, by path."""
-    flat = jt.tree.leaves_by_path(tree)
-    drawn = [rng.normal(size=leaf.shape) * any(path.startswith(name) for name in names) for path, leaf in flat.items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), drawn)
-
-
 TERMS = {
     "dann": (lambda m: A.dann(m, discriminator=small(), coefficient=0.7), dann, 0.7, ["net/"]),
     "cdan": (lambda m: A.cdan(m, discriminator=small(), coefficient=lambda t: 0.2 * t), cdan, 0.6, ["net/body"]),
@@ -206,7 +153,7 @@ TERMS = {
         ["net/body"],
     ),
 }
-SLOW = {"cdan, plain"}
+SLOW = {"cdan, plain", "bsp", "osbp"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TERMS])
@@ -241,3 +188,87 @@ def test_against_what_is_written_out(name, rng):
             parts = zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
             got = sum(float(np.sum(np.asarray(g) * d)) for g, d in parts)
             assert got == pytest.approx(expected, rel=1e-5, abs=1e-8), (name, masked, names)
+
+
+def test_cdan_by_a_random_map_that_the_state_keeps(rng):
+    objective = A.cdan(net(), discriminator=small(), coefficient=0.6, exact_up_to=F * C - 1, random_dim=5)
+    batch = two_domains(rng)
+    with jax.enable_x64(True):
+        params, state = objective.init(KEY, batch)
+        run = jax.jit(lambda params, state, batch: objective(params, state, batch, jt.Context(np.int32(3)))[:2])
+        value, new = run(params, state, batch)
+    assert {name: leaf.shape for name, leaf in state["d_map"].items()} == {"features": (F, 5), "classes": (C, 5)}
+    for name, leaf in state["d_map"].items():
+        np.testing.assert_array_equal(new["d_map"][name], leaf)
+    params, matrices = jax.tree.map(np.asarray, (params, state["d_map"]))
+    assert float(value) == pytest.approx(cdan(params, batch, params, matrices), rel=1e-5)  # drawn in float32
+    assert "d_map" not in A.cdan(net(), discriminator=small(), exact_up_to=F * C).init(KEY, batch)[1]
+
+
+def test_a_discriminator_in_evaluation_normalises_by_what_it_has_seen(rng):
+    model = A.discriminator(hidden=(3,))
+    variables = model.init(KEY, np.zeros((4, 2, 1)))
+    assert all(np.abs(leaf).max() <= 2**-0.5 for leaf in jax.tree.leaves(variables["params"]["hidden1"]))
+    x = np.float32(rng.normal(size=(4, 2, 1)))
+    _, state = model.apply(variables, x, train=True, key=None)
+    layer = jax.tree.map(np.asarray, variables["params"]["hidden1"])
+    hidden = x.reshape(4, 2) @ layer["kernel"] + layer["bias"]
+    mean, var = 0.1 * hidden.mean(0), 0.9 + 0.1 * hidden.var(0)
+    features = np.maximum((hidden - mean) / np.sqrt(var + 1e-5), 0)
+    outputs, kept = model.apply({**variables, **state}, x, train=False, key=None)
+    np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, kept, state))
+    assert A.classifier(3, hidden=(2,)).init(KEY, x).keys() == {"params"}
+
+
+def test_several_sources_are_several_terms(rng):
+    batch = {**two_domains(rng), "b": two_domains(rng)["source"]}
+    model = net()
+    objective = A.dann(model) + A.dann(model, source="b").named("b")
+    params, _ = jax.eval_shape(lambda key: objective.init(key, batch), KEY)
+    assert params.keys() == {"net", "net_dann", "net_dann_b"}
+    with pytest.raises(jt.InputError, match="two different models are named 'net_dann'"):
+        A.dann(model) + A.dann(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda m: A.dann(m, source="target"), "source and target are two entries"),
+        (lambda m: A.dann(m, coefficient=-1.0), "coefficient must be finite and not negative"),
+        (lambda m: A.cdan(m, random_dim=0), "random_dim is 1 or more"),
+        (lambda m: A.mdd(m, margin=np.inf), "margin must be finite"),
+        (lambda m: A.bsp(m, k=0), "k must be at least 1"),
+        (lambda m: A.mcd(m, optax.sgd(0.1), trade_off=-1), "trade_off must be finite"),
+        (lambda m: A.adda(m, m.named("other"), optax.sgd(0.1)), "adda adapts a twin of model 'net'"),
+        (lambda m: A.adda(m, m.twin("other"), optax.sgd(0.1)), "an encoder of its own"),
+        (lambda m: A.wdgrl(m, optax.sgd(0.1), penalty=np.nan), "penalty must be finite"),
+        (lambda m: A.pada(m, temperature=0.0), "temperature must be positive"),
+        (lambda m: A.osbp(m, threshold=1.0), r"a probability in \(0, 1\)"),
+        (lambda m: A.classifier(0), "one class or more"),
+        (lambda m: A.discriminator(hidden=(0,)), "one unit or more"),
+    ],
+)
+def test_numbers_that_can_be_none_are_refused(make, told):
+    with pytest.raises(jt.InputError, match=told):
+        make(net())
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda m: A.dann(m, target="other"), "reads batch\\['other'\\]"),
+        (lambda m: A.dann(m, tap="pixels"), "no output of model 'net'|pixels"),
+        (lambda m: A.dann(m, discriminator=A.classifier(2)), r"must give logits \[batch, 1\]"),
+        (lambda m: A.mdd(m, classifier=A.classifier(C + 1)), "build it with as many classes"),
+        (lambda m: A.bsp(m, k=M + 1), "k=5 singular values"),
+        (lambda m: A.osbp(m), "the model's last class is for the unknown"),
+        (lambda m: A.osbp(m, head="fc"), "fc"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_init(make, told, rng):
+    batch = two_domains(rng)
+    batch["source"]["label"][0] = C - 1
+    batch = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, batch)
+    with pytest.raises(jt.InputError, match=told):
+        jt.init(make(net()), optax.sgd(0.1), KEY, batch)

@@ -138,6 +138,23 @@ def test_mdd_refuses():
         L.mdd(x, x, x, x, margin=-1.0)
 
 
+def unknown(logits, threshold=0.5):
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = p[:, -1] / p.sum(axis=1)
+    return -threshold * np.log(p + 1e-6) - (1 - threshold) * np.log(1 - p + 1e-6)
+
+
+def test_open_set(rng):
+    logits = 2 * rng.normal(size=(5, 4))
+    agree(L.open_set, unknown, [logits], rng, threshold=0.3)
+    single(L.open_set, unknown, [logits])
+    finite(lambda x: [L.open_set(x)], [(np.array([[1e30, 0], [0, 1e30], [-1e30, 0]]),), (np.zeros((1, 2)),)])
+    with pytest.raises(jt.InputError, match="known classes"):
+        L.open_set(jnp.ones((2, 1)))
+    with pytest.raises(jt.InputError, match="threshold"):
+        L.open_set(jnp.ones((2, 3)), threshold=1.5)
+
+
 def strongest(source, target, k=1):
     values = (np.linalg.eigvalsh(rows @ rows.T)[::-1] for rows in (source, target))
     return sum(np.sum(one[:k]) for one in values)

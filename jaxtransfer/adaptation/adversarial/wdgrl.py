@@ -128,7 +128,7 @@ def _points(rows: Pair, masks: Pair, ctx: Context, name: str) -> tuple[jax.Array
     key = ctx.shared_key(name)
     if key is None:  # in evaluation the draw is fixed
         key = named_key(jax.random.key(0), name)
-    share = jax.random.uniform(key, (pairs, 1), source.dtype)
+    share = jax.random.uniform(key, (pairs, 1), jnp.float32).astype(source.dtype)  # one draw, whatever the type
     between = target + share * (source - target)
     both = (counts[0] * counts[1] > 0).astype(masks.source.dtype)
     return jnp.concatenate([*rows, between]), jnp.concatenate([*masks, both])
