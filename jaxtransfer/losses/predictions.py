@@ -76,7 +76,7 @@ def mcc(
 
     Args:
       logits: float [B, C].
-      temperature: T > 0; the paper has 2.5, the released code 2.0 by default.
+      temperature: T > 0; the released script has 2.5.
       mask: [B]; 0 leaves an example out, other values weigh it.
       axis_name: of the axis over which the batch is split under `pmap`.
 

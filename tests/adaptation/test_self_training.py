@@ -18,6 +18,7 @@ METHODS = {
     "flexmatch": lambda model: A.flexmatch(model, examples=8, threshold=0.35),
     "uda": lambda model: A.uda(model, threshold=0.3),
     "vat": lambda model: A.vat(model, radius=0.5),
+    "pseudo_label of a twin": lambda model: A.pseudo_label(model.twin("inside", own="scale"), threshold=0.3),
     "fixmatch of an average": lambda model: A.fixmatch(model, teacher=jt.ema(model, 0.9), threshold=0.3),
 }
 FAST = {"flexmatch", "vat"}
