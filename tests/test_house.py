@@ -23,7 +23,7 @@ FLOORS = [
     {"context"},
     {"terms", "parts.mixing"},
     {"objective"},
-    {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix"},
+    {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix", "parts.learned_weights"},
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
     {"measures", "fusion"},  # fusion is of trees (test_fusion_is_of_trees), but for the objective of AdaMerging
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another

@@ -9,11 +9,15 @@ from jaxtransfer.models.cifar_resnet import resnet44 as resnet44
 from jaxtransfer.models.cifar_resnet import resnet56 as resnet56
 from jaxtransfer.models.cifar_resnet import resnet110 as resnet110
 from jaxtransfer.models.conv4 import conv4 as conv4
+from jaxtransfer.models.cross_stitch import cross_stitch as cross_stitch
 from jaxtransfer.models.description import describe as describe
 from jaxtransfer.models.description import rebuild as rebuild
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite as efficientnet_lite
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite0 as efficientnet_lite0
 from jaxtransfer.models.equinox import equinox as equinox
+from jaxtransfer.models.experts import cgc as cgc
+from jaxtransfer.models.experts import mmoe as mmoe
+from jaxtransfer.models.experts import ple as ple
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
@@ -35,6 +39,7 @@ from jaxtransfer.models.resnet import wide_resnet50_2 as wide_resnet50_2
 from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
 from jaxtransfer.models.stoch_norm import stoch_norm as stoch_norm
+from jaxtransfer.models.task_attention import task_attention as task_attention
 from jaxtransfer.models.text_encoder import bert_base as bert_base
 from jaxtransfer.models.text_encoder import distilbert_base as distilbert_base
 from jaxtransfer.models.text_encoder import minilm_l6 as minilm_l6

@@ -97,15 +97,15 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
     def init(key, inputs):
         keys = jax.random.split(key, 1 + len(parts))
         variables = {ENCODER: dict(encoder.init(keys[0], inputs))}
-        shapes = _outputs(encoder, variables[ENCODER], inputs)
+        shapes = outputs_of(encoder, variables[ENCODER], inputs)
         for number, (name, (tap, model)) in enumerate(parts.items(), 1):
             x = jnp.zeros(read(shapes, tap).shape, read(shapes, tap).dtype)
             variables[name] = dict(model.init(keys[number], x))
-            shapes[name] = _outputs(model, variables[name], x)["output"]
-        return _by_kind(variables)
+            shapes[name] = outputs_of(model, variables[name], x)["output"]
+        return by_kind(variables)
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
-        own = _by_part(variables, (ENCODER, *parts))
+        own = by_part(variables, (ENCODER, *parts))
 
         def where(part):
             return given(axis=axis, still=None if still is None else still.get(part))
@@ -116,7 +116,7 @@ def with_heads(encoder: Model, /, **heads: tuple[str, Model] | Model) -> Model:
             drawn = None if key is None else jax.random.fold_in(key, number)
             found, state = model.apply(own[name], read(outputs, tap), train=train, key=drawn, **where(name))
             outputs[name], states[name] = found["output"], dict(state)
-        return outputs, _by_kind(states)
+        return outputs, by_kind(states)
 
     stages = (*(f"{ENCODER}/(?:{stage})" for stage in encoder.stages or (".*",)), "|".join(parts) or "head")
     models = {ENCODER: encoder, **{name: model for name, (_, model) in parts.items()}}
@@ -131,18 +131,18 @@ def encoder_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: values[ENCODER] for kind, values in variables.items() if ENCODER in values}
 
 
-def _outputs(model: Model, variables: Any, inputs: Any) -> dict[str, Any]:
+def outputs_of(model: Model, variables: Any, inputs: Any) -> dict[str, Any]:
     """Returns the shapes of a model's outputs."""
     run = jax.eval_shape(lambda v, x: model.apply(model.complete(v), x, train=False, key=None)[0], variables, inputs)
     return dict(run)
 
 
-def _by_kind(by_part: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def by_kind(by_part: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns {kind: {part: values}} of {part: {kind: values}}: parts without a kind (no batch norm) have no entry."""
     kinds = dict.fromkeys(kind for values in by_part.values() for kind in values)
     return {kind: {part: values[kind] for part, values in by_part.items() if kind in values} for kind in kinds}
 
 
-def _by_part(by_kind: Mapping[str, Mapping[str, Any]], parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def by_part(by_kind: Mapping[str, Mapping[str, Any]], parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Returns {part: {kind: values}} of {kind: {part: values}}."""
     return {part: {kind: values[part] for kind, values in by_kind.items() if part in values} for part in parts}

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
@@ -11,7 +10,12 @@ from jaxtransfer.parts.mixing import Mixing, Rule, Task
 
 
 def balance(
-    terms: Objective | Sequence[Objective], rule: Rule, *, shared: tree.Patterns = ".*", name: str = "balance"
+    terms: Objective | Sequence[Objective],
+    rule: Rule,
+    *,
+    shared: tree.Patterns = ".*",
+    name: str = "balance",
+    cosines: bool = False,
 ) -> Objective:
     """Builds the objective whose gradient is Σ_t a_t ∇L_t, the weights a by a rule from how the gradients lie.
 
@@ -26,7 +30,12 @@ def balance(
 
     A rule with a memory has an attribute `init`: `rule.init(T)` is its first state, a tree of arrays. It is kept in the
     model state under `name`, saved and resumed with it, and moves once per update; other rules get {}. The key is the
-    same on all devices; where nothing may be drawn it is None.
+    same on all devices; where nothing may be drawn it is None. What a rule can be set to are keyword arguments:
+    `functools.partial(jt.multitask.cagrad, c=0.4)`.
+
+    A rule that looks at the values alone says so (`jt.multitask.of_values`), and then one pass backwards is all; with
+    `jt.multitask.equal` the program is the plain sum's. A rule that is no mixture of whole gradients returns a function
+    in the place of weights: of the gradients of one parameter, stacked [T, ...], and a key of its own, the mixed one.
 
     The result is a sum of the terms as before: add terms that aren't to be balanced, scale it, `.on`, `.named`,
     `together`; the evaluation is that of the sum. One balance on two domains, `b.on("x") + b.on("y")`, has as many
@@ -36,9 +45,12 @@ def balance(
     Args:
       terms: a sum, each of whose terms is a task, with its weight; or a list of objectives, each of them a task: a sum
         in it is one task.
-      rule: `jt.multitask.pcgrad`, `jt.multitask.mgda`, or a function of your own.
+      rule: one of `jt.multitask`, `pcgrad` say, or a function of your own.
       shared: path patterns of the parameters that the tasks share, `net/encoder` say; all by default.
       name: of the metrics `<name>/<term>`, each task's weight in training, beside the terms' own.
+      cosines: whether to report those of each pair of task gradients on the shared parameters, as
+        `<name>/cosine/<term>/<term>`: below 0 two tasks fight. Free with rules that read the Gram matrix; with those of
+        the values it takes them a pass backwards for each task.
 
     Returns:
       An objective.
@@ -47,32 +59,38 @@ def balance(
       InputError: where there is no task, or one is balanced already; when run, for a pattern that selects nothing, and
         for a rule that doesn't return one weight per task and a state like the one that it was given.
     """
-    tasks = _tasks(terms)
+    tasks = tasks_of(terms)
     if any(term.task is not None for task in tasks for _, term in task.terms):
         raise InputError("a term is balanced already: the tasks of jt.balance are plain terms and sums of them")
     if not callable(rule):
         raise InputError(f"a rule is a function of (gram, values, key, state); got a {type(rule).__name__}")
-    mixing = Mixing(rule, len(tasks), tree.as_patterns(shared), name, remembers=hasattr(rule, "init"))
+    mixing = Mixing(rule, len(tasks), tree.as_patterns(shared), name, cosines)
     marked = []
     for number, task in enumerate(tasks):
         for factors, term in task.summed.parts:
             own = dataclasses.replace(term, task=Task(mixing, number))
             if mixing.remembers and not marked:  # what the rule remembers begins with the first of them
                 own = _with_memory(own, mixing)
-            marked.append(_scaled(own, factors))
+            marked.append(scaled(own, factors))
     return sum(marked[1:], start=marked[0])
 
 
-def _tasks(terms: Objective | Sequence[Objective]) -> list[Objective]:
+def tasks_of(terms: Objective | Sequence[Objective]) -> list[Objective]:
+    """Returns the tasks of a sum, each term one, or of a list, each objective one.
+
+    Raises:
+      InputError: where there are none.
+    """
     if isinstance(terms, Objective):
-        return [_scaled(term, factors) for factors, term in terms.summed.parts]
+        return [scaled(term, factors) for factors, term in terms.summed.parts]
     tasks = list(terms)
     if not tasks or not all(isinstance(task, Objective) for task in tasks):
         raise InputError("jt.balance takes a sum of objectives, or a list of one or more")
     return tasks
 
 
-def _scaled(term: Objective, factors: tuple) -> Objective:
+def scaled(term: Objective, factors: tuple) -> Objective:
+    """Returns a term times its weights in a sum."""
     for factor in factors:
         term = factor * term
     return term
@@ -85,7 +103,6 @@ def _with_memory(term: Objective, mixing: Mixing) -> Objective:
         params, state = term.setup(key, batch)
         if mixing.name in state:
             raise InputError(f"a term keeps {mixing.name!r} already; call the balance otherwise: name='other'")
-        first: Any = mixing.rule
-        return params, {**state, mixing.name: first.init(mixing.count)}
+        return params, {**state, mixing.name: mixing.said("init")(mixing.count)}
 
     return dataclasses.replace(term, setup=setup, per_update=(*term.per_update, mixing.name))

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import tree
-from jaxtransfer.context import Context, Mean
+from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
 
 Tree = Any
-Rule = Callable[[jax.Array, jax.Array, Any, Tree], tuple[jax.Array, Tree]]
+Rule = Callable[..., tuple[Any, Tree]]
+PIECE = 2**18  # entries of a gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,14 +31,28 @@ class Mixing:
       count: T, the tasks.
       shared: path patterns of the parameters that it is for.
       name: under which its weights are reported, it draws, and its state is kept.
-      remembers: whether the rule has a state.
+      cosines: whether those of all pairs of gradients are reported.
     """
 
     rule: Rule
     count: int
     shared: tree.Patterns
     name: str
-    remembers: bool
+    cosines: bool = False
+
+    def said(self, what: str) -> Any:
+        """Returns what the rule says of itself, None for nothing; a partial says what its function does."""
+        return getattr(self.rule, what, None) or getattr(getattr(self.rule, "func", None), what, None)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the rule has a state."""
+        return self.said("init") is not None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the gradient of each task is needed by itself."""
+        return self.cosines or not self.said("of_values")
 
     def __str__(self):
         function = getattr(self.rule, "func", self.rule)  # of a partial
@@ -102,44 +118,102 @@ def _run(objective: Any, params: Tree, state: Tree, batch: Any, ctx: Context, *,
         return values_of(params)[1], None
     # Linearised once; transposed for each row, so that what a task doesn't read costs it no pass backwards.
     rows, linear, (total, new, metrics) = jax.linearize(values_of, params, has_aux=True)
-    pulled = []
-    for number, row in enumerate(rows):
-        (gradient,) = jax.linear_transpose(lambda moved, n=number: linear(moved)[n], params)(jnp.ones_like(row))
-        # The values are global on each device, so the mean over them is a task's gradient: what conflicts are between.
-        pulled.append(gradient if ctx.axis is None else jax.lax.pmean(gradient, ctx.axis))
-    gradient, *others = pulled
-    values = list(rows[1:])
+    numbers = {None: 0, **{task: number for number, task in enumerate(tasks, 1)}}
+
+    def pulled(cotangents: Mapping[Any, Any]) -> Tree:
+        """Returns the derivative of Σ cotangent · row."""
+        chosen = [numbers[place] for place in cotangents]
+        along = [jnp.asarray(c, rows[n].dtype) for n, c in zip(chosen, cotangents.values(), strict=True)]
+
+        def changes(moved):
+            changed = linear(moved)  # once: each call would be another pass backwards
+            return [changed[number] for number in chosen]
+
+        (gradient,) = jax.linear_transpose(changes, params)(along)
+        return gradient
+
+    found: dict[Mixing, Any] = {}
+    gradients: dict[Mixing, list[Tree]] = {}
     for mixing in mixings:
-        own, others = others[: mixing.count], others[mixing.count :]
-        seen, values = values[: mixing.count], values[mixing.count :]
-        weights, memory = _weights(mixing, own, jnp.stack(seen), new, ctx)
-        gradient = _added(gradient, own, weights, mixing)
+        places = [(mixing, number) for number in range(mixing.count)]
+        if mixing.apart:
+            # The values are global on each device, so the mean over them is a task's gradient: what conflicts are
+            # between.
+            own = [pulled({place: 1.0}) for place in places]
+            gradients[mixing] = own if ctx.axis is None else jax.lax.pmean(own, ctx.axis)
+        seen = jnp.stack([rows[numbers[place]] for place in places])
+        found[mixing], memory, more = _weights(mixing, gradients.get(mixing), seen, new, ctx, _names(mixing, parts))
         if ctx.train:
             new = {**new, mixing.name: memory} if mixing.remembers else new
-            told = {f"{mixing.name}/{name}": weights[n] for n, name in enumerate(_names(mixing, parts))}
-            if both := sorted(told.keys() & metrics.keys()):
+            if both := sorted(more.keys() & metrics.keys()):
                 raise InputError(
                     f"a balance and something else report the metric {both[0]!r}; call one of them otherwise: "
                     f"jt.balance(..., name='other')"
                 )
-            metrics = {**metrics, **{name: Mean(weight, jnp.ones_like(weight)) for name, weight in told.items()}}
+            metrics = {**metrics, **{name: Mean(value, jnp.ones_like(value)) for name, value in more.items()}}
+    gradient = _joint(pulled, params, {mixing: found[mixing] for mixing in mixings if not mixing.apart})
+    for mixing, own in gradients.items():
+        gradient = _added(gradient, own, found[mixing], mixing, ctx)
     return (total, new, metrics), gradient
 
 
-def _weights(mixing: Mixing, gradients: list[Tree], values: jax.Array, state: Tree, ctx: Context):
-    """Returns what a rule says: weights [T] in the type of the Gram matrix, and its new state."""
-    gram = gram_of(gradients, mixing.shared, ctx.still)
+def _joint(pulled: Callable[[Mapping[Any, Any]], Tree], params: Tree, weights: Mapping[Mixing, Any]) -> Tree:
+    """Returns the gradient of what needs none of a single task: one pass backwards of the weighted sum.
+
+    Parameters that a mixing doesn't share get the unweighted sum of its tasks, by a pass as far back as they are.
+    """
+    differ = {m: a for m, a in weights.items() if not isinstance(a, np.ndarray)}  # those are 1 for all parameters
+    for mixing in weights:
+        tree.check_used(mixing.shared, tree.leaves_by_path(params), "shared")
+    ones = {(mixing, number): 1.0 for mixing in weights for number in range(mixing.count)}
+
+    def cotangents(kind: tuple[bool, ...]) -> dict[Any, Any]:
+        shared = itertools.compress(differ.items(), kind)
+        return {None: 1.0, **ones, **{(mixing, n): a[n] for mixing, a in shared for n in range(mixing.count)}}
+
+    def kind_of(path) -> tuple[bool, ...]:
+        return tuple(tree.matches(tree.path_of(path), mixing.shared) for mixing in differ)
+
+    kinds = jax.tree_util.tree_map_with_path(lambda path, _: kind_of(path), params)
+    structure = jax.tree.structure(params)
+    by_leaf = structure.flatten_up_to(kinds)
+    found = {kind: jax.tree.leaves(pulled(cotangents(kind))) for kind in dict.fromkeys(by_leaf)}
+    return jax.tree.unflatten(structure, [found[kind][number] for number, kind in enumerate(by_leaf)])
+
+
+def _weights(mixing: Mixing, gradients: Any, values: jax.Array, state: Tree, ctx: Context, names: list[str]):
+    """Returns what a rule says: weights [T], or a function that mixes; its new state; and what is reported."""
+    gram = None if gradients is None else gram_of(gradients, mixing.shared, ctx.still)
     memory = state[mixing.name] if mixing.remembers else {}
-    seen = jax.lax.stop_gradient((gram, values.astype(gram.dtype), memory))
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32) if gram is None else gram.dtype)
+    seen = jax.lax.stop_gradient((gram, values, memory))
     weights, memory = mixing.rule(*seen[:2], ctx.shared_key(mixing.name), seen[2])
-    if jnp.shape(weights) != (mixing.count,):
-        raise InputError(
-            f"the rule {str(mixing)!r} must return one weight for each of the {mixing.count} tasks and its state; got "
-            f"weights of shape {jnp.shape(weights)}"
-        )
+    told = {}
+    if not callable(weights):
+        if jnp.shape(weights) != (mixing.count,):
+            raise InputError(
+                f"the rule {str(mixing)!r} must return one weight for each of the {mixing.count} tasks and its state; "
+                f"got weights of shape {jnp.shape(weights)}"
+            )
+        if isinstance(weights, np.ndarray) and np.all(weights == 1):
+            weights = np.ones(mixing.count, values.dtype)  # known to be the plain sum
+        else:
+            weights = jax.lax.stop_gradient(jnp.asarray(weights, values.dtype))
+        told = {f"{mixing.name}/{name}": jnp.asarray(weights[n], values.dtype) for n, name in enumerate(names)}
     if mixing.remembers:
-        memory = _as_before(seen[2], memory, mixing)
-    return jax.lax.stop_gradient((jnp.asarray(weights, gram.dtype), memory))
+        memory = jax.lax.stop_gradient(_as_before(seen[2], memory, mixing))
+    if mixing.cosines and gram is not None:
+        lengths = jnp.sqrt(jnp.diagonal(gram))
+        for one, other in itertools.combinations(range(mixing.count), 2):
+            # Divided one after the other: a product of lengths may be too small for a number.
+            cosine = _over(_over(gram[one, other], lengths[one]), lengths[other])
+            told[f"{mixing.name}/cosine/{names[one]}/{names[other]}"] = jax.lax.stop_gradient(cosine)
+    return weights, memory, told
+
+
+def _over(value: jax.Array, by: jax.Array) -> jax.Array:
+    """Returns the quotient, 0 where it would be by 0."""
+    return jnp.where(by > 0, value / jnp.where(by > 0, by, 1), 0)
 
 
 def _as_before(old: Tree, new: Tree, mixing: Mixing) -> Tree:
@@ -171,21 +245,41 @@ def gram_of(gradients: list[Tree], shared: tree.Patterns = ".*", still: Mapping[
     gram = jnp.zeros((len(gradients), len(gradients)))
     for path in by_path[0]:
         if tree.matches(path, shared) and (flag := held.get(path, False)) is not True:
-            leaves = [jnp.ravel(leaves[path]) for leaves in by_path]
-            rows = jnp.stack([leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves])
-            products = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+            products = _products([jnp.ravel(leaves[path]) for leaves in by_path])
             gram = gram + (products if flag is False else jnp.where(flag, 0, products))
     return gram
 
 
-def _added(total: Tree, gradients: list[Tree], weights: jax.Array, mixing: Mixing) -> Tree:
+def _products(vectors: list[jax.Array]) -> jax.Array:
+    """Returns the inner products [T, T] of T vectors, piece by piece: all side by side would be a copy of them."""
+
+    def of_piece(number, size=PIECE):
+        rows = jnp.stack([jax.lax.dynamic_slice_in_dim(one, number * PIECE, size) for one in vectors])
+        rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+        return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+
+    whole, rest = divmod(len(vectors[0]), PIECE)
+    found = of_piece(whole, rest)
+    if whole:
+        found = jax.lax.fori_loop(0, whole, lambda number, total: total + of_piece(number), found)
+    return found
+
+
+def _added(total: Tree, gradients: list[Tree], weights: Any, mixing: Mixing, ctx: Context) -> Tree:
     """Returns a gradient plus the mixture of those of the tasks; their sum where the parameters are not shared."""
+    key = ctx.shared_key(mixing.name) if callable(weights) else None
 
     def leaf(path, total, *own):
-        wide = jnp.promote_types(total.dtype, weights.dtype)
-        mine = tree.matches(tree.path_of(path), mixing.shared)
-        for number, gradient in enumerate(own):
-            total = total + (weights[number] * gradient.astype(wide) if mine else gradient)
+        if not tree.matches(tree.path_of(path), mixing.shared):
+            for gradient in own:
+                total = total + gradient
+        elif callable(weights):
+            drawn = None if key is None else named_key(key, tree.path_of(path))
+            total = total + weights(jnp.stack(own), drawn)
+        else:
+            wide = jnp.promote_types(total.dtype, weights.dtype)
+            for number, gradient in enumerate(own):
+                total = total + weights[number] * gradient.astype(wide)
         return total.astype(own[0].dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, total, *gradients)

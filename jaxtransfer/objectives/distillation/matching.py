@@ -17,6 +17,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Context, Mean, Objective, fresh, view_of
 from jaxtransfer.objectives.distillation.teachers import Source, Teacher, peers_of
 from jaxtransfer.objectives.supervised.classification import check_labels
+from jaxtransfer.parts.learned_weights import LearnedWeights
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.parts.outputs import Tap, pick, shapes_of
 from jaxtransfer.parts.rows import kept
@@ -87,7 +88,7 @@ def distillation(
     sources = [Source.of(one, teacher_view or view) for one in given]
     shares = _shares(weights, len(sources))
     pairs = _pairs(student, sources, _as_taps(taps), adapter)
-    scales = f"{student.name}_teacher_weights"
+    learned = LearnedWeights(f"{student.name}_teacher_weights", len(sources))
     compare = _Comparison(loss)
 
     def term(outputs, params, state, batch, ctx):
@@ -102,9 +103,9 @@ def distillation(
                 if len(pairs) > 1:
                     metrics[f"distillation/{pair.label}"] = mean
             if learn_weights:
-                scale = params[scales]["log_variance"][number]
-                metrics[f"distillation/weight_{number}"] = Mean(share * jnp.exp(-scale), jnp.ones(()))
-                value = jnp.exp(-scale) * value + scale
+                weight, bill = learned.of(params, number)
+                metrics[f"distillation/weight_{number}"] = Mean(share * weight, jnp.ones(()))
+                value = weight * value + bill
             total = total + share * value
             metrics |= _agreement(outputs[run], own, batch, ctx, "" if len(sources) == 1 else f"/{number}")
         return total, state, {"distillation": Mean(total * count, count), **metrics}
@@ -112,7 +113,7 @@ def distillation(
     def setup(key, batch):
         params, state = {}, {}
         if learn_weights:
-            params[scales] = {"log_variance": jnp.zeros(len(sources))}
+            params |= learned.fresh()
         if adapter is not None:
             forwards = [run, *(source.forward for source in sources if source.forward is not None)]
             shapes = {forward: shapes_of(forward, batch) for forward in dict.fromkeys(forwards)}

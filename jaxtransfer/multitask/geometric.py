@@ -1,0 +1,31 @@
+"""The geometric mean of the losses: each task by its relative change."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtransfer.multitask.kinds import of_values
+
+
+@of_values
+def geometric(gram: Any, values: jax.Array, key: Any, state: Any, *, epsilon: float = 1e-8) -> tuple[jax.Array, Any]:
+    """Returns M / (T L_t), M = (Π_t L_t)^(1/T): the gradient is that of the geometric mean of the losses.
+
+    (Chennupati et al. 2019, "MultiNet++", arXiv:1904.08492.) The released code multiplies the losses themselves, which
+    for many tasks leaves the range of float32; here it is the mean of their logarithms. The loss that is reported stays
+    the sum.
+
+    Args:
+      gram: not looked at.
+      values: of the losses [T], not negative: with a negative one there is no such mean, and the weights are NaN.
+      key: nothing is drawn.
+      state: none.
+      epsilon: what is added to each loss, so that one of 0 has a weight.
+
+    Returns:
+      The weights [T], and the state as it is.
+    """
+    values = values + epsilon
+    logs = jnp.log(values)
+    return jnp.exp(jnp.mean(logs) - logs) / len(values), state
