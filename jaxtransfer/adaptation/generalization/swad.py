@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.schedules import weight_averaging
 from jaxtransfer.weights import Average, ema
 
 
@@ -15,7 +16,8 @@ def dense_average(model: Model, *, start: int, end: int | None = None, name: str
     """Returns the model with the plain mean of its weights after the updates start, start + 1, …, end.
 
     (Cha et al. 2021, arXiv:2102.08604.) Dense: every update counts, not one of each epoch. Before `start` the average
-    is the model itself, after `end` it stays. It is kept in the model state, so that a run resumes with it:
+    is the model itself (that of `jt.schedules.weight_averaging` waits), after `end` it stays. It is kept in the model
+    state, so that a run resumes with it:
 
         average = jt.adaptation.dense_average(model, start=500)
         objective = jt.adaptation.group_dro(erm) + jt.averaged(average)
@@ -39,9 +41,10 @@ def dense_average(model: Model, *, start: int, end: int | None = None, name: str
     if start < 1 or (end is not None and end < start):
         raise InputError(f"an interval of updates has 1 <= start <= end; got start={start}, end={end}")
 
+    within = weight_averaging(start)
+
     def decay(step: Any) -> Any:
-        taken = jnp.maximum(jnp.asarray(step) - start, 0).astype(jnp.float32)
-        share = taken / (taken + 1)
+        share = jnp.where(jnp.asarray(step) < start, 0.0, within(step))
         return share if end is None else jnp.where(jnp.asarray(step) > end, 1.0, share)
 
     return ema(model, decay, name=name or f"{model.name}_dense")
