@@ -15,6 +15,10 @@ and `dann` also see images, without labels, of the fourth vendor's training emoj
 
     TFDS_DATA_DIR=... nice python -m experiments.emoji_domains --out runs/emoji_domains
 
+Measured on two cores that twenty other processes used, one seed, by erm: of new emoji 53.4 % with Twemoji left out,
+53.0 with Noto, 50.9 with Fluent, 33.8 with OpenMoji. The means are 47.8 new, 54.2 seen, 61.0 at home: six points of
+leak, thirteen from the domain. The averaged weights: 47.0, 54.2, 60.9. The other methods were not measured.
+
 The same command resumes what is unfinished, further methods and seeds add to what is there; report.md and the picture
 are written anew after each run.
 """
@@ -183,6 +187,7 @@ class Bench:
             config={
                 "method": method,
                 "left out": vendor,
+                "epochs": experiment.epochs,
                 "batch_size": experiment.batch_size,
                 "rate": experiment.rate,
                 "decay": experiment.decay,

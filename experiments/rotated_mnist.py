@@ -9,6 +9,10 @@ keeps the mean of those of the second half of its updates, `jt.adaptation.dense_
 
     TFDS_DATA_DIR=... nice python -m experiments.rotated_mnist --out runs/rotated_mnist
 
+Measured on two cores that twenty other processes used, with `--epochs 4` and one seed: erm with 0° left out reaches
+94.30 %, its averaged weights 94.45 %, in 6½ minutes. The other angles, and so the mean, and the other methods were not
+measured.
+
 The same command resumes what is unfinished, further methods, angles and seeds add to what is there; report.md and the
 picture are written anew after each run.
 """
@@ -23,6 +27,7 @@ from typing import Any
 
 import cv2
 import flax.linen as nn
+import jax
 import numpy as np
 import optax
 from rich.console import Console
@@ -46,8 +51,8 @@ class Experiment:
     """Any of erm, group_dro, coral, vrex, irm, fishr, mldg, mixstyle, in the order in which they run."""
     angles: tuple[int, ...] = ANGLES
     """The angles to leave out, one training of each method for each."""
-    epochs: float = 4.0
-    """Passes over the images of the five domains."""
+    epochs: float = 6.0
+    """Draws of as many images as the five domains have, with replacement."""
     batch_size: int = 8
     """Examples of each domain per update."""
     rate: float = 2e-3
@@ -207,12 +212,8 @@ class Bench:
         fitted = jt.fit(
             jt.together(objective) + jt.averaged(average),
             optax.adamw(optax.cosine_decay_schedule(experiment.rate, steps), weight_decay=experiment.decay),
-            jt.data.zipped(
-                {
-                    name: jt.data.pipeline(domains[name], experiment.batch_size, seed=seed, cache="device")
-                    for name in names
-                }
-            ),
+            {name: {"image": domains[name].column("image"), "label": domains[name].labels} for name in names},
+            sample=drawn(experiment.batch_size),
             steps=steps,
             key=seed,
             eval_data=jt.data.eval_batches(domains[name_of(angle)], 512),
@@ -225,6 +226,7 @@ class Bench:
             config={
                 "method": method,
                 "left out": angle,
+                "epochs": experiment.epochs,
                 "batch_size": experiment.batch_size,
                 "rate": experiment.rate,
                 "decay": experiment.decay,
@@ -243,6 +245,19 @@ class Bench:
 
 
 COLUMNS = ("last", "averaged")
+
+
+def drawn(batch_size: int) -> Callable[[jax.Array, Any], Any]:
+    """Returns what draws examples of each domain inside the program, with replacement as DomainBed's loaders do."""
+
+    def sample(key, data):
+        batch = {}
+        for number, (name, part) in enumerate(sorted(data.items())):
+            rows = jax.random.randint(jax.random.fold_in(key, number), (batch_size,), 0, len(part["label"]))
+            batch[name] = jax.tree.map(lambda column, rows=rows: column[rows], part)
+        return batch
+
+    return sample
 
 
 def name_of(angle: int) -> str:
