@@ -8,8 +8,8 @@ processor's time over all threads, which other programs on the machine disturb l
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.adversarial_step
 
-On two cores that many other programs kept busy, 40 rounds: 0.46 times `by_hand`, whose pooling and its gradient are
-XLA's, and 0.99 times `same_net` (quartiles 0.92 and 1.16; processor's time 1.03).
+On two cores that many other programs kept busy, two runs of 40 rounds: 0.46 and 0.47 times `by_hand`, whose pooling and
+its gradient are XLA's; 0.99 and 0.96 times `same_net` (quartiles 0.90 to 1.16; processor's time 1.03 and 0.98).
 """
 
 import dataclasses

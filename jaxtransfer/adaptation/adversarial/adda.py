@@ -35,7 +35,7 @@ def adda(
       deceive: the twin's encoder lowers mean_t log(1 + exp(−d)), the labels the other way round.
 
         trained = jt.fit(jt.classification(net), optax.adam(1e-3), labelled, steps=1000).state
-        twin = net.twin("adapted", own="(?!head).*")  # all but the head
+        twin = net.twin("adapted", own="^(?!head).*")  # all but the head
         objective, optimizer = jt.adaptation.adda(net, twin, optax.adam(1e-4))
         params, state = trained.params[net.name], trained.state[net.name]
         params, state = {net.name: params, "adapted": twin.own(params)}, {net.name: state, "adapted": state}
