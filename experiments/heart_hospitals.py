@@ -10,6 +10,13 @@ features of the source.
 
     python -m experiments.heart_hospitals --table heart_disease_4_hospitals.tsv --out runs/heart_hospitals
 
+Measured, mean of 12 pairs ± standard deviation over 5 seeds, 29 minutes on two cores that many others used: source only
+67.7 ± 0.6 % (logistic 69.0), afn 69.7 ± 1.5, mcc 69.4 ± 1.1, coral 66.4 ± 0.8, dann 63.8 ± 0.8, jan 57.6 ± 0.5 and dan
+57.5 ± 0.4 %; areas under the ROC curve 75.5 (78.5), 78.2, 78.8, 75.3, 74.8, 76.5 and 76.5 %. Making the hospitals'
+features alike does harm where the shares of the ill are so unlike: dan and jan rank patients no worse than source only,
+and lose ten points of accuracy by the threshold. From Switzerland (8 healthy of 123) all but mcc, 74.3 %, are where
+calling everybody ill is, 52 %.
+
 The same command resumes what is unfinished, and more methods or seeds add to what is there. Offline, in seconds, on a
 table that it draws: `--tiny`.
 """
