@@ -118,7 +118,8 @@ class Ingredients:
         """Returns the mean over the sources of a term of a source and the target."""
         if len(self.sources) == 1:
             return term(self.model, source=self.sources[0], target=self.target)
-        several = [term(self.model, source=one, target=self.target).named(one) for one in self.sources]
+        made = {one: term(self.model, source=one, target=self.target) for one in self.sources}
+        several = [found.named(f"{found.name}_{one}") for one, found in made.items()]
         return sum(several[1:], start=several[0]) * (1 / len(several))
 
     def views(self) -> Any:
