@@ -25,7 +25,7 @@ def test_it_runs_and_resumes(tmp_path, capsys):
 
 
 def test_bad_options_are_one_line():
-    with pytest.raises(jt.InputError, match="unknown method 'fixmach' .did you mean 'fixmatch'"):
+    with pytest.raises(jt.InputError, match=r"unknown method 'fixmach' .did you mean 'fixmatch'"):
         semi_supervised.main(Experiment(methods=("fixmach",)))
     with pytest.raises(jt.InputError, match="--shots"):
         semi_supervised.main(Experiment(shots=0))
