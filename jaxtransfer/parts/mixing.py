@@ -19,7 +19,7 @@ from jaxtransfer.errors import InputError
 
 Tree = Any
 Rule = Callable[..., tuple[Any, Tree]]
-PIECE = 2**18  # entries of a gradient
+PIECE = 2**16  # entries of a gradient: what a cache holds of some tasks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from experiments import (
     omniglot_fewshot,
     simclr_cifar10,
 )
-from experiments.benchmarks import distillation, info_nce, l2_sp, maml, step_wait, teacher_cache
+from experiments.benchmarks import distillation, info_nce, l2_sp, maml, multitask_step, step_wait, teacher_cache
 
 PNG = b"\x89PNG"
 
@@ -168,6 +168,16 @@ def test_waiting_for_data(offline, capsys):
     assert json.loads(capsys.readouterr().out) == result
     assert result["data"] == "noise"
     assert 0 <= result["data_wait_fraction"] <= result["running_wait_fraction"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_the_cost_of_balancing(capsys):
+    result = multitask_step.main(multitask_step.Cost(tiny=True))
+    assert json.loads(capsys.readouterr().out) == {**result, "rules": list(result["rules"])}
+    assert result["equal"]["against"] == "sum"
+    assert result["equal"]["flops"] <= 1.02
+    assert result["mgda"]["flops"] <= 1.1
 
 
 @pytest.mark.parametrize(
