@@ -136,6 +136,9 @@ class Adapt:
             raise InputError(f"--target-shots: {self.method} learns from no labels; leave it out")
         if row.turns and self.domains.target_shots is not None:
             raise InputError(f"--target-shots: the updates of {self.method} alternate, and take no further loss")
+        for option in row.without:
+            if option in self._labels_asked:
+                raise InputError(f"{self._labels_asked[option]}: {self.method} has no use for it; leave it out")
         if chosen.source and not names:
             raise InputError(f"--select {self.select} looks at the source; name it: --source")
         if self.training.patience is not None and chosen.metric is None:
@@ -144,6 +147,14 @@ class Adapt:
             raise InputError(f"--compare takes {', '.join(COMPARES)} or a run directory; there is no {self.compare}")
         if self.start is None:
             check_network(self.model or SMALL)
+
+    @property
+    def _labels_asked(self) -> dict[str, str]:
+        """The options that say how labels are learned from, of those that were given: as they were, by name."""
+        training = self.training
+        asked = {"label-smoothing": training.label_smoothing, "balance": training.balance}
+        options = {name: f"--{name} {value}" for name, value in asked.items() if value}
+        return options | {name: f"--augment {name}" for name in training.augment}
 
     def _start(self) -> Run | None:
         """Returns what to start from; None for new weights."""
@@ -202,10 +213,10 @@ class Adapt:
     def _compared(self, plan: Plan, start: Run | None, measure: DomainScores) -> Before | None:
         """Returns what adaptation is compared with; None for nothing."""
         facts = METHODS[self.method].facts
+        if self.compare not in COMPARES:
+            return before_of(load_run(Path(self.compare)), self.compare, measure)
         if not facts.adapts or self.compare == NONE:
             return None
-        if self.compare != BESIDE:
-            return before_of(load_run(Path(self.compare)), self.compare, measure)
         if facts.source_free:
             assert start is not None
             return before_of(start, "before adaptation", measure)

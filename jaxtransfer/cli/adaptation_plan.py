@@ -1,6 +1,5 @@
 """What a run of `adapt` consists of: its network, the weights that it starts from, its configuration, batches."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ from jaxtransfer.cli.domains import LABELLED, TARGET, Domains
 from jaxtransfer.cli.image_options import noted
 from jaxtransfer.cli.options import TrainOptions, config_of, statistics
 from jaxtransfer.cli.registry.adaptation import METHODS, SELECTIONS, Adaptation, Ingredients
-from jaxtransfer.cli.registry.augmentations import MIXES
+from jaxtransfer.cli.registry.augmentations import MIXES, augmentation
 from jaxtransfer.cli.runs import Run, architecture, build_model
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.devices import device_mesh
@@ -110,10 +109,14 @@ class Plan(NamedTuple):
     def _pipeline(self, name: str, dataset: jt.data.Dataset, rows: int) -> jt.data.Pipeline:
         """Returns the batches of a domain, in an order of its own, so that pairs of domains stay unknown."""
         own = np.random.SeedSequence([self.training.seed, *name.encode()]).generate_state(1)[0]
-        training, more = self.training, {}
-        if "label" not in dataset.entries:  # nothing to mix or to balance
-            more = {"augment": tuple(one for one in training.augment if one not in MIXES), "balance": None}
-        return dataclasses.replace(training, seed=int(own), batch_size=rows, **more).pipeline(dataset)
+        names, labelled = self.training.augment, "label" in dataset.entries
+        chosen = names if labelled else tuple(one for one in names if one not in MIXES)  # no labels to mix
+        steps = [augmentation(chosen, dataset)] if chosen else []
+        if "mixup" in names:  # gives images in [0, 1], which the others join in one batch
+            steps.append(jt.data.augment.normalize(0.0, 1.0))
+        by = "label" if labelled and self.training.balance else None
+        transform = jt.data.augment.compose(*steps) if steps else None
+        return jt.data.pipeline(dataset, rows, seed=int(own), augment=transform, balance=by)
 
 
 def planned(command: "Adapt", start: Run | None, domains: Domains) -> Plan:

@@ -2,24 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.domain_names import FOLDER, Part, part_of
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
 from jaxtransfer.data.classes import match_classes
-from jaxtransfer.data.unlabelled import lies_flat, load_unlabelled
+from jaxtransfer.data.unlabelled import load_unlabelled
 from jaxtransfer.errors import InputError
-from jaxtransfer.files import expanded
 from jaxtransfer.resizing import STRETCH, Resizing
 from jaxtransfer.runs.console import shown
 
 SOURCE, TARGET, LABELLED = "source", "target", "labelled"
 _HELD_OUT = 0.1  # of a source without a split to evaluate on
-_FOLDER = "folder:"
 _UNKNOWN = "unknown"  # the class of what is of no class of the source
 Say = Callable[[str], None]
 
@@ -67,12 +65,29 @@ class DomainOptions:
         names = self.names
         return (SOURCE,) if len(names) == 1 else tuple(f"{SOURCE}{number}" for number, _ in enumerate(names, 1))
 
+    def source_part(self, name: str) -> Part:
+        """Returns what the name of a source stands for."""
+        return part_of(name, self.split, self.eval_split)
+
     def check(self) -> None:
         """Raises for what no domains can be, before anything is loaded."""
         at_least(self, 1, "target_shots")
         check_folder(self.data_dir)
         if self.source is not None and self.sources:
             raise InputError("--source and --sources both say what to learn from; give one of them")
+        part = part_of(self.target, self.target_split, self.target_eval_split)
+        if any(one.place == part.place and one.train in part[1:3] for one in map(self.source_part, self.names)):
+            raise InputError(
+                f"--target {self.target} is a source, too, so that its labels would be learned from; name another "
+                f"domain, or another split of it"
+            )
+        if not self.names and (self.eval_split is not None or self.split != "train"):
+            raise InputError("--split and --eval-split are of the source, and there is none; leave them out")
+        if part.flat and (part.asked or part.train != "train"):
+            raise InputError(
+                f"--target-split and --target-eval-split: {self.target} has no splits, its images lie in no class "
+                f"folders; leave them out"
+            )
         if len(set(self.names)) < len(self.names):
             raise InputError(f"--sources: expected each domain once; got {' '.join(self.names)}")
 
@@ -99,33 +114,6 @@ class Domains(NamedTuple):
     class_names: tuple[str, ...]
     resizing: Any
     notes: tuple[str, ...]
-
-
-class Part(NamedTuple):
-    """A domain as the command line names it.
-
-    Attributes:
-      name: of the data set.
-      train: the split to train on.
-      test: the one to test on; None where that is to be found.
-      asked: whether the split to test on was asked for.
-    """
-
-    name: str
-    train: str
-    test: str | None
-    asked: bool
-
-
-def part_of(word: str, train: str, test: str | None) -> Part:
-    """Returns what NAME, or NAME@SPLIT, stands for."""
-    name, at, split = word.rpartition("@")
-    path = word.removeprefix(_FOLDER)
-    if not at or "/" in split or (path != word and Path(expanded(path)).exists()):
-        return Part(word, train, test or "test", test is not None)
-    if not name or not split:
-        raise InputError(f"expected NAME, or NAME@SPLIT; got {word!r}")
-    return Part(name, split, test, test is not None)
 
 
 def load_domains(
@@ -157,7 +145,7 @@ def load_domains(
     notes: list[str] = []
     how = {"data_dir": options.data_dir, "shape": shape, "resizing": resizing}
     pairs = {
-        key: _source(part_of(name, options.split, options.eval_split), notes.append, seed=seed, **how)
+        key: _source(options.source_part(name), notes.append, seed=seed, **how)
         for key, name in zip(options.keys, options.names, strict=True)
     }
     names = _union([train for train, _ in pairs.values()])
@@ -204,27 +192,27 @@ def common_shape(options: DomainOptions, usual: tuple[int, ...], how: Resizing) 
 
     Args:
       options: of the command line, checked.
-      usual: what the network was made for, which images of a folder of several sizes get.
-      how: they are brought to it then; otherwise they are stretched.
+      usual: what the network was made for, which all images get where those of the first source have several sizes.
+      how: images of a folder of several sizes are brought to it; otherwise they are stretched.
 
     Returns:
       None, false and nothing where all images are of one shape.
     """
     words = [(name, options.split) for name in options.names] + [(options.target, options.target_split)]
     sets = [_opened(part_of(word, split, None), data_dir=options.data_dir) for word, split in words]
-    several = any(map(jt.data.several_sizes, sets))
+    odd = [jt.data.several_sizes(one) for one in sets]
+    several = any(odd)
     if not several and len({one.image_shape for one in sets}) == 1:
         return None, False, ""
     channels = 3 if any(one.image_shape[2] > 1 for one in sets) else 1
-    shape = (*(usual[:2] if several else sets[0].image_shape[:2]), channels)
+    shape = (*(usual[:2] if odd[0] else sets[0].image_shape[:2]), channels)
     colour, told = "grey" if channels == 1 else "colour", how if several else STRETCH
     return shape, several, f"The domains' images differ, and are brought to {shape[0]} x {shape[1]}, {colour} ({told})."
 
 
 def _opened(part: Part, split: str | None = None, *, data_dir: Any, shape: Any = None, resizing: Any = None) -> Any:
-    path = part.name.removeprefix(_FOLDER)
-    if path != part.name and lies_flat(path):
-        return load_unlabelled(path, shape, resizing)
+    if part.flat:
+        return load_unlabelled(part.name.removeprefix(FOLDER), shape, resizing)
     return jt.data.load(part.name, split or part.train, data_dir=data_dir, image_shape=shape, resizing=resizing)
 
 
@@ -325,7 +313,7 @@ def _shots(
     rows = np.sort(np.concatenate(chosen))
     if not len(rows):
         raise InputError(f"--target-shots: {target.title} has no example of a class that {whose} knows")
-    fewer = [name for name, some in zip(names, chosen, strict=True) if len(some) < shots]
+    fewer = [name for name, some in zip(names, chosen, strict=True) if 0 < len(some) < shots]
     if fewer:
         say(f"The target has fewer than {shots} examples of {_some(fewer)}; all of them are learned from.")
     say(f"{len(rows)} labelled examples of the target are learned from, {shots} per class.")

@@ -1,5 +1,7 @@
 """`adapt` takes domains as they are, looks at no label of the target unless asked, and says what it did."""
 
+import hashlib
+import itertools
 import json
 
 import cv2
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.cli.domains import DomainOptions, load_domains, part_of
+from jaxtransfer.cli.domain_names import part_of
+from jaxtransfer.cli.domains import DomainOptions, common_shape, load_domains
 from jaxtransfer.cli.registry.adaptation import METHODS, SELECTIONS
 from jaxtransfer.cli.registry.row import listed
 from tests.cli.test_cli_registry import help_of
@@ -101,6 +104,15 @@ def test_domains_of_other_sizes_colours_and_classes_run_as_they_are(run, domain,
         (("--source", "digits/upright@", "--target", "digits/noisy"), "expected NAME, or NAME@SPLIT"),
         (("--split", "tran"), "unknown split of digits/upright 'tran'"),
         (("--eval-split", "tst"), "unknown split of digits/upright 'tst'"),
+        (("--source", "digits/noisy", "--target", "digits/noisy"), "its labels would be learned from"),
+        (("--source", "digits/noisy@test", "--target", "digits/noisy"), "its labels would be learned from"),
+        (("--method", "mcd", "--label-smoothing", "0.1"), "--label-smoothing 0.1: mcd has no use for it; leave it out"),
+        (("--method", "pada", "--augment", "flip", "mixup"), "--augment mixup: pada has no use for it"),
+        (("--method", "tent", "--from", "x", "--balance", "classes"), "--balance classes: tent has no use for it"),
+        (
+            ("--target", "x", "--method", "shot", "--from", "x", "--eval-split", "test"),
+            "of the source, and there is no",
+        ),
         (("--target-eval-split", "tst"), "unknown split of digits/noisy 'tst'"),
     ],
 )
@@ -123,6 +135,9 @@ def test_domains_that_do_not_go_together_are_one_clear_line(refused, domain, tmp
     assert "has one class, cat" in refused("adapt", "--source", alone, "--target", known, *end)
     assert "a source has a class for each image" in refused("adapt", "--source", flat, "--target", known, *end)
     unlabelled = ("adapt", "--source", known, "--target", flat, *end)
+    assert "has no splits" in refused(*unlabelled, "--target-eval-split", "test")
+    same = f"folder:{tmp_path}/./known/"
+    assert "is a source, too" in refused("adapt", "--source", known, "--target", same, *end)
     assert "--target-shots learns from labels of the target" in refused(*unlabelled, "--target-shots", "1")
     assert "this --method learns from labels of the target" in refused(*unlabelled, "--method", "oracle")
     assert "--select target-labels reads the target's labels" in refused(*unlabelled, "--select", "target-labels")
@@ -212,6 +227,51 @@ def test_several_data_sets_are_a_table(run, refused, source, tmp_path):
     alone = run("evaluate", "--split", "test[:40]", "--data", names[0], source)[0]
     assert alone == [lines[0]]
     assert "expected each data set once" in refused("evaluate", source, "--data", names[0], names[0])
+
+
+def test_images_of_several_sizes_get_that_of_the_first_source(domain, tmp_path):
+    plain, odd = domain("plain", shape=(12, 12)), domain("odd", shape=(16, 16), seed=1)
+    assert cv2.imwrite(str(tmp_path / "odd" / "cat" / "wide.png"), np.full((9, 30, 3), 90, np.uint8))
+    shapes = [
+        common_shape(DomainOptions(source=source, target=target), (8, 8, 1), jt.data.Resizing())[:2]
+        for source, target in ((plain, odd), (odd, plain))
+    ]
+    assert shapes == [((12, 12, 3), True), ((8, 8, 3), True)]
+
+
+def test_mixed_images_join_those_of_the_target(run, domain, tmp_path):
+    source, target, out = domain("source"), domain("target", seed=1), tmp_path / "out"
+    words = ("adapt", "--source", source, "--target", target, *SMALL, "--compare", "none", "--method", "mcc")
+    run(*words, "--augment", "mixup", "cutmix", "--out", out)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(one["train/mcc"]) for one in records if "train/mcc" in one)
+    # what is compared with nothing by itself is compared where that is asked for
+    lines, _ = run(*words, "--method", "source-only", "--compare", out, "--out", tmp_path / "alone")
+    assert f"({out} " in lines[-1]
+
+
+def placed(number, folders):
+    """A file name by which an image is that of its number in folders of any class; they are ordered by hashes."""
+    for tried in itertools.count():
+        name = f"{number:02}-{tried}.png"
+        digests = [hashlib.sha256(f"{folder}/{name}".encode()).digest()[0] for folder in folders]
+        if all(digest * 12 // 256 == number for digest in digests):
+            return name
+
+
+def test_the_labels_of_the_target_change_no_weight(run, domain, tmp_path):
+    """The same images in the same order, all of them in some class, and without a label."""
+    source, images = domain("source"), np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    for number, image in enumerate(images):
+        label = ("cat", "dog", "owl")[number % 3]
+        name = placed(number, (label,))
+        for folder in (f"classes/train/{label}", f"classes/test/{label}", "flat"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(tmp_path / folder / name), image)
+    words = ("adapt", "--source", source, "--method", "mcc", *SMALL, "--select", "snd", "--compare", "none")
+    for name in ("classes", "flat"):
+        run(*words, "--target", f"folder:{tmp_path / name}", "--out", tmp_path / "out" / name)
+    assert same(*(weights_of(tmp_path / "out" / name) for name in ("classes", "flat")))
 
 
 @pytest.mark.slow

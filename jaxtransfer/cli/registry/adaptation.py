@@ -14,6 +14,7 @@ import numpy as np
 
 import jaxtransfer as jt
 from jaxtransfer.adaptation import selection
+from jaxtransfer.cli.registry.augmentations import MIXES
 from jaxtransfer.cli.registry.row import Row
 from jaxtransfer.data import views
 
@@ -46,6 +47,7 @@ class Adapting:
       turns: whether its updates alternate, the source's loss among them, so that nothing can be added to it.
       unknown: whether it has a class for what is of no class of the source.
       target_labels: whether it learns from the labels of the target.
+      without: options of training that its own loss has no use for, by name; of --augment, names that it can take.
       strength: the usual weight of what it adds to the source's loss; None where that can't be told.
     """
 
@@ -56,6 +58,7 @@ class Adapting:
     turns: bool = False
     unknown: bool = False
     target_labels: bool = False
+    without: tuple[str, ...] = ()
     strength: float | None = None
 
 
@@ -190,6 +193,9 @@ def _vat(make: Ingredients) -> Adaptation:
     return make.adapted(jt.adaptation.vat(make.model, radius=radius, target=make.target))
 
 
+_OWN_LOSS = ("label-smoothing",)
+_BY_CLASS = (*_OWN_LOSS, *MIXES)
+_NO_LABELS = (*_OWN_LOSS, "balance", *MIXES)
 _ALIKE = "make the domains' features alike"
 _ADVERSARY = "deceive a network that tells the domains apart"
 _RIVALS = "let two classifiers differ on the target, and the features deny it"
@@ -209,13 +215,13 @@ METHODS: dict[str, Row[Adapting]] = {
     "wdgrl": Row(
         _in_turns(jt.adaptation.wdgrl),
         "bring the domains' features near by the slope of a critic",
-        Adapting(one_source=True, turns=True, strength=1.0),
+        Adapting(one_source=True, turns=True, without=_OWN_LOSS, strength=1.0),
         "Shen 2018",
     ),
     "pada": Row(
         _pada,
         "as dann, for a target with some of the classes alone",
-        Adapting(one_source=True, strength=1.0),
+        Adapting(one_source=True, without=_BY_CLASS, strength=1.0),
         "Cao 2018",
     ),
     "osbp": Row(
@@ -225,9 +231,17 @@ METHODS: dict[str, Row[Adapting]] = {
         "Saito 2018b",
     ),
     "mcd": Row(
-        _in_turns(jt.adaptation.mcd), _RIVALS, Adapting(one_source=True, turns=True, strength=1.0), "Saito 2018"
+        _in_turns(jt.adaptation.mcd),
+        _RIVALS,
+        Adapting(one_source=True, turns=True, without=_OWN_LOSS, strength=1.0),
+        "Saito 2018",
     ),
-    "swd": Row(_in_turns(jt.adaptation.swd), _RIVALS, Adapting(one_source=True, turns=True, strength=1.0), "Lee 2019"),
+    "swd": Row(
+        _in_turns(jt.adaptation.swd),
+        _RIVALS,
+        Adapting(one_source=True, turns=True, without=_OWN_LOSS, strength=1.0),
+        "Lee 2019",
+    ),
     "dan": Row(_on_pairs(jt.adaptation.dan), _ALIKE, Adapting(strength=1.0), "Long 2015"),
     "jan": Row(_on_pairs(jt.adaptation.jan), _ALIKE, Adapting(strength=1.0), "Long 2017"),
     "deep-coral": Row(_on_pairs(jt.adaptation.deep_coral), _ALIKE, Adapting(strength=1.0), "Sun 2016"),
@@ -255,13 +269,13 @@ METHODS: dict[str, Row[Adapting]] = {
     "shot": Row(
         _shot,
         "go on from a run without its source, its head as it is",
-        Adapting(source_free=True, strength=0.3),
+        Adapting(source_free=True, without=_NO_LABELS, strength=0.3),
         "Liang 2020",
     ),
     "tent": Row(
         _tent,
         "go on from a run without its source, by the scales and shifts of batch norm alone",
-        Adapting(source_free=True),
+        Adapting(source_free=True, without=_NO_LABELS),
         "Wang 2021",
     ),
 }
