@@ -17,7 +17,8 @@ def db_mtl(gram: jax.Array, values: jax.Array, key: Any, state: Any) -> tuple[ja
 
     Args:
       gram: ⟨g_s, g_t⟩ [T, T].
-      values: of the losses [T], not negative; 1e-8 is added.
+      values: of the losses [T], not negative; 1e-8 is added. With a negative one, which has no logarithm, the weights
+        are NaN.
       key: nothing is drawn.
       state: none.
 
@@ -25,4 +26,5 @@ def db_mtl(gram: jax.Array, values: jax.Array, key: Any, state: Any) -> tuple[ja
       The weights [T], and the state as it is.
     """
     given = units(gram)
-    return jnp.max(given.length / (values + 1e-8)) * given.inverse, state
+    above = jnp.where(values < 0, jnp.nan, values + 1e-8)
+    return jnp.max(given.length / above) * given.inverse, state

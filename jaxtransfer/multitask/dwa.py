@@ -11,7 +11,7 @@ from jaxtransfer.multitask.kinds import of_values, remembers
 
 def _init(count: int) -> dict[str, jax.Array]:
     zeros = jnp.zeros(count)
-    return {"total": zeros, "last": zeros, "before": zeros, "updates": jnp.zeros((), jnp.int32)}
+    return {"total": zeros, "counted": zeros, "last": zeros, "before": zeros, "updates": jnp.zeros((), jnp.int32)}
 
 
 @of_values
@@ -22,13 +22,14 @@ def dwa(
     """Returns T softmax(r / τ), r_t the mean loss over the last window of updates divided by that over the one before.
 
     (Liu et al. 2019, arXiv:1803.10704, section 3.3.) All weights are 1 in the first two windows. In the paper and in
-    released code a window is an epoch: `every=len(batches)`.
+    released code a window is an epoch: `every=len(batches)`. Losses of exactly 0, of a task without a label in the
+    batch, are not in the mean.
 
     Args:
       gram: not looked at.
       values: of the losses [T].
       key: nothing is drawn.
-      state: sums and means of losses.
+      state: sums, counts and means of losses.
       temperature: τ; the larger, the more equal.
       every: updates of a window.
 
@@ -44,11 +45,13 @@ def dwa(
     rate = jnp.where(before != 0, last / jnp.where(before != 0, before, 1), 1)
     known = updates >= 2 * every
     weights = jnp.where(known, len(values) * jax.nn.softmax(rate / temperature), 1)
-    total, updates = state["total"] + values, updates + 1
+    total, counted, updates = state["total"] + values, state["counted"] + (values != 0), updates + 1
     ends = updates % every == 0
+    told = ends & (counted > 0)
     return weights, {
         "total": jnp.where(ends, 0, total),
-        "last": jnp.where(ends, total / every, last),
-        "before": jnp.where(ends, last, before),
+        "counted": jnp.where(ends, 0, counted),
+        "last": jnp.where(told, total / jnp.maximum(counted, 1), last),
+        "before": jnp.where(told, last, before),
         "updates": updates,
     }

@@ -23,7 +23,8 @@ def gradnorm(
     step; as in LibMTL it is a softmax, which no step makes negative. s moves by one step of gradient descent per
     update, on the sum divided by Ḡ, so that the rate means the same whatever the scale of the losses; LibMTL's Adam,
     which it shares with the network, sees to that otherwise. L_t(0) is the loss at the first update. The weights of a
-    step are those before it is learned from.
+    step are those before it is learned from. A task whose loss is exactly 0, as it has no label in the batch, has no
+    part in the sum nor in the means, and its L_t(0) is that of the first batch with one.
 
     Args:
       gram: ⟨g_s, g_t⟩ [T, T] over the shared parameters.
@@ -37,15 +38,17 @@ def gradnorm(
       The weights [T], and the state.
     """
     count = len(values)
-    first = jnp.where(state["updates"] == 0, values, state["first"])
-    left = jnp.where(first != 0, values / jnp.where(first != 0, first, 1), 1)
-    mean_left = jnp.mean(left)
+    there = values != 0
+    some = jnp.maximum(jnp.sum(there), 1)
+    first = jnp.where(state["first"] == 0, values, state["first"])
+    left = jnp.where(there, values / jnp.where(first != 0, first, 1), 0)
+    mean_left = jnp.sum(left) / some
     behind = left / jnp.where(mean_left != 0, mean_left, 1)
     goal = jnp.where(behind > 0, jnp.where(behind > 0, behind, 1) ** alpha, 0)
 
     weights = count * jax.nn.softmax(state["scales"])
-    lengths = jnp.sqrt(jnp.diagonal(gram))
-    mean = jnp.mean(weights * lengths)
+    lengths = jnp.where(there, jnp.sqrt(jnp.diagonal(gram)), 0)
+    mean = jnp.sum(weights * lengths) / some
     relative = lengths / jnp.where(mean > 0, mean, 1)
     by_weight = jnp.sign(weights * relative - goal * (mean > 0)) * relative
     slopes = weights * (by_weight - jnp.mean(weights * by_weight))

@@ -21,7 +21,8 @@ def masked(objective: Objective, column: str) -> Objective:
     The column, one number or boolean for each example, times the batch's `mask`, where it has one, is the mask that the
     objective sees: of the others no value, no metric and no gradient is taken, whatever stands in the place of their
     labels. They are left out of the mean, so that a rare label weighs as much as a frequent one; a batch without any
-    gives a loss and a gradient of 0, which the rules of `jt.balance` take for a task that is done.
+    gives a loss and a gradient of 0, and the rules of `jt.balance` leave such a task out: what the others get, and what
+    a rule remembers, is as without it.
 
     Args:
       objective: one that reads `mask`, as those of `jt` do, or a sum of them.

@@ -11,22 +11,25 @@ def mgda(gram: jax.Array, values: jax.Array, key: Any, state: Any) -> tuple[jax.
 
     (Désidéri 2012, Comptes Rendus Mathématique 350; Sener and Koltun 2018, arXiv:1810.04650, whose Frank–Wolfe steps
     give the same point where they converge.) Every task's loss falls along it at the same rate, those of weight 0 at
-    least as fast; it is 0 where no direction lowers all.
+    least as fast; it is 0 where no direction lowers all. A task whose loss and gradient are both exactly 0, as it has
+    no label in the batch, has no say.
 
     Args:
       gram: ⟨g_s, g_t⟩ [T, T].
-      values: of the losses [T]; they don't matter here.
+      values: of the losses [T]; it only matters which are 0.
       key: nothing is drawn.
       state: none.
 
     Returns:
       The weights [T], and the state as it is.
     """
-    return shortest(gram), state
+    return shortest(gram, (values == 0) & (jnp.diagonal(gram) == 0)), state
 
 
-def shortest(gram: jax.Array) -> jax.Array:
+def shortest(gram: jax.Array, absent: jax.Array) -> jax.Array:
     """Returns the weights [T] of the point nearest to 0 in the convex hull of vectors, from their products [T, T].
+
+    Vectors that are `absent` [T] are not among them, unless all are.
 
     An active set (Wolfe 1976, Mathematical Programming 11): the vector that the present point makes least of enters;
     then the nearest point of the affine hull is gone towards, and whose weight would turn negative leaves. It ends
@@ -36,7 +39,7 @@ def shortest(gram: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.diagonal(gram))
     gram = gram / jnp.where(largest > 0, largest, 1)
     tolerance = 4 * jnp.finfo(gram.dtype).eps * jnp.abs(gram)
-    nearest = jnp.argmin(jnp.diagonal(gram))
+    nearest = jnp.argmin(jnp.where(absent, jnp.inf, jnp.diagonal(gram)))
     start = jnp.zeros(count, gram.dtype).at[nearest].set(1)
 
     def go_on(carry):
@@ -54,7 +57,7 @@ def shortest(gram: jax.Array) -> jax.Array:
         moved = jnp.where(active & ~leaving, jnp.maximum(moved, 0), 0)
         slopes = gram @ moved
         rounding = tolerance @ moved
-        gaps = jnp.where(active, jnp.inf, slopes + rounding - moved @ slopes)
+        gaps = jnp.where(active | absent, jnp.inf, slopes + rounding - moved @ slopes)
         entering = jnp.argmin(gaps)
         whole = ~jnp.any(falling)  # the optimum of this set: does another vector make it shorter?
         enters = whole & (gaps[entering] < 0)

@@ -283,6 +283,21 @@ def test_gradnorm_learns_weights_by_the_derivative_of_its_own_loss():
         assert weights.sum() == pytest.approx(3, rel=1e-5)
 
 
+def test_a_task_without_a_label_in_a_batch_has_no_say():
+    rows = np.array([[1.0, 0.5], [0, 0], [-0.5, 1.0]])
+    gram, values = jnp.float32(rows @ rows.T), jnp.float32([1, 0, 2])
+    weights, _ = multitask.mgda(gram, values, None, {})
+    alone, _ = multitask.mgda(gram[::2, ::2], values[::2], None, {})
+    assert weights[1] == 0
+    np.testing.assert_allclose(np.asarray(weights)[[0, 2]], alone, rtol=1e-6)
+    np.testing.assert_array_equal(multitask.mgda(gram, values + 1, None, {})[0], [0, 1, 0])  # it is at its least
+    state = multitask.gradnorm.init(3)
+    for number in (0, 4, 2):
+        _, state = multitask.gradnorm(gram, jnp.float32([1, number, 2]), None, state)
+    assert state["first"].tolist() == [1, 4, 2]
+    assert np.all(np.isnan(multitask.db_mtl(gram, -values, None, {})[0]))  # no logarithm, and no step upwards
+
+
 def test_settings_without_meaning_are_refused():
     gram = jnp.eye(2)
     for rule in (

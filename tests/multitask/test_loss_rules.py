@@ -64,6 +64,42 @@ def test_dwa_compares_windows():
     np.testing.assert_allclose(followed(multitask.dwa, np.zeros((4, 2)), every=1), 1)
 
 
+def test_a_task_without_a_label_in_a_batch_has_no_say():
+    """Its loss is 0 in every other batch: the others are weighed as without it, and no 0 is remembered."""
+    often = SERIES.copy()
+    often[::2, 1] = 0
+    rest = SERIES[:, [0, 2]]
+    there, others = often[1::2], [0, 2]
+    for name, settings in (
+        ("geometric", {}),
+        ("famo", {"decay": 0.0, "rate": 0.0}),
+        ("stch", {"warmup": 2, "mu": 50.0}),
+    ):
+        rule = getattr(multitask, name)
+        found, alone = followed(rule, often, **settings), followed(rule, rest, **settings)
+        assert np.all(found[::2, 1] == 0)
+        ratio = found[::2, others] / alone[::2]
+        np.testing.assert_allclose(ratio[:, 0], ratio[:, 1], rtol=1e-4, err_msg=name)
+    found = followed(multitask.geometric, often)
+    np.testing.assert_allclose(found[::2, others], followed(multitask.geometric, rest)[::2], rtol=1e-5)
+    _, state = multitask.stch(None, jnp.float32([1, 0]), None, {**multitask.stch.init(2)}, warmup=2)
+    _, state = multitask.stch(None, jnp.float32([3, 5]), None, state, warmup=2)
+    np.testing.assert_allclose(state["total"] / state["counted"], [2, 5])
+    found = followed(multitask.dwa, often, temperature=0.7, every=4)
+    means = [often[start : start + 4].sum(0) / (often[start : start + 4] != 0).sum(0) for start in (0, 4)]
+    rate = np.exp(means[1] / means[0] / 0.7)
+    np.testing.assert_allclose(found[8:], [3 * rate / rate.sum()] * 4, rtol=1e-5)
+    state = multitask.famo.init(3)
+    for values in often:
+        _, state = multitask.famo(None, jnp.float32(values), None, state)
+    np.testing.assert_allclose(state["last"], np.log(often[-1]), rtol=1e-5)
+    assert np.abs(np.sqrt(state["square"])).max() < np.abs(np.diff(np.log(there), axis=0)).max()  # no jump to log 1e-8
+    none, state = multitask.famo(None, jnp.zeros(3), None, state)
+    np.testing.assert_array_equal(none, 0)
+    for rule in (multitask.geometric, multitask.stch, multitask.dwa):
+        assert np.all(np.isfinite(followed(rule, np.zeros((3, 2)))))
+
+
 def test_random_weights_are_a_softmax_of_normal_numbers():
     found = followed(multitask.random_weights, SERIES)
     numbers = np.exp([np.asarray(jax.random.normal(jax.random.key(number), (3,))) for number in range(12)])
