@@ -288,7 +288,8 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
     """Lets slow weights follow fast ones: after each k updates s ← s + α (w − s), and w ← s.
 
     (Zhang et al. 2019, arXiv:1907.08610.) The fast weights w are the run's; between two meetings they are the inner
-    optimiser's alone, whose state goes on. So weights are best read after a multiple of k updates. Unlike
+    optimiser's alone, whose state goes on; around an `optax.MultiSteps` updates count, not the batches that it
+    accumulates. So weights are best read after a multiple of k updates. Unlike
     `optax.lookahead`, which wants pairs of parameters, it is an optimiser like any other, and the slow weights are part
     of its state, in at least float32.
 
@@ -317,8 +318,9 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
         if params is None:
             raise InputError("lookahead needs the parameters: optimizer.update(grads, state, params)")
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        count = (state.count + 1) % every
-        meet = count == 0
+        updated = _updated(state.inner_state, inner_state)
+        count = jnp.where(updated, (state.count + 1) % every, state.count)
+        meet = updated & (count == 0)
 
         def followed(slow, param, change):
             return jnp.where(meet, slow + alpha * (param + change.astype(slow.dtype) - slow), slow)
@@ -330,3 +332,14 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
         return jax.tree.map(met, slow, params, updates), Lookahead(count, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _updated(before: Any, after: Any) -> Any:
+    """Returns whether an optimiser's step made an update: it doesn't while an accumulation in it waits for batches."""
+
+    def counts(state):
+        nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.MultiStepsState))
+        return [node.gradient_step for node in nodes if isinstance(node, optax.MultiStepsState)]
+
+    changed = [new != old for new, old in zip(counts(after), counts(before), strict=True)]
+    return functools.reduce(jnp.logical_or, changed) if changed else jnp.array(True)

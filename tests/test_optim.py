@@ -249,6 +249,14 @@ def test_lookahead(rng, every, alpha):
         np.testing.assert_allclose(leaf, slow[path], atol=1e-6)
 
 
+def test_lookahead_counts_updates_and_not_the_batches_of_one(rng):
+    params = {"w": jnp.ones(3)}
+    grads = [{"w": jnp.asarray(rng.normal(size=3), jnp.float32)} for _ in range(12)]
+    inside, _ = trajectory(jt.optim.lookahead(optax.MultiSteps(optax.sgd(0.1), 3), every=2), params, grads)
+    around, _ = trajectory(optax.MultiSteps(jt.optim.lookahead(optax.sgd(0.1), every=2), 3), params, grads)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), inside, around)
+
+
 def test_lookahead_around_what_is_frozen_and_in_half_precision(rng):
     params = a_tree(rng)
     optimizer = jt.optim.lookahead(jt.optim.freeze(optax.sgd(0.1), "stem"), every=2)
