@@ -5,9 +5,10 @@
     merged = jt.fusion.renewed(model, merged, batches)  # nets with batch norm: statistics that belong to these weights
 
 Trees are parameters, or variables `{"params": ..., "batch_stats": ...}`. Of variables the parameters are fused; running
-state becomes its plain mean, until it is renewed. Leaves that are no floating-point numbers stay those of the base, or
-of the first model. A leaf is computed in at least float32, summed in float64, and comes back in its own type. Another
-architecture is one error, which names the first path that differs; `match_heads` brings class heads into one order.
+state becomes its mean, until it is renewed: the plain one, or where models are mixed by weights that one. Leaves that
+are no floating-point numbers stay those of the base, or of the first model. A leaf is computed in at least float32,
+summed in float64, and comes back in its own type. Another architecture is one error, which names the first path that
+differs; `match_heads` brings class heads into one order.
 
 The weights of one run are averaged while it trains: `jt.ema`, `jt.averaged` (stochastic weight averaging with the decay
 `jt.schedules.weight_averaging`), `jt.optim.lookahead`; or `average` takes its checkpoints.

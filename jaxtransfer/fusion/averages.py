@@ -22,7 +22,8 @@ def average(models: Sequence[Any], *, weights: Sequence[float] | None = None, no
       normalize: whether to divide by their sum. Without it, it is the plain weighted sum.
 
     Returns:
-      A tree of the same structure and types. Batch statistics are to be renewed: `jt.fusion.renewed`.
+      A tree of the same structure and types. Running state is averaged by the same weights, by equal ones where one of
+      them is negative; batch statistics are to be renewed: `jt.fusion.renewed`.
 
     Raises:
       InputError: for models of different architectures, and for weights that sum to 0.
@@ -33,14 +34,17 @@ def average(models: Sequence[Any], *, weights: Sequence[float] | None = None, no
         if abs(total) < 1e-8 * max(1.0, float(np.abs(shares).sum())):
             raise InputError(f"weights must not sum to 0, by which they are divided; got {list(shares)}")
         shares = shares / total
-    return fused(models, lambda path, values, _: weighted_sum(values, shares))
+    kept = shares / shares.sum() if np.all(shares >= 0) and np.any(shares > 0) else None  # variances stay positive
+    state = None if kept is None else lambda path, values, _: weighted_sum(values, kept)
+    return fused(models, lambda path, values, _: weighted_sum(values, shares), state=state)
 
 
 def wise_ft(base: Any, model: Any, *, alpha: float = 0.5) -> Any:
     """Returns (1 − α) w₀ + α w: weight-space ensembling of a pretrained model and its fine-tuned form.
 
     (Wortsman et al. 2022, arXiv:2109.01903: WiSE-FT.) Accuracy off the new distribution often rises with none lost on
-    it; choose α on validation data.
+    it; choose α on validation data. Running state is mixed alike, so that 0 and 1 are the two models; in between batch
+    statistics are to be renewed: `jt.fusion.renewed`.
 
     Args:
       base: w₀, the pretrained model.
@@ -51,7 +55,11 @@ def wise_ft(base: Any, model: Any, *, alpha: float = 0.5) -> Any:
       InputError: for another α; `jt.fusion.task_arithmetic(scale=)` goes beyond both ends.
     """
     check_share(alpha, "alpha")
-    return fused([model], lambda path, values, at: (1 - alpha) * double(at) + alpha * double(values[0]), base=base)
+
+    def between(path, values, at):
+        return (1 - alpha) * double(at) + alpha * double(values[0])
+
+    return fused([model], between, base=base, state=between)
 
 
 def slerp(first: Any, second: Any, *, t: float = 0.5) -> Any:
@@ -59,7 +67,8 @@ def slerp(first: Any, second: Any, *, t: float = 0.5) -> Any:
 
     With θ the angle between the leaves as vectors: [sin((1 − t)θ) w₁ + sin(tθ) w₂] / sin θ (Shoemake 1985, SIGGRAPH).
     Lengths are kept where a mean would shorten them. Leaves that are nearly parallel, |cos θ| > 0.9995, are mixed
-    linearly, as in mergekit, of which this is the form; a leaf of zeros counts as orthogonal.
+    linearly, as in mergekit, of which this is the form; a leaf of zeros counts as orthogonal. Running state is mixed
+    linearly, so that 0 and 1 are the two models; in between batch statistics are to be renewed: `jt.fusion.renewed`.
 
     Args:
       first: the model at t = 0, mergekit's base model.
@@ -71,14 +80,17 @@ def slerp(first: Any, second: Any, *, t: float = 0.5) -> Any:
     """
     check_share(t, "t")
 
+    def linear(path, values, _):
+        return (1 - t) * double(values[0]) + t * double(values[1])
+
     def between(path, values, _):
         one, two = (double(value) for value in values)
         lengths = [float(np.linalg.norm(value)) for value in (one, two)]
         units = [v / n if n > 1e-8 else v for v, n in zip((one, two), lengths, strict=True)]
         cosine = float(np.sum(units[0] * units[1]))
         if abs(cosine) > 0.9995:
-            return (1 - t) * one + t * two
+            return linear(path, values, None)
         angle = np.arccos(cosine)
         return (np.sin((1 - t) * angle) * one + np.sin(t * angle) * two) / np.sin(angle)
 
-    return fused([first, second], between)
+    return fused([first, second], between, state=linear)

@@ -52,18 +52,20 @@ def _described(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def fused(models: Sequence[Any], combine: Combine, *, base: Any = None) -> Any:
+def fused(models: Sequence[Any], combine: Combine, *, base: Any = None, state: Combine | None = None) -> Any:
     """Returns the tree that `combine` makes of the models, leaf by leaf.
 
     Of variables `{"params": ..., "batch_stats": ...}` it is the parameters that are combined. The running state beside
-    them becomes its plain mean over the models, in which variances stay positive: a placeholder, which
-    `jt.fusion.renewed` replaces. Leaves that are no floating-point numbers (counters, masks, keys) are those of the
-    base, or of the first model. A tree without an entry `params` is parameters throughout.
+    them becomes its plain mean over the models, in which variances stay positive, unless `state` makes something else
+    of it: a placeholder, which `jt.fusion.renewed` replaces. Leaves that are no floating-point numbers (counters,
+    masks, keys) are those of the base, or of the first model. A tree without an entry `params` is parameters
+    throughout.
 
     Args:
       models: trees of one architecture, one or more.
       combine: `combine(path, values, base) -> value`, arrays in at least float32; `base` is None without one.
       base: what all the models began as, where the method has one.
+      state: makes one of the running state, as `combine` does of the parameters; its plain mean by default.
 
     Raises:
       InputError: where there is no model, or they differ in paths, shapes or types.
@@ -79,10 +81,12 @@ def fused(models: Sequence[Any], combine: Combine, *, base: Any = None) -> Any:
         path = tree.path_of(key_path)
         if not is_mixed(leaf):
             return leaf
-        values = [wide(own[path]) for own in flat]
-        if is_state(start, path):
+        values, at = [wide(own[path]) for own in flat], None if base is None else wide(begun[path])
+        if not is_state(start, path):
+            return like(combine(path, values, at), leaf)
+        if state is None:
             return like(sum(double(value) for value in values) / len(values), leaf)
-        return like(combine(path, values, None if base is None else wide(begun[path])), leaf)
+        return like(state(path, values, at), leaf)
 
     return jax.tree_util.tree_map_with_path(leaf_of, start)
 

@@ -23,6 +23,7 @@ from jaxtransfer.fusion.leaves import like
 Places = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 Axis = str | Mapping[str, Places] | None
 Specification = Mapping[str, Sequence[Axis] | None]
+VECTORS = ("bias", "scale", "mean", "var")  # of the outputs of a layer, one number each
 
 
 def permuted(variables: Any, specification: Specification, permutations: Mapping[str, Any]) -> Any:
@@ -60,8 +61,10 @@ def permutation_sizes(variables: Any, specification: Specification) -> dict[str,
     """Returns how many items each permutation has, by name, in the order of the specification.
 
     Raises:
-      InputError: where a leaf is not in the specification, or is of another rank; where an entry of it is no leaf; and
-        for axes that cannot share a permutation.
+      InputError: where a leaf is not in the specification, or is of another rank; where an entry of it is no leaf; for
+        axes that cannot share a permutation; and for what can't be the same network: units that nothing reads or
+        nothing gives, and a bias or norm in another order than the kernel beside it. (A specification can be wrong in
+        other ways, with axes of one size confused: compare what the network gives before and after.)
     """
     paths = {below(path, variables): (path, leaf) for path, leaf in tree.leaves_by_path(variables).items()}
     if missing := [path for path in paths if path not in specification]:
@@ -83,7 +86,36 @@ def permutation_sizes(variables: Any, specification: Specification) -> dict[str,
                     f"{name!r} permutes {sizes[name]} items of {whose[name]!r}, but {len(places)} of {known!r}"
                 )
             whose.setdefault(name, known)
+    _check_whole(paths, variables, specification)
     return sizes
+
+
+def _check_whole(paths: Mapping[str, tuple[str, Any]], variables: Any, specification: Specification) -> None:
+    """Raises for permutations that only a part of what they concern follows."""
+    spots: dict[str, list[str]] = {}
+    orders: dict[str, dict[str, Any]] = {}  # of the outputs of each layer, by leaf
+    for known, (path, leaf) in paths.items():
+        layer, _, kind = known.rpartition("/")
+        own = {}
+        for axis, name, places in placed(path, leaf, variables, specification):
+            spots.setdefault(name, []).extend([known] * (leaf.ndim > 1))
+            if axis == leaf.ndim - 1:
+                own[name] = places.tolist()
+        if (kind == "kernel" and leaf.ndim > 1) or (kind in VECTORS and leaf.ndim == 1):
+            orders.setdefault(f"{layer} of {leaf.shape[-1]}", {})[known] = own
+    for name, found in spots.items():
+        if len(found) < 2:
+            where = f"of {found[0]!r} alone" if found else "of vectors alone"
+            raise InputError(
+                f"{name!r} permutes an axis {where}, so the network would compute something else: the specification "
+                f"must name it both where the units come from and where they are read"
+            )
+    for own in orders.values():
+        first = next(iter(own))
+        if other := next((known for known in own if own[known] != own[first]), None):
+            raise InputError(
+                f"{first!r} and {other!r} belong to the same units, but the specification permutes them otherwise"
+            )
 
 
 def placed(path: str, leaf: Any, variables: Any, specification: Specification) -> Iterator[tuple[int, str, np.ndarray]]:

@@ -18,7 +18,8 @@ def specification(variables: Any) -> Specification:
     Units of hidden layers and channels of convolutions; in residual nets the channels of the stream that all blocks
     of a stage add to, and those inside each block. With the parameter-free shortcuts of CIFAR ResNets, which put old
     channels between new ones of zeros, a stage's stream is that of the stage before and the new channels. In ViTs the
-    stream, the heads of each block and its hidden units; units inside of a head stay.
+    stream, the heads of each block and its hidden units; units inside of a head stay. Of an encoder without its head
+    the features stay in their order.
 
     Args:
       variables: parameters, or variables `{"params": ..., **state}`, of a model of `jt.models`.
@@ -36,6 +37,8 @@ def specification(variables: Any) -> Specification:
         found = _residual(shapes)
     else:
         found = _chain(shapes)
+    if "head/kernel" in found and "head/kernel" not in shapes:
+        found = _staying(found, found["head/kernel"][-2])
     if missing := [path for path in shapes if path not in found]:
         raise InputError(f"no network of jt.models has {tree.listed(missing)} where these stand; {OWN}")
     return {path: found[path] for path in found if path in shapes}
@@ -54,7 +57,7 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 raise InputError(f"{layer!r} {list(shape)} doesn't fit behind {before!r} of {width} units; {OWN}")
             repeats = shape[-2] // width  # of a flattened map, whose channels are its last axis
             into = before if repeats == 1 else {before: [[c + width * r for r in range(repeats)] for c in range(width)]}
-        out = None if layer == "head" else layer
+        out = None if layer == layers[-1] else layer
         found |= _layer(layer, shape, into, out)
         norm = layer.replace("conv", "norm") if "conv" in layer else layer.replace("fc", "norm")
         if norm != layer:
@@ -110,6 +113,18 @@ def _transformer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         found |= _norm(f"{block}/norm1", stream) | _norm(f"{block}/norm2", stream)
         found |= _layer(f"{block}/fc1", (0, 0), stream, hidden) | _layer(f"{block}/fc2", (0, 0), hidden, stream)
     return found | _norm("final_norm", stream) | _layer("head", (0, 0), stream, None)
+
+
+def _staying(found: Mapping[str, Any], features: Axis) -> dict[str, Any]:
+    """Returns a specification in which the permutations of an axis are left out, wherever they are."""
+    names = {features} if isinstance(features, str) else set(features or ())
+
+    def left(axis: Axis) -> Axis:
+        if isinstance(axis, Mapping):
+            return {name: places for name, places in axis.items() if name not in names} or None
+        return None if axis in names else axis
+
+    return {path: tuple(left(axis) for axis in axes) for path, axes in found.items()}
 
 
 def _layer(name: str, shape: tuple[int, ...], into: Axis, out: Axis) -> dict[str, tuple[Axis, ...]]:

@@ -73,6 +73,24 @@ def test_average_is_the_weighted_mean():
         assert_params(F.average(MODELS, weights=weights, normalize=normalize), expected)
 
 
+def test_the_ends_of_a_line_are_the_models_with_their_statistics():
+    one, two = (jax.tree.map(np.array, model) for model in MODELS[:2])
+    for found, want in (
+        (F.wise_ft(one, two, alpha=0), one),
+        (F.wise_ft(one, two, alpha=1), two),
+        (F.slerp(one, two, t=0), one),
+        (F.slerp(one, two, t=1), two),
+        (F.average([one, two], weights=[1, 0]), one),
+    ):
+        want["batch_stats"]["norm"]["count"] = found["batch_stats"]["norm"]["count"]  # is not mixed
+        assert_close(found, want, atol=1e-7)
+    between = F.wise_ft(one, two, alpha=0.25)["batch_stats"]["norm"]["var"]
+    variances = [model["batch_stats"]["norm"]["var"] for model in (one, two)]
+    np.testing.assert_allclose(between, 0.75 * variances[0] + 0.25 * variances[1], rtol=1e-6)
+    extrapolated = F.average([one, two], weights=[4, -3])["batch_stats"]["norm"]["var"]
+    np.testing.assert_allclose(extrapolated, np.mean(variances, 0), rtol=1e-6)  # no variance is negative
+
+
 def test_running_state_is_averaged_and_counters_stay():
     found = F.ties(BASE, MODELS, density=0.1, scale=-3)["batch_stats"]["norm"]
     for name in ("mean", "var"):

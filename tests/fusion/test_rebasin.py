@@ -125,6 +125,21 @@ def test_the_stream_of_a_cifar_resnet_keeps_old_channels_between_new_ones():
     assert streams["stage2_new"] == [*range(16, 24), *range(40, 48)]
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+def test_features_of_an_encoder_without_its_head_stay_in_their_order(name):
+    model, shape = SMALL[name]
+    variables = fresh(model, shape)
+    encoder = {
+        kind: {layer: leaves for layer, leaves in tree.items() if layer != "head"} for kind, tree in variables.items()
+    }
+    other, orders = shuffled(encoder, F.specification(encoder))
+    assert orders
+    whole = {kind: {**variables[kind], **tree} for kind, tree in other.items()}
+    x = jax.random.normal(jax.random.key(1), (2, *shape))
+    run = jax.jit(lambda variables: model.apply(variables, x, train=False, key=None)[0]["logits"])
+    np.testing.assert_allclose(run(whole), run(variables), atol=1e-4)
+
+
 def test_other_networks_get_nearer():
     model, shape = SMALL["mlp"]
     one, other = fresh(model, shape), fresh(model, shape, seed=9)
@@ -186,6 +201,8 @@ def test_a_specification_by_hand():
 TREE = {"a": np.ones((2, 3)), "b": np.ones((3, 2))}
 SPEC = {"a": (None, "h"), "b": ("h", None)}
 BLOCK = "stage1_block1/conv1", "stage1_block1/depthwise"
+DENSE = {"fc/kernel": np.ones((2, 3)), "fc/bias": np.ones(3), "out/kernel": np.ones((3, 2)), "out/bias": np.ones(2)}
+UNITS = {"fc/kernel": (None, "h"), "fc/bias": ("h",), "out/kernel": ("h", None), "out/bias": None}
 REFUSED = {
     "a leaf left out": (lambda: F.permutation_sizes(TREE, {"a": (None, "h")}), "leaves out b; a leaf that"),
     "no leaf": (lambda: F.permutation_sizes(TREE, {**SPEC, "c": None}), "'c', which is no leaf"),
@@ -196,6 +213,13 @@ REFUSED = {
     "a name": (lambda: F.permuted(TREE, SPEC, {"k": [0]}), "no axis is permuted by 'k'"),
     "another": (lambda: F.rebasin(TREE, {**TREE, "c": np.ones(1)}, SPEC), "the reference and the model differ at 'c'"),
     "sweeps": (lambda: F.rebasin(TREE, TREE, SPEC, sweeps=0), "sweeps must be at least 1"),
+    "unread": (lambda: F.rebasin(DENSE, DENSE, {**UNITS, "out/kernel": None}), "'h' permutes an axis of 'fc/ke"),
+    "ungiven": (lambda: F.rebasin(DENSE, DENSE, {**UNITS, "fc/kernel": ("i", "h")}), "'i' permutes an axis of 'fc/k"),
+    "outputs": (
+        lambda: F.rebasin(DENSE, DENSE, {**UNITS, "out/kernel": ("h", "o"), "out/bias": ("o",)}),
+        "'o' permutes an axis of 'out/kernel' alone",
+    ),
+    "a bias": (lambda: F.rebasin(DENSE, DENSE, {**UNITS, "fc/bias": None}), "belong to the same units"),
     "no stem": (lambda: F.specification({"stage1_block1/conv1/kernel": np.ones((1, 1, 2, 2))}), "here is none"),
     "a network": (lambda: F.specification(TREE), "no network of jt.models has a, b"),
     "depthwise": (
