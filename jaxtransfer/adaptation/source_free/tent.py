@@ -19,7 +19,7 @@ def tent(model: Model, *, output: str = "logits", view: str = "image", target: s
         batches = jt.data.zipped(target=jt.data.pipeline(target, 64))
         fitted = jt.fit(jt.adaptation.tent(model), optimizer, batches, steps=100, params=..., state=...)
 
-    A `mask` leaves rows out of the loss, but not out of what batch norm normalises by: give it batches of real examples.
+    A `mask` leaves rows out of the loss, but not out of what batch norm normalises by: batches are of real examples.
     For predictions one by one afterwards, `ada_bn` gives the statistics of the whole target under the new weights. With
     any other optimiser it is entropy minimisation (Grandvalet & Bengio 2004), beside other terms too.
 
