@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Average, Forward, FrozenModel
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Context, view_of
+from jaxtransfer.objective import Batch, Context, Mean, view_of
 from jaxtransfer.parts.outputs import Tap, pick
 from jaxtransfer.parts.rows import gathered
 
@@ -58,3 +59,22 @@ class Domain:
         """
         rows, mask = gathered({"rows": self.read(outputs, tap)}, self.part(batch), ctx)
         return rows["rows"], mask
+
+
+def whole(value: jax.Array, ctx: Context, *masks: jax.Array | None, least: int = 1) -> Mean:
+    """Returns a value of a whole batch, in which domains meet, as a metric.
+
+    It counts nothing where one of them has too few examples: in evaluation the shorter of two zipped sets ends first,
+    and what the batches after it say, of one domain alone, would be averaged with the rest.
+
+    Args:
+      value: a scalar, of the rows of all devices.
+      ctx: the context.
+      *masks: the mask [B] of each domain, or None.
+      least: how many examples a domain needs, for the value to tell something.
+    """
+    counted = jnp.ones((), bool)
+    for mask in masks:
+        if mask is not None:
+            counted &= ctx.sum(mask > 0) >= least
+    return Mean(jnp.where(counted, value, 0), counted.astype(value.dtype))

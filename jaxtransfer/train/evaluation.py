@@ -50,15 +50,14 @@ def eval_step(
         values, _, metrics = objective.summed.values(outputs, params, state, batch, ctx)
         examples = ctx.sum(_counted(batch))
         check_total(metrics)
-        others, losses = [], []
+        losses = []
         for value, (_, term) in zip(values, objective.summed.parts, strict=True):
             if term.pooled and term.name in metrics:
                 count = metrics[term.name].count
-                losses.append(Mean(value * count, count))
             else:
-                others.append(value)
-        if others:
-            losses.append(Mean(sum(others[1:], start=others[0]) * examples, examples))
+                own = metrics.get(term.name)
+                count = examples if own is None else jnp.where(own.count == 0, 0, examples)
+            losses.append(Mean(value * count, count))
         if taken := {"loss", *metrics} & {measure.name for measure in several}:
             raise InputError(f"a measure is called {taken.pop()!r}, as a metric is; give it another name=")
         measured = {measure.name: measure.of_batch(outputs, batch, ctx) for measure in several}
@@ -158,7 +157,8 @@ def evaluate(
     A metric's total and count add up over the batches and are divided once; rows with `mask` 0 do not count, so a
     padded last batch changes nothing. So are the terms of `loss` that are (weighted) means of examples, such as
     `classification`, whatever their weights; the others are means over the batches weighted by their examples, which
-    is the same for per-example means and penalties.
+    is the same for per-example means and penalties. A batch of which a term's own metric counts nothing is left out of
+    that: where domains meet, one in which the shorter of two zipped sets has ended.
 
     Args:
       objective: what to evaluate.

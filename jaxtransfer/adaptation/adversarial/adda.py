@@ -9,6 +9,7 @@ import optax
 from jaxtransfer import optim
 from jaxtransfer.adaptation.adversarial import networks
 from jaxtransfer.adaptation.adversarial.domains import Domains, Pair, domain_entropy, run_on_both, setup_of
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
@@ -85,8 +86,10 @@ def adda(
     def tell(outputs, params, state, batch, ctx):
         rows = Pair(*jax.lax.stop_gradient(tuple(domains.rows(outputs, tap, batch))))
         logits, state = run_on_both(own, rows, params, state, ctx)
-        value, right = domain_entropy(own, logits, domains.masks(batch), ctx)
-        return value.value, state, {"adda": value, "accuracy": right}
+        masks = domains.masks(batch)
+        value, right = domain_entropy(own, logits, masks, ctx)
+        told = {"adda": value, "accuracy": right}
+        return value, state, {metric: whole(number, ctx, *masks) for metric, number in told.items()}
 
     def deceive(outputs, params, state, batch, ctx):
         logits, state = run_on_both(own, domains.rows(outputs, tap, batch), params, state, ctx)

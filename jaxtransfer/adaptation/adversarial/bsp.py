@@ -1,7 +1,8 @@
 """Batch spectral penalisation, beside an adversary: no direction of the features outweighs the others."""
 
 from jaxtransfer import losses
-from jaxtransfer.adaptation.adversarial.domains import Domains, single
+from jaxtransfer.adaptation.adversarial.domains import Domains
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.model import Model
@@ -54,8 +55,8 @@ def bsp(
         found = [domain.gathered(outputs, tap, batch, ctx) for domain in (domains.source, domains.target)]
         rows, masks = zip(*found, strict=True)
         flat = [one.reshape(one.shape[0], -1) for one in rows]
-        value = single(strength * losses.bsp(*flat, k=k, source_mask=masks[0], target_mask=masks[1]))
-        return value.value, state, {"bsp": value}
+        value = strength * losses.bsp(*flat, k=k, source_mask=masks[0], target_mask=masks[1])
+        return value, state, {"bsp": whole(value, ctx, *masks)}
 
     def check(outputs, batch):
         domains.check(outputs, tap)

@@ -14,6 +14,7 @@ from jaxtransfer.adaptation.adversarial.domains import (
     setup_of,
     told_apart,
 )
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key
@@ -96,7 +97,8 @@ def cdan(
         both = Pair(*(joint(f, p, state.get(drawn)) for f, p in zip(features, probabilities, strict=True)))
         how = {"masks": masks, "weights": _sureness(probabilities, masks, ctx)} if entropy else {"masks": masks}
         value, right, state = told_apart(own, both, coefficient, params, state, ctx, **how)
-        return value.value, state, {"cdan": value, "cdan/accuracy": right}
+        told = {"cdan": value, "cdan/accuracy": right}
+        return value, state, {metric: whole(number, ctx, *masks) for metric, number in told.items()}
 
     def check(outputs, batch):
         domains.check(outputs, tap, output)

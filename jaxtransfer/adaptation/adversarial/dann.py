@@ -2,6 +2,7 @@
 
 from jaxtransfer.adaptation.adversarial import networks
 from jaxtransfer.adaptation.adversarial.domains import Coefficient, Domains, check_coefficient, setup_of, told_apart
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective
 from jaxtransfer.schedules import warm_start
@@ -64,7 +65,8 @@ def dann(
     def loss(outputs, params, state, batch, ctx):
         rows, masks = domains.rows(outputs, tap, batch), domains.masks(batch)
         value, right, state = told_apart(own, rows, coefficient, params, state, ctx, masks=masks)
-        return value.value, state, {"dann": value, "dann/accuracy": right}
+        told = {"dann": value, "dann/accuracy": right}
+        return value, state, {metric: whole(number, ctx, *masks) for metric, number in told.items()}
 
     def check(outputs, batch):
         domains.check(outputs, tap)

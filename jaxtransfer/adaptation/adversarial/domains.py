@@ -13,7 +13,7 @@ from jaxtransfer.forward import Forward
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.losses.adversarial import gradient_reversal
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Context, Mean, fresh
+from jaxtransfer.objective import Batch, Context, fresh
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.parts.outputs import shapes_of
 from jaxtransfer.parts.rows import kept
@@ -130,7 +130,7 @@ def told_apart(
     *,
     masks: Pair,
     weights: Pair = EVERY_ROW_ALIKE,
-) -> tuple[Mean, Mean, Tree]:
+) -> tuple[jax.Array, jax.Array, Tree]:
     """Lets a discriminator tell the domains of rows apart that are behind a gradient reversal.
 
     Returns:
@@ -144,7 +144,7 @@ def told_apart(
 
 def domain_entropy(
     network: Model, logits: Pair, masks: Pair, ctx: Context, weights: Pair = EVERY_ROW_ALIKE
-) -> tuple[Mean, Mean]:
+) -> tuple[jax.Array, jax.Array]:
     """Computes ½ mean_s w log(1 + exp(−d)) + ½ mean_t w log(1 + exp(d)) of a discriminator's logits d.
 
     The binary cross-entropy with 1 for the source, each domain half, whatever the sizes of the batches.
@@ -161,7 +161,7 @@ def domain_entropy(
         losses.append(ctx.mean(values if weight is None else weight * values, mask).value)
         answers = margin >= 0 if sign > 0 else margin > 0  # a tie counts as source, as released
         right.append(ctx.mean(answers.astype(jnp.float32), mask).value)
-    return single((losses[0] + losses[1]) / 2), single((right[0] + right[1]) / 2)
+    return (losses[0] + losses[1]) / 2, (right[0] + right[1]) / 2
 
 
 def class_means(probabilities: jax.Array, mask: jax.Array | None, ctx: Context) -> jax.Array:
@@ -169,8 +169,3 @@ def class_means(probabilities: jax.Array, mask: jax.Array | None, ctx: Context) 
     rows = ctx.gather(probabilities)
     weights = jnp.ones(rows.shape[0], rows.dtype) if mask is None else ctx.gather(mask).astype(rows.dtype)
     return jnp.sum(weights[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(weights), 1)
-
-
-def single(value: jax.Array) -> Mean:
-    """Returns a value of the whole batch as a metric."""
-    return Mean(value, jnp.ones((), value.dtype))

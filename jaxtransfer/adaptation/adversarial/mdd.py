@@ -12,8 +12,8 @@ from jaxtransfer.adaptation.adversarial.domains import (
     check_coefficient,
     run_on_both,
     setup_of,
-    single,
 )
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.losses.adversarial import disparity_on_source, disparity_on_target, gradient_reversal
@@ -85,8 +85,8 @@ def mdd(
         near = ctx.mean(disparity_on_source(clear.source, adversarial.source), masks.source)
         far = ctx.mean(disparity_on_target(clear.target, adversarial.target), masks.target)
         agree = losses.top_k(adversarial.target, jnp.argmax(clear.target, axis=-1))
-        value = single(margin * near.value - far.value)
-        return value.value, state, {"mdd": value, "mdd/agreement": ctx.mean(agree, masks.target)}
+        value = margin * near.value - far.value
+        return value, state, {"mdd": whole(value, ctx, *masks), "mdd/agreement": ctx.mean(agree, masks.target)}
 
     def check(outputs, batch):
         domains.check(outputs, tap, output)

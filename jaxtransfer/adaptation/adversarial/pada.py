@@ -12,9 +12,9 @@ from jaxtransfer.adaptation.adversarial.domains import (
     check_coefficient,
     class_means,
     setup_of,
-    single,
     told_apart,
 )
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_share, check_strength, check_temperature
 from jaxtransfer.model import Model
@@ -102,9 +102,10 @@ def pada(
         adversary, right, state = told_apart(own, rows, coefficient, params, state, ctx, **how)
         if ctx.train:
             state = {**state, kept: {"share": _moved(share, logits.target, masks.target, ctx)}}
-        value = single(error.value + trade_off * adversary.value)
-        told = {"pada/classification": error, "pada/adversary": adversary, "pada/accuracy": right}
-        return value.value, state, {"pada": value, **told, "pada/classes": single(jnp.sum(weight))}
+        value = error.value + trade_off * adversary
+        told = {"pada": value, "pada/adversary": adversary, "pada/accuracy": right}
+        metrics = {metric: whole(number, ctx, *masks) for metric, number in told.items()}
+        return value, state, {**metrics, "pada/classification": error, "pada/classes": whole(jnp.sum(weight), ctx)}
 
     def _moved(share, logits, mask, ctx):
         guesses = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature, axis=-1)

@@ -9,8 +9,9 @@ import optax
 
 from jaxtransfer import losses, optim
 from jaxtransfer.adaptation.adversarial import networks
-from jaxtransfer.adaptation.adversarial.domains import Domains, class_means, run_on_both, setup_of, single
+from jaxtransfer.adaptation.adversarial.domains import Domains, class_means, run_on_both, setup_of
 from jaxtransfer.adaptation.adversarial.mdd import check_same_classes
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Mean, Objective, view_of
@@ -81,7 +82,7 @@ def rivals(
                 if fitting:
                     error = ctx.mean(losses.cross_entropy(logits.source, labels), masks.source).value
                     value = value + error + balance * _unbalance(p, masks.target, ctx)
-            return value, state, {method: single(value), "discrepancy": gap, **right}
+            return value, state, {method: whole(value, ctx, *masks), "discrepancy": gap, **right}
 
         return together(Objective(method, domains.forwards, loss, setup=setup, check=check, models=(own,)))
 

@@ -8,7 +8,8 @@ import optax
 
 from jaxtransfer import optim
 from jaxtransfer.adaptation.adversarial import networks
-from jaxtransfer.adaptation.adversarial.domains import Domains, Pair, setup_of, single
+from jaxtransfer.adaptation.adversarial.domains import Domains, Pair, setup_of
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.losses._numerics import check_strength, norm
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Context, Objective, named_key
@@ -98,16 +99,16 @@ def wdgrl(
         lengths = norm(slopes)[:, 0]
         ends = jnp.split(seen, [len(rows.source), len(rows.source) + len(rows.target)])
         distance = _mean(ends[0], masks.source) - _mean(ends[1], masks.target)
-        value = single(penalty * _mean(jnp.square(lengths - 1), counted) - distance)
-        told = {"wdgrl": value, "distance": single(distance), "slope": single(_mean(lengths, counted))}
-        return value.value, state, told
+        value = penalty * _mean(jnp.square(lengths - 1), counted) - distance
+        told = {"wdgrl": value, "distance": distance, "slope": _mean(lengths, counted)}
+        return value, state, {metric: whole(number, ctx, *masks) for metric, number in told.items()}
 
     def lowered(outputs, params, state, batch, ctx):
         rows, masks = everywhere(outputs, batch, ctx)
         found, state = ctx.run(own, params, state, jnp.concatenate(rows))
         ends = jnp.split(found["logits"][:, 0], [len(rows.source)])
-        distance = single(_mean(ends[0], masks.source) - _mean(ends[1], masks.target))
-        return distance.value, state, {"distance": distance}
+        distance = _mean(ends[0], masks.source) - _mean(ends[1], masks.target)
+        return distance, state, {"distance": whole(distance, ctx, *masks)}
 
     learns = Objective("wdgrl", domains.forwards, raised, setup=setup, check=check, models=(own,))
     closes = Objective("distance", domains.forwards, lowered, setup=setup, check=check, models=(own,))

@@ -3,8 +3,7 @@
 import jax
 
 from jaxtransfer import losses
-from jaxtransfer.adaptation.alignment.distance import single
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength, norm, wide
 from jaxtransfer.model import Model
@@ -54,15 +53,16 @@ def afn(
     domains = {side: Domain.of(model, name, view) for side, name in (("source", source), ("target", target))}
 
     def loss(outputs, params, state, batch, ctx):
-        values, metrics = [], {}
+        values, masks, metrics = [], [], {}
         for side, domain in domains.items():
             mask = mask_of(domain.part(batch))
+            masks.append(mask)
             rows = kept(domain.read(outputs, tap), mask)
             values.append(ctx.mean(losses.afn(rows, delta=delta), mask).value)
             (flat,) = wide(jax.lax.stop_gradient(rows.reshape(len(rows), -1)))
             metrics[f"afn/{side}_norm"] = ctx.mean(norm(flat)[:, 0], mask)
         value = values[0] + values[1]
-        return value, state, {"afn": single(value), **metrics}
+        return value, state, {"afn": whole(value, ctx, *masks), **metrics}
 
     def check(outputs, batch):
         for domain in domains.values():

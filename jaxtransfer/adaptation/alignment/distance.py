@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.errors import InputError
-from jaxtransfer.objective import Batch, Mean, Objective
+from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.parts.outputs import Tap
 from jaxtransfer.parts.rows import kept
@@ -41,7 +40,7 @@ def distance_term(name: str, domains: Sequence[Domain], tap: Tap, distance: Dist
         masks = [mask_of(domain.part(batch)) for domain in domains]
         rows = [layers(outputs, domain, mask) for domain, mask in zip(domains, masks, strict=True)]
         value = distance(rows, masks, ctx.axis)
-        return value, state, {name: single(value)}
+        return value, state, {name: whole(value, ctx, *masks, least=2)}
 
     def check(outputs, batch: Batch):
         shapes = []
@@ -60,11 +59,6 @@ def distance_term(name: str, domains: Sequence[Domain], tap: Tap, distance: Dist
         jax.eval_shape(lambda rows: distance(rows, [None] * len(rows), None), shapes)
 
     return Objective(name, tuple(domain.forward for domain in domains), loss, check=check)
-
-
-def single(value: jax.Array) -> Mean:
-    """Returns a value of the whole batch as a metric."""
-    return Mean(value, jnp.ones((), value.dtype))
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtransfer import losses
 from jaxtransfer.adaptation.adversarial.domains import Coefficient, at, check_coefficient
 from jaxtransfer.adaptation.alignment.dan import ALPHAS
-from jaxtransfer.adaptation.alignment.distance import single
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Objective, view_of
@@ -88,7 +87,9 @@ def mfsan(
         error, mmd = jnp.mean(jnp.stack(errors)), jnp.mean(jnp.stack(discrepancies))
         gap = jnp.mean(jnp.stack(gaps)) if gaps else jnp.zeros_like(error)
         value = error + at(coefficient, ctx) * (mmd + gap)
-        metrics |= {"mfsan": single(value), "mfsan/mmd": single(mmd), "mfsan/disagreement": single(gap)}
+        masks = [*(mask_of(domain.part(batch)) for domain in domains.values()), aim_mask]
+        told = {"mfsan": value, "mfsan/mmd": mmd, "mfsan/disagreement": gap}
+        metrics |= {metric: whole(number, ctx, *masks, least=2) for metric, number in told.items()}
         return value, state, metrics
 
     def check(outputs, batch):

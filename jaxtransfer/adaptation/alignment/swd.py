@@ -5,7 +5,7 @@ import optax
 
 from jaxtransfer import losses
 from jaxtransfer.adaptation.adversarial.rivals import rivals
-from jaxtransfer.adaptation.alignment.distance import single
+from jaxtransfer.adaptation.domain import whole
 from jaxtransfer.context import named_key
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
@@ -74,7 +74,7 @@ def swd(
         key = named_key(jax.random.key(0), name) if key is None else key
         theta = jax.random.normal(key, (p1.shape[1], directions), p1.dtype)
         options = {"directions": theta, "p1_mask": mask, "p2_mask": mask, "axis_name": ctx.axis}
-        return single(losses.sliced_wasserstein(p1, p2, **options))
+        return whole(losses.sliced_wasserstein(p1, p2, **options), ctx, mask)
 
     return rivals(
         "swd",

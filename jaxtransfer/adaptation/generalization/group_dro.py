@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer import losses
-from jaxtransfer.adaptation.generalization.sources import check_objectives, values_of
+from jaxtransfer.adaptation.generalization.sources import check_objectives, told_of, values_of
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.objective import Mean, Objective
@@ -56,7 +56,7 @@ def group_dro(terms: Sequence[Objective], *, rate: float = 0.01, name: str = "gr
         value = jnp.sum(weights.astype(values.dtype) * values)
         one = jnp.ones_like(value)
         told = {f"{name}/{group}": Mean(weights[number], one) for number, group in enumerate(names)}
-        return value, new, {**metrics, name: Mean(jax.lax.stop_gradient(value), one), **told}
+        return value, new, {**metrics, name: told_of(value, terms, metrics), **told}
 
     first = terms[0].terms[0][1]
     slow = (*total.per_update, name)

@@ -137,8 +137,25 @@ def values_of(terms: Sequence[Objective], *arguments: Any) -> tuple[jax.Array, A
 
 
 def told(value: jax.Array, rows: Sequence[Rows], ctx: Context) -> Mean:
-    """Returns a term's value as a metric, which counts as much as the examples that it is of."""
-    counts = [jnp.ones(len(one.logits)) if one.weights is None else one.weights for one in rows]
-    count = sum(ctx.sum(one) for one in counts)
+    """Returns a term's value as a metric, which counts as much as the examples that it is of.
+
+    Where a domain has none the value tells nothing, as in `jaxtransfer.adaptation.domain.whole`, and doesn't count.
+    """
+    weights = [jnp.ones(len(one.logits)) if one.weights is None else one.weights for one in rows]
+    counts = jnp.stack([ctx.sum(one) for one in weights])
+    count = jnp.where(jnp.all(counts > 0), jnp.sum(counts), 0)
     shown = jax.lax.stop_gradient(value)
-    return Mean(shown * count, jnp.asarray(count))
+    return Mean(shown * count, count)
+
+
+def told_of(value: jax.Array, terms: Sequence[Objective], metrics: Mapping[str, Mean]) -> Mean:
+    """Returns a value of several objectives' losses as a metric; it doesn't count where one of them has no example.
+
+    Args:
+      value: a scalar.
+      terms: the objectives.
+      metrics: what they report.
+    """
+    counts = [metrics[one.name].count for term in terms for _, one in term.terms if one.name in metrics]
+    counted = jnp.all(jnp.stack([count > 0 for count in counts])) if counts else jnp.ones((), bool)
+    return Mean(jnp.where(counted, jax.lax.stop_gradient(value), 0), counted.astype(value.dtype))

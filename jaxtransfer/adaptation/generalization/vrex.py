@@ -3,12 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
 from jaxtransfer import losses
-from jaxtransfer.adaptation.generalization.sources import check_objectives, values_of
-from jaxtransfer.objective import Mean, Objective
+from jaxtransfer.adaptation.generalization.sources import check_objectives, told_of, values_of
+from jaxtransfer.objective import Objective
 
 
 def vrex(terms: Sequence[Objective], *, name: str = "vrex") -> Objective:
@@ -38,8 +35,10 @@ def vrex(terms: Sequence[Objective], *, name: str = "vrex") -> Objective:
     total = sum(terms[1:], start=terms[0])
 
     def loss(outputs, params, state, batch, ctx):
-        values, _, _ = values_of(terms, outputs, params, state, batch, ctx)  # queues move where the losses are added
+        values, _, metrics = values_of(
+            terms, outputs, params, state, batch, ctx
+        )  # queues move where the losses are added
         value = losses.vrex(values)
-        return value, state, {name: Mean(jax.lax.stop_gradient(value), jnp.ones_like(value))}
+        return value, state, {name: told_of(value, terms, metrics)}
 
     return dataclasses.replace(total, name=name, loss=loss)

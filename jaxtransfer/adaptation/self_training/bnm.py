@@ -1,11 +1,9 @@
 """Batch nuclear-norm maximisation of what the model predicts on the target."""
 
-import jax.numpy as jnp
-
 from jaxtransfer import losses
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Mean, Objective
+from jaxtransfer.objective import Objective
 
 
 def bnm(model: Model, *, output: str = "logits", view: str = "image", target: str = "target") -> Objective:
@@ -32,6 +30,6 @@ def bnm(model: Model, *, output: str = "logits", view: str = "image", target: st
     def loss(outputs, params, state, batch, ctx):
         logits, mask = domain.gathered(outputs, output, batch, ctx)
         value = losses.bnm(logits, mask=mask)
-        return value, state, {"bnm": Mean(value, jnp.ones((), value.dtype))}
+        return value, state, {"bnm": whole(value, ctx, mask)}
 
     return Objective("bnm", (domain.forward,), loss)

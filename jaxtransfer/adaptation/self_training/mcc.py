@@ -1,12 +1,10 @@
 """Minimum class confusion of what the model predicts on the target."""
 
-import jax.numpy as jnp
-
 from jaxtransfer import losses
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.losses._numerics import check_temperature
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Mean, Objective
+from jaxtransfer.objective import Objective
 
 
 def mcc(
@@ -37,6 +35,6 @@ def mcc(
     def loss(outputs, params, state, batch, ctx):
         logits, mask = domain.gathered(outputs, output, batch, ctx)
         value = losses.mcc(logits, temperature=temperature, mask=mask)
-        return value, state, {"mcc": Mean(value, jnp.ones((), value.dtype))}
+        return value, state, {"mcc": whole(value, ctx, mask)}
 
     return Objective("mcc", (domain.forward,), loss)

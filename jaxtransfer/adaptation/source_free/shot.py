@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import losses
-from jaxtransfer.adaptation.domain import Domain
+from jaxtransfer.adaptation.domain import Domain, whole
 from jaxtransfer.adaptation.self_training.guesses import check_index, check_logits
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.model import Model
-from jaxtransfer.objective import Batch, Mean, Objective, view_of
+from jaxtransfer.objective import Batch, Objective, view_of
 from jaxtransfer.parts.outputs import pick
 
 
@@ -78,9 +78,9 @@ def shot(
         weights = mask.astype(values.dtype)
         count = jnp.sum(weights)
         taught = jnp.sum(jnp.where((weights > 0) & (label >= 0), values, 0) * weights) / jnp.maximum(count, 1e-30)
-        value, one = information + strength * taught, jnp.ones((), values.dtype)
+        value = information + strength * taught
         metrics = {"shot": value, "shot/information": information, "shot/labels": taught}
-        return value, state, {metric: Mean(number, one) for metric, number in metrics.items()}
+        return value, state, {metric: whole(number, ctx, mask) for metric, number in metrics.items()}
 
     def check(outputs, batch):
         check_logits(domain, outputs, output)
