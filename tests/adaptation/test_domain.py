@@ -49,7 +49,7 @@ ROWS = {
         + jt.adaptation.mdd(m)
         + jt.adaptation.bsp(m)
     ),
-    "predictions": lambda m: jt.adaptation.bnm(m) + jt.adaptation.mcc(m),
+    "predictions": lambda m: jt.adaptation.bnm(m) + jt.adaptation.mcc(m) + jt.bss(m).on("target"),
     "penalties": lambda m: (
         jt.adaptation.irm(m, domains=("source", "target"))
         + jt.adaptation.vrex([jt.classification(m).on(name) for name in ("source", "target")])

@@ -44,7 +44,7 @@ def bss(
     def term(outputs, params, state, batch, ctx):
         rows, mask = gathered({"features": pick(f"model {model.name!r}", outputs[forward], output)}, batch, ctx)
         value = strength * losses.bss(rows["features"], k=k, mask=mask)
-        return value, state, {"bss": Mean(value, jnp.ones((), value.dtype))}
+        return value, state, {"bss": Mean(value, jnp.any(mask > 0).astype(value.dtype))}
 
     def check(outputs, batch):
         shape = pick(f"model {model.name!r}", outputs[forward], output).shape
