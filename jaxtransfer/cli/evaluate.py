@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import labelled_as
+from jaxtransfer.cli.domain_names import part_of
 from jaxtransfer.cli.features import measured
 from jaxtransfer.cli.image_options import ImageOptions
 from jaxtransfer.cli.meta import check_episodes_asked, class_splits, episode_options, test_episodes, tested
@@ -44,8 +46,8 @@ class Evaluate:
     data: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: the run's own)")
     ] = ()
-    """Data set, as for `pretrain`; its classes are found among the run's by their names. Of several, domains say, a
-    table has a row each."""
+    """Data set, as for `pretrain`, a split after @ in place of --split; its classes are found among the run's by their
+    names. Of several, domains say, a table has a row each."""
     split: Annotated[
         str | None, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="(default: the run's --eval-split, else test)")
     ] = None
@@ -94,7 +96,7 @@ class Evaluate:
         each = [self._of(number, name) for number, name in enumerate(self.data, 1)] if len(self.data) > 1 else [self]
         if EPISODES not in run.knows:
             for one in each if len(each) > 1 else ():
-                one._dataset(run)  # raises before the first of them is evaluated
+                one._check_data(run)
         rows = [one._evaluated(run) for one in each]
         if len(rows) > 1:
             print_several(rows, self.out)
@@ -122,6 +124,13 @@ class Evaluate:
         if scores is not None and worst:
             print_worst(scores, run.class_names, worst)
         return facts
+
+    def _check_data(self, run: Run) -> None:
+        """Raises for data that can't be evaluated, before another one is; what is to be said is said then."""
+        dataset = self._dataset(run)
+        if CLASSES in run.knows:
+            with warnings.catch_warnings(action="ignore"):
+                labelled_as(run, dataset, self.directory)
 
     @property
     def _name(self) -> str | None:
@@ -177,6 +186,8 @@ class Evaluate:
         name = self._name or run.config["data"]
         usual = run.config.get("eval_split", "test") if self._name is None else "test"
         split = split or self.split or str(usual)
+        if self._name is not None:  # a domain that is a split of its data set names it
+            name, split, *_ = part_of(name, split, None)
         resize = self.resize or bool(run.config.get("resize"))
         shape, resizing = self.images.for_run(run, name, resize=resize)
         dataset = jt.data.load(name, split, data_dir=self.data_dir, image_shape=shape, resizing=resizing)

@@ -210,7 +210,7 @@ def test_labelled_target_examples_are_drawn_by_the_seed_and_are_not_tested_on(do
     assert more.test is None
 
 
-def test_several_data_sets_are_a_table(run, refused, source, tmp_path):
+def test_several_data_sets_are_a_table(run, refused, domain, source, tmp_path):
     out = tmp_path / "out"
     names = ("digits/noisy", "digits/inverted")
     lines, err = run("evaluate", source, "--split", "test[:40]", "--out", out, "--data", *names)
@@ -226,6 +226,10 @@ def test_several_data_sets_are_a_table(run, refused, source, tmp_path):
     # one stays as it was, also with the run after it
     alone = run("evaluate", "--split", "test[:40]", "--data", names[0], source)[0]
     assert alone == [lines[0]]
+    assert run("evaluate", "--data", f"{names[0]}@test[:40]", source)[0] == alone  # a split of its own
+    late = ("evaluate", source, "--resize", "--out", tmp_path / "late", "--data", names[0], domain("cats"))
+    assert "name the classes alike" in refused(*late)
+    assert not list((tmp_path / "late").iterdir())  # before the first of them is evaluated
     assert "expected each data set once" in refused("evaluate", source, "--data", names[0], names[0])
 
 
