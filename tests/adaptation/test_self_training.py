@@ -237,6 +237,10 @@ def test_flexmatch_has_a_threshold_for_each_class(given, warm_up):
     np.testing.assert_array_equal(new[name]["label"], memory)
     _, still, _, _ = value_of(objective, held, batch, train=False)
     np.testing.assert_array_equal(still[name]["label"], held.state[name]["label"])
+    batch["target"]["index"] = np.where(mask > 0, batch["target"]["index"], 12)  # padding has no number
+    assert value_of(objective, held, batch)[0] == pytest.approx(value)
+    batch["target"]["index"] = batch["target"]["index"] + np.int32(3)
+    assert np.isnan(value_of(objective, held, batch)[0])  # rather than a memory that misses examples
 
 
 def test_flexmatch_goes_on_to_the_same_bits(rng, tmp_path):

@@ -67,6 +67,11 @@ def test_shot_is_information_and_the_labels_of_the_state(given):
     np.testing.assert_allclose([metrics["shot/information"], metrics["shot/labels"]], [information, taught], rtol=1e-4)
     none, _ = value_of(objective, state, batch, **objective.init(KEY, batch)[1])
     np.testing.assert_allclose(none, information, rtol=1e-4)
+    batch["target"]["index"] = np.where(keep, batch["target"]["index"], -1)  # padding has no number
+    assert value_of(objective, state, batch, model_target_shot={"label": label})[0] == pytest.approx(value)
+    batch["target"]["index"] = batch["target"]["index"] + np.int32(5)
+    wrong, _ = value_of(objective, state, batch, model_target_shot={"label": label})
+    assert np.isnan(wrong)  # rather than another example's label
 
 
 def centroid_loop(features, logits, rounds=2, least=0):

@@ -9,6 +9,7 @@ from jaxtransfer.adaptation.self_training.guesses import (
     check_logits,
     check_threshold,
     guessed,
+    if_numbered,
     logits_of,
     taught,
 )
@@ -36,7 +37,8 @@ def flexmatch(
     σ_c of them of class c, and n₋₁ without, β_c = σ_c / max(max_c σ_c, n₋₁), or without n₋₁ where there is no
     warm-up. As released: counts are those before the batch, and what enters them is above the fixed τ. The batch holds
     each example's number as `index`:
-    `dataset.with_columns({"index": np.arange(len(dataset))})`. In evaluation the labels stay.
+    `dataset.with_columns({"index": np.arange(len(dataset))})`, one out of range makes the loss NaN. In evaluation the
+    labels stay.
 
     Args:
       model: what trains, and guesses.
@@ -79,6 +81,8 @@ def flexmatch(
             return value.value, state, metrics
         found = {"index": view_of(part, ("index",)), "label": guess.label, "sure": guess.sure}
         rows, counted = gathered(found, part, ctx)
+        value = value._replace(total=if_numbered(value.total, rows["index"], counted, examples))
+        metrics["flexmatch"] = value
         place = jnp.where((rows["sure"] >= threshold) & (counted > 0), rows["index"], examples)
         label = memory.at[place].set(rows["label"], mode="drop")
         return value.value, {**state, name: {"label": label}}, metrics

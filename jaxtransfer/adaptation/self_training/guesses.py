@@ -84,3 +84,19 @@ def check_index(method: str, part: Batch, target: str, examples: int) -> None:
     index = np.asarray(index)
     if index.size and not 0 <= index.min() <= index.max() < examples:
         raise InputError(f"{method}: index must be in [0, {examples}); got {index.min()} to {index.max()}")
+
+
+def if_numbered(value: jax.Array, index: jax.Array, mask: jax.Array, examples: int) -> jax.Array:
+    """Returns a value, NaN where an example that counts has a number out of [0, examples).
+
+    `check_index` sees the first batch alone, and a number beyond the memory would be read as the last one's, and not be
+    written at all: a wrong result that nobody sees.
+
+    Args:
+      value: what becomes NaN.
+      index: the numbers [B] of all devices' examples.
+      mask: which count [B].
+      examples: N.
+    """
+    fits = (index >= 0) & (index < examples)
+    return jnp.where(jnp.all(fits | (mask <= 0)), value, jnp.nan)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtransfer import losses
 from jaxtransfer.adaptation.domain import Domain, whole
-from jaxtransfer.adaptation.self_training.guesses import check_index, check_logits
+from jaxtransfer.adaptation.self_training.guesses import check_index, check_logits, if_numbered
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_strength
 from jaxtransfer.model import Model
@@ -40,8 +40,9 @@ def shot(
             batches, steps=1000, refresh=jt.Refresh(100, labels), params=source.params, state=source.state,
         )
 
-    The batch holds each example's number as `index`: `target.with_columns({"index": np.arange(len(target))})`. Before
-    the first refresh, which comes before step 0, there are no labels, and the second term is 0.
+    The batch holds each example's number as `index`: `target.with_columns({"index": np.arange(len(target))})`, one
+    out of range makes the loss NaN. Before the first refresh, which comes before step 0, there are no labels, and the
+    second term is 0.
 
     Args:
       model: what trains.
@@ -78,7 +79,7 @@ def shot(
         weights = mask.astype(values.dtype)
         count = jnp.sum(weights)
         taught = jnp.sum(jnp.where((weights > 0) & (label >= 0), values, 0) * weights) / jnp.maximum(count, 1e-30)
-        value = information + strength * taught
+        value = if_numbered(information + strength * taught, index, mask, examples)
         metrics = {"shot": value, "shot/information": information, "shot/labels": taught}
         return value, state, {metric: whole(number, ctx, mask) for metric, number in metrics.items()}
 
