@@ -250,3 +250,11 @@ def test_what_the_faces_promise_is_there():
         assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
         for name in room.__all__:
             assert hasattr(room, name), name
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """In folders that are no packages two modules of one name can't be collected together."""
+    names = [
+        path.name for path in ROOT.parent.joinpath("tests").rglob("*.py") if path.stem not in ("conftest", "__init__")
+    ]
+    assert sorted(names) == sorted(set(names))

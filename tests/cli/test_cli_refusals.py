@@ -66,7 +66,7 @@ def test_pretrain_refuses_before_it_begins_and_leaves_the_directory_free(refused
             "expected a command, got nothing: one of pretrain, finetune, distill, cache-teacher, contrast, meta, ",
         ),
         ("--data x", "expected a command, before --data: one of pretrain,"),
-        ("pretrian --data x", "unknown command 'pretrian' (did you mean 'pretrain'?); known: cache-teacher,"),
+        ("pretrian --data x", "unknown command 'pretrian' (did you mean 'pretrain'?); known: adapt, cache-teacher,"),
         ("pretrian --help", "unknown command 'pretrian' (did you mean 'pretrain'?)"),
         ("tune", "unknown command 'tune' (did you mean 'finetune'?)"),
         ("pretrain --data x", "pretrain needs --out DIR; "),
