@@ -67,7 +67,7 @@ OBJECTIVES = {
     "pada": lambda model: jt.together(A.pada(model, discriminator=small(), coefficient=0.5, decay=0.5)),
     "osbp": open_set,
 }
-FAST = {"dann", "mcd"}
+FAST = {"dann"}
 NOT_REVERSED = {"bsp", "mcd"}  # and what is not differentiated is none of the parameters either
 
 

@@ -41,7 +41,7 @@ OF_SEVERAL_SOURCES = {
     ),
     "mfsan, one run": lambda model: jt.together(A.mfsan(A.branched(model, ("a", "b"), 4, dim=5), ("a", "b"))),
 }
-FAST = {"jan", "m3sda"}
+FAST = {"deep_coral", "m3sda"}
 
 
 def rows_of(objectives):

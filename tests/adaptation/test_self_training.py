@@ -21,7 +21,7 @@ METHODS = {
     "pseudo_label of a twin": lambda model: A.pseudo_label(model.twin("inside", own="scale"), threshold=0.3),
     "fixmatch of an average": lambda model: A.fixmatch(model, teacher=jt.ema(model, 0.9), threshold=0.3),
 }
-FAST = {"flexmatch", "vat"}
+FAST = {"flexmatch"}
 METHOD = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 ANNEALED = jt.schedules.linear_ramp(0.25, 1.0, 5)
 

@@ -123,6 +123,7 @@ def test_constant_maps_and_a_single_pixel_stay_finite():
         assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_the_same_on_any_devices(mesh_of, rng):
     net = jt.models.linen(Net(), stages=("stem", "body", "head"))
     model = jt.models.mixstyle(net, after="stem", probability=0.9, alpha=0.6, domains=2)
