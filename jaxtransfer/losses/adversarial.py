@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_share, check_strength, kept_rows, wide
 from jaxtransfer.losses.classification import cross_entropy
-from jaxtransfer.losses.spectral import squared_singular_values
+from jaxtransfer.losses.spectral import squared_largest
 
 OFFSET = 1e-6  # added to a probability under a logarithm, as released
 
@@ -196,7 +196,7 @@ def bsp(
             rows, keep = jax.lax.all_gather((rows, keep), axis_name, tiled=True)
         if not 1 <= k <= min(rows.shape):
             raise InputError(f"k must be in [1, {min(rows.shape)}], the singular values of {rows.shape}; got {k}")
-        total = total + squared_singular_values(rows, 0, jnp.minimum(k, jnp.sum(keep)))
+        total = total + squared_largest(rows, jnp.minimum(k, jnp.sum(keep)))
     return total
 
 

@@ -65,6 +65,51 @@ def _squared_singular_values_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+def squared_largest(features: jax.Array, k: jax.typing.ArrayLike) -> jax.Array:
+    """Computes Σ_{i ≤ k} σᵢ(F)², the k largest, as eigenvalues of the smaller one of F Fᵀ and Fᵀ F.
+
+    Rounding is relative to σ₁², which the sum holds, so that nothing is lost by the squares as it would be for small
+    values; a singular value decomposition takes fifteen times as long on a CPU (64 × 256).
+
+    Args:
+      features: F, float [B, D], in the type of the result.
+      k: how many; an integer, which may be traced.
+    """
+    squares, _ = _eigen(features)
+    return jnp.sum(_chosen(squares, 0, k) * squares)
+
+
+@squared_largest.defjvp
+def _squared_largest_jvp(primals, tangents):
+    return squared_largest(*primals), 2 * jnp.sum(_largest_part(*primals) * tangents[0])
+
+
+def _eigen(features):
+    """Returns eigenvalues [r], from the largest on and none below zero, and vectors [·, r] of the smaller product."""
+    wide = features if features.shape[0] <= features.shape[1] else features.T
+    squares, vectors = jnp.linalg.eigh(jnp.matmul(wide, wide.T, precision=EXACT))
+    return jax.nn.relu(squares[::-1]), vectors[:, ::-1]
+
+
+@jax.custom_jvp
+def _largest_part(features, k):
+    squares, vectors = _eigen(features)
+    vectors = vectors * _chosen(squares, 0, k)[None]
+    onto = jnp.matmul(vectors, vectors.T, precision=EXACT)
+    if features.shape[0] <= features.shape[1]:
+        return jnp.matmul(onto, features, precision=EXACT)
+    return jnp.matmul(features, onto, precision=EXACT)
+
+
+@_largest_part.defjvp
+def _largest_part_jvp(primals, tangents):
+    """It is `_part`, whose derivative takes the decomposition itself."""
+    features, k = primals
+    _, moved = _part_jvp((features, 0, k), (tangents[0], None, None))
+    return _largest_part(*primals), moved
+
+
+@jax.custom_jvp
 def _part(features, first, last):
     u, singular, vt = jnp.linalg.svd(features, full_matrices=False)
     return jnp.matmul(u * (_chosen(singular, first, last) * singular)[None], vt, precision=EXACT)
