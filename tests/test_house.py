@@ -34,7 +34,7 @@ FLOORS = [
     {"__init__", "__main__"},
 ]
 ASIDE = {
-    "models": {"errors", "formats", "model", "tree"},
+    "models": {"errors", "formats", "model", "tree", "weights"},
     "data": {"errors", "files", "model", "resizing", "texts"},
 }  # meet the rest only above
 MEETS = {"runs": {"models"}, "pretrained": {"models"}}  # a run says how its model is made

@@ -2,6 +2,10 @@
 
 from jaxtransfer.models import adapters as adapters
 from jaxtransfer.models.batch_norm import BatchNorm as BatchNorm
+from jaxtransfer.models.bottleneck_adapters import adapt_former as adapt_former
+from jaxtransfer.models.bottleneck_adapters import houlsby as houlsby
+from jaxtransfer.models.bottleneck_adapters import parallel_adapter as parallel_adapter
+from jaxtransfer.models.bottleneck_adapters import pfeiffer as pfeiffer
 from jaxtransfer.models.cifar_resnet import cifar_resnet as cifar_resnet
 from jaxtransfer.models.cifar_resnet import resnet20 as resnet20
 from jaxtransfer.models.cifar_resnet import resnet32 as resnet32
@@ -27,8 +31,11 @@ from jaxtransfer.models.mixstyle import mixstyle as mixstyle
 from jaxtransfer.models.mlp import mlp as mlp
 from jaxtransfer.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2
 from jaxtransfer.models.nnx import nnx as nnx
+from jaxtransfer.models.prefix import prefix_tuning as prefix_tuning
 from jaxtransfer.models.preprocess import normalize as normalize
+from jaxtransfer.models.prompts import visual_prompts as visual_prompts
 from jaxtransfer.models.relation_net import relation_net as relation_net
+from jaxtransfer.models.residual_adapters import residual_adapters as residual_adapters
 from jaxtransfer.models.resnet import resnet as resnet
 from jaxtransfer.models.resnet import resnet18 as resnet18
 from jaxtransfer.models.resnet import resnet34 as resnet34
