@@ -29,6 +29,8 @@ from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
 from jaxtransfer.cli.words import asks_for_help, check_words, placed
+from jaxtransfer.data.cache import cache_dir
+from jaxtransfer.devices.programs import programs_kept
 from jaxtransfer.errors import InputError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
 from jaxtransfer.version import VERSION
@@ -69,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if words == ["--version"]:
                 print(f"jaxtransfer {VERSION}")
                 return 0
+            words, keeps = _without_switch(words)
             command = _parse(words)
-            command.run()
+            with _programs(keeps=keeps and not isinstance(command, _COMPILE_NOTHING)):
+                command.run()
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
@@ -107,6 +111,8 @@ def run() -> None:
     sys.exit(main())
 
 
+_COMPILE_NOTHING = (Inspect, Datasets, Models)
+_NO_PROGRAMS, _PROGRAMS = "--no-program-cache", "JAXTRANSFER_PROGRAM_CACHE"
 _TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta, Adapt)
 _LOGGERS = ("absl", "asyncio")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
@@ -114,6 +120,17 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
         "add --image-shape (pretrain, contrast, adapt) or --resize (finetune, distill, cache-teacher, evaluate)"
     )
 }
+
+
+def _without_switch(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Returns the words without the switch that every command has, and whether compiled programs are to be kept."""
+    left = [word for word in words if word != _NO_PROGRAMS]
+    off = os.environ.get(_PROGRAMS, "").lower() in ("0", "false", "no", "off")
+    return left, len(left) == len(words) and not off
+
+
+def _programs(*, keeps: bool) -> contextlib.AbstractContextManager:
+    return programs_kept(cache_dir() / "programs") if keeps else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -203,7 +220,10 @@ def _parse(words: Sequence[str]) -> Any:
                 prog="jaxtransfer",
                 description=(
                     "Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.\n\n"
-                    "`jaxtransfer --version` prints the version."
+                    "`jaxtransfer --version` prints the version.\n\n"
+                    "Compiled programs are kept in the cache folder (~/.cache/jaxtransfer/programs, at most 2 GiB), "
+                    "so that the same command compiles next to nothing when it starts again; with "
+                    f"{_NO_PROGRAMS} after it, or {_PROGRAMS}=0 in the environment, none are."
                 ),
                 args=words,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
