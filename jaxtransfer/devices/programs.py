@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 LARGEST = 2 * 2**30  # bytes
 _DIRECTORY = "jax_compilation_cache_dir"
+_ENABLED = "jax_enable_compilation_cache"
 _KEEP_ALL = {  # a run has a hundred small programs, initialisers say, which take longer to compile than to read
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -87,7 +88,7 @@ def prune(folder: Path, largest: int = LARGEST) -> None:
 
 def _free(where: Path) -> bool:
     """Whether JAX keeps its programs nowhere yet, and they can be kept here."""
-    if getattr(jax.config, _DIRECTORY) or not jax.config.jax_enable_compilation_cache:
+    if getattr(jax.config, _DIRECTORY) or not getattr(jax.config, _ENABLED):
         return False
     try:
         where.mkdir(parents=True, exist_ok=True)
