@@ -13,7 +13,15 @@ from jaxtransfer.objectives.anchored import (
     l2_sp,
 )
 from jaxtransfer.objectives.averaged import averaged
-from jaxtransfer.objectives.distillation import cached, crd, distillation, mean_teacher, mutual_learning, peer
+from jaxtransfer.objectives.distillation import (
+    cached,
+    co_teaching,
+    crd,
+    distillation,
+    mean_teacher,
+    mutual_learning,
+    peer,
+)
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
 from jaxtransfer.objectives.supervised import classification, multilabel_classification, regression
 
@@ -23,6 +31,7 @@ __all__ = [
     "bss",
     "cached",
     "classification",
+    "co_teaching",
     "co_tuning",
     "crd",
     "delta",

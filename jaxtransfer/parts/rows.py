@@ -26,6 +26,29 @@ def gathered(rows: dict[str, Any], batch: Batch, ctx: Context) -> tuple[dict[str
     return rows, jnp.ones(size) if mask is None else ctx.gather(mask)
 
 
+def ranked(values: jax.Array, ctx: Context, groups: jax.Array | None = None) -> jax.Array:
+    """Returns the places [B] of this device's rows among those of all devices, 0 for the smallest value.
+
+    Rows of one value stand in the order of the batch, those that are not a number last.
+
+    Args:
+      values: one for each row [B]; infinity for those that are to stand behind.
+      ctx: the context.
+      groups: whole numbers [B], where a row is to be counted among those of its own group alone.
+    """
+    every = ctx.gather(values)
+    numbers = jnp.arange(len(every), dtype=jnp.int32)
+    if groups is None:
+        order, places = jnp.argsort(every, stable=True), numbers
+    else:
+        kinds = ctx.gather(groups)
+        order = jnp.lexsort((every, kinds))
+        places = numbers - jnp.searchsorted(kinds[order], kinds[order]).astype(jnp.int32)
+    placed = jnp.zeros_like(numbers).at[order].set(places)
+    first = 0 if ctx.axis is None else len(values) * jax.lax.axis_index(ctx.axis)
+    return jax.lax.dynamic_slice_in_dim(placed, first, len(values))
+
+
 def check_several(rows: jax.Array, ctx: Context, what: str) -> None:
     """Raises where the global batch has a single row, of whose `rows` [B, ...] this device has its part."""
     if len(rows) * (1 if ctx.axis is None else jax.lax.axis_size(ctx.axis)) < 2:

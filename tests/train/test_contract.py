@@ -135,12 +135,13 @@ OBJECTIVES = {
     "swav": lambda model, w, rng: jt.swav(model, tap="features", prototypes=5),
     "dino": lambda model, w, rng: jt.dino(model, tap="logits", decay=0.9),
     "mutual learning": lambda model, w, rng: jt.mutual_learning([model, model.named("peer")]),
+    "co-teaching": lambda model, w, rng: jt.co_teaching([model, model.named("peer")], forget_rate=0.3, ramp=2),
 }
 
 
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
 ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
-ALIKE |= {"delta", "co-tuning", "bi-tuning", "multilabel", "info_nce", "moco v3"}
+ALIKE |= {"co-teaching", "delta", "co-tuning", "bi-tuning", "multilabel", "info_nce", "moco v3"}
 
 STOPPED = {"crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning"}
 STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino", "bi-tuning"), "unfused")
