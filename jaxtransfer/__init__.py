@@ -24,6 +24,7 @@ from jaxtransfer import (
     schedules,
     tree,
 )
+from jaxtransfer.adaptation.self_training import co_training, tri_training
 from jaxtransfer.errors import InputError, NonFiniteLossError
 from jaxtransfer.former import keep_former_names
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
@@ -113,6 +114,7 @@ __all__ = [
     "cached",
     "classification",
     "co_teaching",
+    "co_training",
     "co_tuning",
     "crd",
     "data",
@@ -161,5 +163,6 @@ __all__ = [
     "train_step",
     "transfer",
     "tree",
+    "tri_training",
 ]
 __all__ += _selfsupervised.__all__  # a method that is new there is a name here

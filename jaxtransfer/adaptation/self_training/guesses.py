@@ -1,5 +1,6 @@
 """What the methods of this folder share: the model's own label of an example, how sure it is, and what it is taught."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtransfer.adaptation.domain import Domain
 from jaxtransfer.context import Context
 from jaxtransfer.errors import InputError
 from jaxtransfer.losses._numerics import check_share
+from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch, Mean
 from jaxtransfer.parts.masking import mask_of
 from jaxtransfer.parts.rows import kept
@@ -69,6 +71,27 @@ def check_logits(domain: Domain, outputs: Any, output: str) -> int:
             f"{shape}"
         )
     return shape[1]
+
+
+def check_several_models(method: str, models: Sequence[Model], count: int) -> None:
+    """Raises where there are not as many models as a method has, each under a name of its own."""
+    names = [one.name for one in models]
+    if len(names) != count or len(set(names)) < count:
+        raise InputError(
+            f"{method} needs {count} models of different names; got {names}: rename with model.named('other')"
+        )
+
+
+def check_same_classes(domains: Sequence[Domain], outputs: Any, output: str) -> int:
+    """Returns how many classes models that label for each other tell apart.
+
+    Raises:
+      InputError: where they differ, and for outputs that are not [B, C].
+    """
+    counts = {domain.forward.model.name: check_logits(domain, outputs, output) for domain in domains}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"models that label for each other must have the same classes; got {counts}")
+    return next(iter(counts.values()))
 
 
 def check_index(method: str, part: Batch, target: str, examples: int) -> None:
