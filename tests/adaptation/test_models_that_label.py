@@ -1,5 +1,7 @@
 """Co-training and tri-training: what models teach one another on unlabelled examples, against loops."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from tests.adaptation.two_domains import softmax
 from tests.contract import assert_same_on_any_devices
 
 KEY, B, M, D, C = jax.random.key(6), 6, 9, 4, 3
-MASK = np.float32([1, 1, 0, 1, 1, 1, 1, 0, 1])
+MASK = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1], np.float32)
 
 
 def net(name="a", classes=C):
@@ -21,7 +23,7 @@ def net(name="a", classes=C):
     return jt.Model(init, lambda v, x, *, train, key: ({"logits": x @ v["params"]["w"]}, {}), name)
 
 
-def a_batch(seed=0, masked=True):
+def a_batch(seed=0, masked=True) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
 
     def views(rows):
@@ -48,7 +50,7 @@ def value_of(objective, batch, **how):
 
 
 def logits(params, name, batch, view="image"):
-    return np.float64(batch[view]) @ np.float64(params[name]["w"])
+    return np.asarray(batch[view], float) @ np.asarray(params[name]["w"], float)
 
 
 def supervised(params, name, batch, view, weights):
@@ -134,8 +136,8 @@ def test_tri_training_teaches_what_two_agree_on(threshold, disagreement):
 
 def test_each_of_three_learns_from_a_sample_of_its_own():
     batch = a_batch()
-    batch["source"]["weight"] = np.float32([1, 2, 1, 1, 0.5, 1])
-    batch["source"]["mask"] = np.float32([1, 1, 1, 1, 1, 0])
+    batch["source"]["weight"] = np.array([1, 2, 1, 1, 0.5, 1], np.float32)
+    batch["source"]["mask"] = np.array([1, 1, 1, 1, 1, 0], np.float32)
     objective = jt.tri_training([net(name) for name in "abc"], bootstrap=B, threshold=1.0)
     value, metrics, _, (params, state) = value_of(objective, batch)
     counts = {name: np.asarray(state[f"{name}_bootstrap"]["counts"]) for name in "abc"}
@@ -176,7 +178,8 @@ def test_the_same_on_any_devices(name, mesh_of):
 
 def test_a_run_with_samples_is_resumed_with_the_same_bits(tmp_path):
     objective = jt.tri_training([net(name) for name in "abc"], bootstrap=B)
-    data, how = [a_batch(n) for n in range(4)], {"key": 0, "progress": False}
+    data = [a_batch(n) for n in range(4)]
+    how: dict[str, Any] = {"key": 0, "progress": False}
     whole = jt.fit(objective, optax.sgd(0.1), data, steps=4, **how)
     jt.fit(objective, optax.sgd(0.1), data[:2], steps=2, save_every=2, out=tmp_path, **how)
     resumed = jt.fit(objective, optax.sgd(0.1), data, steps=4, save_every=2, out=tmp_path, **how)
@@ -193,10 +196,10 @@ def test_misuse_is_told():
         jt.tri_training([net(), net("b"), net("b")])
     two, three = [net(), net("b")], [net(), net("b"), net("c")]
     with pytest.raises(jt.InputError, match="a view for each of its two models"):
-        jt.co_training(two, views=("image",))
+        jt.co_training(two, views=("image",))  # pyright: ignore[reportArgumentType]
     for most in (0, 1.5, (1, 0, 2), [[1]]):
         with pytest.raises(jt.InputError, match="per_class must be a number of examples"):
-            jt.co_training(two, per_class=most)
+            jt.co_training(two, per_class=most)  # pyright: ignore[reportArgumentType]
     for make in (lambda **how: jt.co_training(two, **how), lambda **how: jt.tri_training(three, **how)):
         with pytest.raises(jt.InputError, match="threshold must be"):
             make(threshold=1.5)

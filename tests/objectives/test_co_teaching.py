@@ -1,5 +1,7 @@
 """Co-teaching: what each network chooses for the other, against loops; the places of rows among all devices'."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ def net(name="a", classes=C):
     return jt.Model(init, lambda v, x, *, train, key: ({"logits": x @ v["params"]["w"]}, {}), name)
 
 
-def a_batch(seed=0, **more):
+def a_batch(seed=0, **more) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {"image": np.float32(rng.normal(size=(B, D))), "label": np.int32(rng.integers(0, C, B)), **more}
 
@@ -44,7 +46,7 @@ def compiled(objective, batch, *, train=True, gradient=True, same=False):
 
 
 def logs(params, name, batch):
-    z = np.float64(batch["image"]) @ np.float64(params[name]["w"])
+    z = np.asarray(batch["image"], float) @ np.asarray(params[name]["w"], float)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
@@ -71,7 +73,10 @@ def by_hand(params, batch, share, *, disagree=False):
     return total, rows, slope
 
 
-SOME = {"mask": np.float32([1, 0, 1, 1, 1, 0, 1, 1, 1, 1]), "weight": np.float32([1, 9, 2, 0, 1, 3, 0.5, 1, 1, 2])}
+SOME: dict[str, Any] = {
+    "mask": np.array([1, 0, 1, 1, 1, 0, 1, 1, 1, 1], np.float32),
+    "weight": np.array([1, 9, 2, 0, 1, 3, 0.5, 1, 1, 2], np.float32),
+}
 
 
 @pytest.mark.parametrize("some", [False, True])
@@ -94,7 +99,7 @@ def test_each_learns_what_the_other_finds_easiest(some):
 
 def test_the_share_that_is_kept_is_the_papers():
     """R(t) = 1 − τ min((t / T)^c, 1), and at least one example; or a schedule of one's own."""
-    how = [
+    how: list[dict[str, Any]] = [
         {"forget_rate": 0.8, "ramp": 10, "exponent": 2.0},
         {"forget_rate": 0.8, "ramp": 10, "exponent": 0.5},
         {"forget_rate": 0.99},
@@ -150,13 +155,13 @@ def test_what_has_gone_wrong_is_not_left_out_as_hard():
 def test_wrong_labels_are_mostly_left_out():
     """Two linear nets on rows of which 40 % have a wrong label."""
     rng = np.random.default_rng(0)
-    x = np.float32(rng.normal(size=(300, D)))
+    x = rng.normal(size=(300, D)).astype(np.float32)
     true = np.argmax(x[:, :C], -1)
     wrong = rng.random(300) < 0.4
     given = np.int32(np.where(wrong, (true + 1) % C, true))
     objective = jt.co_teaching([net(), net("b")], forget_rate=0.4, ramp=50)
     state = jt.init(objective, optax.adam(0.05), KEY, {"image": x, "label": given})
-    step = jt.train_step(objective, optax.adam(0.05))
+    step, metrics = jt.train_step(objective, optax.adam(0.05)), {}
     for _ in range(150):
         state, metrics = step(state, {"image": x, "label": given})
     loss = -logs(jax.tree.map(np.asarray, state.params), "a", {"image": x})[np.arange(300), given]
@@ -166,7 +171,8 @@ def test_wrong_labels_are_mostly_left_out():
 
 def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path):
     objective = jt.co_teaching([net(), net("b")], forget_rate=0.4, ramp=4)
-    data, how = [a_batch(n) for n in range(6)], {"key": 0, "progress": False}
+    data = [a_batch(n) for n in range(6)]
+    how: dict[str, Any] = {"key": 0, "progress": False}
     whole = jt.fit(objective, optax.sgd(0.1), data, steps=6, **how)
     jt.fit(objective, optax.sgd(0.1), data[:3], steps=3, save_every=3, out=tmp_path, **how)
     resumed = jt.fit(objective, optax.sgd(0.1), data, steps=6, save_every=3, out=tmp_path, **how)
@@ -182,7 +188,8 @@ def test_misuse_is_told():
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(jt.InputError, match="forget_rate must be in"):
             jt.co_teaching(two, forget_rate=rate)
-    for how in ({"ramp": -1}, {"exponent": 0.0}):
+    wrong: list[dict[str, Any]] = [{"ramp": -1}, {"exponent": 0.0}]
+    for how in wrong:
         with pytest.raises(jt.InputError, match="ramp must be 0 steps or more, and exponent positive"):
             jt.co_teaching(two, forget_rate=0.2, **how)
     with pytest.raises(jt.InputError, match="a schedule already"):
@@ -197,8 +204,8 @@ def test_misuse_is_told():
 
 def test_places_among_the_rows_of_all_devices(mesh_of):
     """By counting smaller ones, in groups and not; ties stand in the order of the batch, what is no number last."""
-    values = np.float32([3, 1, 2, 1, np.inf, 0, 2, np.nan])
-    groups = np.int32([0, 1, 0, 1, 1, 0, 0, 1])
+    values = np.array([3, 1, 2, 1, np.inf, 0, 2, np.nan], np.float32)
+    groups = np.array([0, 1, 0, 1, 1, 0, 0, 1], np.int32)
     key = [(np.inf, 1) if np.isnan(v) else (v, 0) for v in values]
     whole = [sum((key[j], j) < (key[i], i) for j in range(8)) for i in range(8)]
     within = [sum(groups[j] == groups[i] and (key[j], j) < (key[i], i) for j in range(8)) for i in range(8)]
