@@ -87,7 +87,7 @@ def co_teaching(
                     candidates &= differ | (ctx.step < disagreement)
                 easy = losses.cross_entropy(jax.lax.stop_gradient(theirs), labels)
                 failed = ctx.sum(jnp.isnan(easy) & candidates) > 0  # or it would be left out in silence, as not easy
-                chosen = _easiest(easy, candidates, 1 - forgotten(ctx.step), ctx)
+                chosen = _easiest(easy, candidates, 1 - jnp.asarray(forgotten(ctx.step)), ctx)
             value = ctx.mean(jnp.where(failed, jnp.nan, losses.cross_entropy(mine, labels)), counted * chosen)
             mask = mask_of(batch)
             shown = jax.lax.stop_gradient(kept(pick(model.name, outputs[runs[model]], output), mask))
