@@ -10,6 +10,7 @@ step = jt.train_step(objective, optimizer)
 from jaxtransfer import (
     adaptation,
     data,
+    deltas,
     fusion,
     losses,
     measures,
@@ -119,6 +120,7 @@ __all__ = [
     "crd",
     "data",
     "delta",
+    "deltas",
     "distillation",
     "ema",
     "eval_step",

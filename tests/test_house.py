@@ -23,7 +23,7 @@ FLOORS = [
     {"context"},
     {"terms", "parts.mixing"},
     {"objective"},
-    {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix", "parts.learned_weights"},
+    {"parts.rows", "parts.outputs", "parts.together", "parts.label_matrix", "parts.learned_weights", "deltas"},
     {"objectives", "optim", "schedules", "meta", "multitask", "runs"},
     {"measures", "fusion"},  # fusion is of trees (test_fusion_is_of_trees), but for the objective of AdaMerging
     {"train", "representation", "pretrained"},  # sides of one floor: none imports another
@@ -196,7 +196,7 @@ def public_names():
     found = {}
     for name in jt.__all__:
         found[f"jt.{name}"] = getattr(jt, name)
-    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.adaptation, jt.fusion, jt.tree):
+    for room in (jt.losses, jt.models, jt.data, jt.optim, jt.methods, jt.adaptation, jt.fusion, jt.deltas, jt.tree):
         names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
         for name in names:
             found[f"{room.__name__}.{name}"] = getattr(room, name)
@@ -246,7 +246,7 @@ def test_public_names_have_docstrings_that_say_more_than_the_name():
 
 
 def test_what_the_faces_promise_is_there():
-    for room in (jt, jt.losses, jt.data, jt.measures, jt.adaptation, jt.fusion):
+    for room in (jt, jt.losses, jt.data, jt.measures, jt.adaptation, jt.fusion, jt.deltas):
         assert sorted(room.__all__) == list(dict.fromkeys(sorted(room.__all__)))
         for name in room.__all__:
             assert hasattr(room, name), name
