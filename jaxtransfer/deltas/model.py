@@ -20,7 +20,7 @@ Tree = Any
 BASE, FIXED, INSIDE = "base", "fixed", "inside"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Delta(Model):
     """A model whose parameters are a delta's; made by `jt.deltas.delta`. A `Model` like any other.
 
@@ -29,8 +29,8 @@ class Delta(Model):
       part: what makes the base's parameters those that run.
     """
 
-    of: Model | None = None
-    part: Part | None = None
+    of: Model
+    part: Part
 
 
 def delta(
@@ -139,7 +139,7 @@ def merged(model: Model, variables: Any, *, dtype: Any = None) -> dict[str, Any]
     """
     net, own = of_delta(model), variables_of(model, variables)
     base, fixed = net.frozen[BASE].tree, net.frozen[FIXED].tree if FIXED in net.frozen else {}
-    part, before = _part_of(net), weights_of(base)
+    part, before = net.part, weights_of(base)
     _check_params(net, own["params"])
     params = merged_params(part, base, own["params"], fixed)
     if dtype is not None:
@@ -204,13 +204,8 @@ def variables_of(model: Model, variables: Any) -> dict[str, Any]:
     return {kind: values for kind, values in variables.items() if kind != FROZEN}
 
 
-def _part_of(net: Delta) -> Part:
-    assert net.part is not None
-    return net.part
-
-
 def _check_params(net: Delta, params: Tree) -> None:
-    weights, part = weights_of(net.frozen[BASE].tree), _part_of(net)
+    weights, part = weights_of(net.frozen[BASE].tree), net.part
     shapes = jax.eval_shape(lambda key: part.fresh(key, weights), jax.random.key(0))
     if any(wrong := tree.differences(tree.leaves_by_path(shapes), tree.leaves_by_path(params))):
         raise InputError(f"the parameters are not those of this delta on this base {wrong}")

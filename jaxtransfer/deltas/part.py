@@ -196,7 +196,6 @@ def _as_data(value: Any) -> Any:
     if isinstance(value, tuple | list):
         own = [_as_data(entry) for entry in value]
         return NotImplemented if any(entry is NotImplemented for entry in own) else own
-    name = getattr(value, "__name__", "")
-    return name if callable(value) and getattr(value, "__module__", "").startswith(__package__) and (
-        "<" not in getattr(value, "__qualname__", "<")
-    ) else NotImplemented  # fmt: skip
+    ours = callable(value) and getattr(value, "__module__", "").startswith("jaxtransfer.deltas")
+    name = getattr(value, "__qualname__", "<")
+    return name if ours and "<" not in name else NotImplemented  # one made within a function can't be found again

@@ -92,11 +92,11 @@ def test_a_matrix_multiplies_as_its_layer_does():
     for path, weight in chosen.items():
         assert weight.matrix.shape == (weight.rows, weight.columns)
         np.testing.assert_array_equal(weight.shaped(weight.matrix), weight.value, err_msg=path)
-        by_output = np.arange(weight.columns, dtype=np.float32) + 1
+        by_output = jnp.arange(weight.columns, dtype=jnp.float32) + 1
         np.testing.assert_array_equal(
             weight.value * weight.beside(by_output), weight.shaped(weight.matrix * by_output[None]), err_msg=path
         )
-        by_input = np.arange(weight.rows, dtype=np.float32) + 1
+        by_input = jnp.arange(weight.rows, dtype=jnp.float32) + 1
         np.testing.assert_array_equal(
             weight.value * weight.beside(by_input, of_inputs=True), weight.shaped(weight.matrix * by_input[:, None])
         )
@@ -249,7 +249,7 @@ def test_how_a_part_was_made_is_noted():
         },
     }
     assert D.described_part(D.lora(2, start=D.eva({}))) is None
-    assert D.described_part(D.chain(one=D.lora(2, start=lambda *_: None))) is None
+    assert D.described_part(D.chain(one=D.lora(2, start=lambda *_: (jnp.ones(1), None)))) is None
 
 
 def test_what_has_no_meaning_is_refused():

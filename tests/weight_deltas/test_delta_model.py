@@ -183,10 +183,8 @@ def test_the_meta_gradient_through_a_zero_start_is_right(x64):
     variables = jax.tree.map(lambda w: w.astype(jnp.float64), model.init(KEY, jnp.zeros((1, 3))))
     net = D.delta(model, variables, D.lora(2, alpha=4.0), only="kernel")
     image, label = rng.normal(size=(2, 8, 3)), rng.integers(0, 2, (2, 8))
-    halves = [slice(0, 4), slice(4, 8)]
-    episode = dict(
-        zip(("support", "query"), [{"image": image[:, s], "label": label[:, s]} for s in halves], strict=True)
-    )
+    support, query = [{"image": image[:, s], "label": label[:, s]} for s in (slice(0, 4), slice(4, 8))]
+    episode = {"support": support, "query": query}
     objective = jt.maml(jt.classification(net), inner=optax.sgd(0.4), steps=2, adapt="kernel")
     params, state = objective.init(KEY, episode)
     assert params["model"]["kernel"]["a"].dtype == jnp.float64
