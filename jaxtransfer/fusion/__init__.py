@@ -10,6 +10,9 @@ are no floating-point numbers stay those of the base, or of the first model. A l
 summed in float64, and comes back in its own type. Another architecture is one error, which names the first path that
 differs; `match_heads` brings class heads into one order.
 
+Networks of any architectures are fused by what they say: `jt.models.ensemble`, `added`, `stacked` and `gated` make one
+model of them, which `jt.distillation` brings into a single net.
+
 The weights of one run are averaged while it trains: `jt.ema`, `jt.averaged` (stochastic weight averaging with the decay
 `jt.schedules.weight_averaging`), `jt.optim.lookahead`; or `average` takes its checkpoints.
 """

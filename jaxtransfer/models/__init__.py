@@ -1,4 +1,4 @@
-"""Networks as models: constructors, the Linen adapter, preprocessing, and the table of names."""
+"""Networks as models: constructors, the Linen adapter, models made of models, preprocessing, the table of names."""
 
 from jaxtransfer.models import adapters as adapters
 from jaxtransfer.models.batch_norm import BatchNorm as BatchNorm
@@ -18,6 +18,13 @@ from jaxtransfer.models.description import describe as describe
 from jaxtransfer.models.description import rebuild as rebuild
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite as efficientnet_lite
 from jaxtransfer.models.efficientnet_lite import efficientnet_lite0 as efficientnet_lite0
+from jaxtransfer.models.ensembles import added as added
+from jaxtransfer.models.ensembles import ensemble as ensemble
+from jaxtransfer.models.ensembles import gated as gated
+from jaxtransfer.models.ensembles import mean_of_label_probabilities as mean_of_label_probabilities
+from jaxtransfer.models.ensembles import mean_of_logits as mean_of_logits
+from jaxtransfer.models.ensembles import mean_of_probabilities as mean_of_probabilities
+from jaxtransfer.models.ensembles import stacked as stacked
 from jaxtransfer.models.equinox import equinox as equinox
 from jaxtransfer.models.experts import cgc as cgc
 from jaxtransfer.models.experts import mmoe as mmoe

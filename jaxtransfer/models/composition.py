@@ -39,7 +39,7 @@ def composed(
             return _zeros(outputs_of(parts[part], variables[part], x))
 
         run(call, inputs)
-        return by_kind({part: variables[part] for part in parts})
+        return {"params": {}, **by_kind({part: variables[part] for part in parts})}  # all may be fixed
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
         own, states = by_part(variables, tuple(parts)), {}

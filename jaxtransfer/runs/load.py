@@ -22,6 +22,7 @@ from jaxtransfer.runs.table import kept_table
 from jaxtransfer.runs.tokens import kept_tokenizer
 from jaxtransfer.texts.tokenizer import Tokenizer
 from jaxtransfer.texts.words import Vocabulary
+from jaxtransfer.weights import frozen
 
 BEST, LAST = "best", "last"
 
@@ -68,6 +69,11 @@ class Run(NamedTuple):
         A model with a frozen part wants `run.model.complete(run.variables)`.
         """
         return {"params": self.model.whole(self.params), **self.state.get(self.model.name, {})}
+
+    @property
+    def part(self) -> Model:
+        """It as a model with nothing to train, a member of `jt.models.ensemble` say."""
+        return frozen(self.model, self.variables).part
 
     @property
     def knows(self) -> tuple[str, ...]:

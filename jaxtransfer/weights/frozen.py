@@ -56,6 +56,19 @@ class FrozenModel:
         """The handle on its weights."""
         return (self.variables,)
 
+    @property
+    def part(self) -> Model:
+        """It as a model with nothing to train, of which others are made: its weights are that model's frozen part."""
+        model, inner = self.model, dict(self.model.frozen)
+
+        def apply(variables, inputs, *, train, key, axis=None, still=None):
+            known = variables[FROZEN]
+            own = {**known["variables"], **({FROZEN: known["inner"]} if inner else {})}
+            return model.apply(own, inputs, train=False, key=None)[0], {}
+
+        frozen = {"variables": self.variables, **({"inner": inner} if inner else {})}
+        return Model(lambda key, inputs: {}, apply, model.name, frozen=frozen)
+
     def example(self, key: Any, inputs: Any) -> Tree:
         """Returns the weights themselves."""
         return self.variables.tree
