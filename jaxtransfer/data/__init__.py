@@ -10,12 +10,15 @@ from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.folder import several_sizes
 from jaxtransfer.data.frames import from_frame
 from jaxtransfer.data.hold_out import hold_out, share_examples
+from jaxtransfer.data.joined import joined
+from jaxtransfer.data.known_labels import known_labels
 from jaxtransfer.data.load import load
 from jaxtransfer.data.pipeline import Pipeline, pipeline
 from jaxtransfer.data.prefetch import prefetch_to_device
 from jaxtransfer.data.statistics import statistics
 from jaxtransfer.data.teacher_cache import TeacherCache, attach_outputs, open_outputs, outputs_note
 from jaxtransfer.data.teacher_writer import write_outputs
+from jaxtransfer.data.temperature import temperature_weights
 from jaxtransfer.data.zipped import Zipped, zipped
 from jaxtransfer.resizing import Resizing
 from jaxtransfer.texts.tokenizer import Tokenizer
@@ -41,6 +44,8 @@ __all__ = [
     "fingerprint",
     "from_frame",
     "hold_out",
+    "joined",
+    "known_labels",
     "load",
     "open_outputs",
     "outputs_note",
@@ -50,6 +55,7 @@ __all__ = [
     "share_examples",
     "split_classes",
     "statistics",
+    "temperature_weights",
     "views",
     "write_outputs",
     "zipped",
