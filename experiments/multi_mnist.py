@@ -43,11 +43,22 @@ class Experiment:
 
     out: Path = Path("runs/multi_mnist")
     """Folder for report.md, results.json, accuracy.png and one run directory per training."""
-    methods: tuple[str, ...] = ("equal", "pcgrad", "imtl", "cagrad", "db_mtl", "uncertainty", "famo", "mgda", "single")
+    methods: tuple[str, ...] = (
+        "equal",
+        "pcgrad",
+        "imtl",
+        "cagrad",
+        "db_mtl",
+        "up_grad",
+        "uncertainty",
+        "famo",
+        "mgda",
+        "single",
+    )
     """Any of those, and of the others of jt.multitask, in the order in which they run; single has a network a task."""
     seeds: int = 3
     """Repetitions: other first weights and another order of the batches."""
-    steps: int = 4000
+    steps: int = 1500
     """Updates of a run."""
     batch_size: int = 128
     """Images per update."""

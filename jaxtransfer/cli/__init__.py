@@ -25,6 +25,7 @@ from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.inspect import Inspect
 from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.meta import Meta
+from jaxtransfer.cli.multitask import Multitask
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
@@ -43,6 +44,7 @@ COMMANDS = {
     "contrast": Contrast,
     "meta": Meta,
     "adapt": Adapt,
+    "multitask": Multitask,
     "convert": Convert,
     "inspect": Inspect,
     "export": Export,
@@ -113,11 +115,12 @@ def run() -> None:
 
 _COMPILE_NOTHING = (Inspect, Datasets, Models)
 _NO_PROGRAMS, _PROGRAMS = "--no-program-cache", "JAXTRANSFER_PROGRAM_CACHE"
-_TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta, Adapt)
+_TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta, Adapt, Multitask)
 _LOGGERS = ("absl", "asyncio")
 _OPTIONS = {  # what the library calls an argument, where the remedy is an option here
     "pass image_shape=(height, width, channels)": (
-        "add --image-shape (pretrain, contrast, adapt) or --resize (finetune, distill, cache-teacher, evaluate)"
+        "add --image-shape (pretrain, contrast, adapt, multitask) or --resize (finetune, distill, cache-teacher, "
+        "evaluate)"
     )
 }
 

@@ -19,6 +19,7 @@ from jaxtransfer.cli.options import DataDir, at_least, batch_for, check_folder
 from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, beside, check_fits, load_run
 from jaxtransfer.cli.scores import as_json, check_out, print_several, print_worst, write_scores
+from jaxtransfer.cli.task_scores import evaluate_tasks
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import EPISODES
@@ -35,6 +36,8 @@ class Evaluate:
     A run of `meta` is evaluated on episodes of its test classes.
 
     One of `contrast` by neighbours and a probe that learn from its own split.
+
+    One of `multitask` on each of its tasks.
 
     Several data sets make a table, and a line each.
 
@@ -82,7 +85,10 @@ class Evaluate:
         check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
         self.images.check()
-        run = self.images.at_size(load_run(self.directory))
+        run = load_run(self.directory, tasks=True)
+        if run.tasks:
+            return evaluate_tasks(self, run)
+        run = self.images.at_size(run)
         if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
             raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
         if LABELS in run.knows:

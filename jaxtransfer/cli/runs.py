@@ -7,7 +7,9 @@ import jaxtransfer as jt
 from jaxtransfer.devices import device_mesh as device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import ENTRIES, rebuild
+from jaxtransfer.models.description import TASKS as TASK_ENTRIES
 from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs.configuration import FEATURES
 from jaxtransfer.runs.load import Run
 from jaxtransfer.runs.load import load_run as read_run
 
@@ -16,13 +18,35 @@ build_model = rebuild
 """Returns the model of a run's configuration."""
 
 
-def load_run(directory: Path) -> Run:
+def load_run(directory: Path, *, tasks: bool = False) -> Run:
     """Reads a run with its best checkpoint, or its newest where none was evaluated; `jt.load_run` for commands.
 
+    Args:
+      directory: of the run.
+      tasks: whether a run of several tasks is wanted as it is. Otherwise of one with a single encoder this is what
+        goes on, as a run of features.
+
     Raises:
-      InputError: where the directory is no run, or no checkpoint of it is whole.
+      InputError: where the directory is no run, or no checkpoint of it is whole; for a run of several tasks which has
+        no single encoder, where its encoder is wanted.
     """
-    return read_run(directory, needs=_NEEDS)
+    run = read_run(directory, needs=_NEEDS)
+    return run if tasks or not run.tasks else _encoder_of(run)
+
+
+def _encoder_of(run: Run) -> Run:
+    """Returns the encoder of a run of several tasks as a run of features; the heads stay behind."""
+    architecture = run.config["architecture"]
+    if not jt.models.NETWORKS[architecture].encoder:
+        raise InputError(
+            f"{run.directory} is a run of several tasks by {architecture}, which has no single encoder to go on with; "
+            f"evaluate and predict take it as it is"
+        )
+    config = {name: value for name, value in run.config.items() if name not in TASK_ENTRIES} | {"knows": [FEATURES]}
+    variables = jt.models.encoder_of({"params": run.params[run.model.name], **run.state[run.model.name]})
+    model = build_model(config)
+    params = {model.name: variables.pop("params")}
+    return run._replace(config=config, model=model, params=params, state={model.name: variables})
 
 
 def beside(run: Run) -> dict[str, Run]:

@@ -52,7 +52,7 @@ def load_sets(data: DataOptions, val_split: str | None, shape: Any, *, seed: int
 
     if val_split is not None and share is None:
         for name in ("split", "eval_split"):
-            _check_apart(data, name, getattr(data, name), val_split)
+            check_apart(data, name, getattr(data, name), val_split)
     train, test = load_pair(data, shape, seed=seed, prepare=prepare, **how)
     if val_split is None:
         return train, None, test
@@ -108,7 +108,9 @@ def _tested(out: Path, test: jt.data.Dataset, rows: int) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def _check_apart(data: DataOptions, option: str, split: str, val_split: str) -> None:
+def check_apart(data: DataOptions, option: str, split: str, val_split: str) -> None:
+    """Raises for a split that shares examples with that of --val-split, or where nothing tells."""
+
     def size_of(name: str) -> int:
         return len(jt.data.load(data.data, name, data_dir=data.data_dir))
 

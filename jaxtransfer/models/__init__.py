@@ -54,6 +54,8 @@ from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
 from jaxtransfer.models.stoch_norm import stoch_norm as stoch_norm
 from jaxtransfer.models.task_attention import task_attention as task_attention
+from jaxtransfer.models.task_networks import NETWORKS as NETWORKS
+from jaxtransfer.models.task_networks import task_network as task_network
 from jaxtransfer.models.text_encoder import bert_base as bert_base
 from jaxtransfer.models.text_encoder import distilbert_base as distilbert_base
 from jaxtransfer.models.text_encoder import minilm_l6 as minilm_l6

@@ -7,10 +7,13 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.models.preprocess import normalize
 from jaxtransfer.models.recipe import as_arguments
+from jaxtransfer.models.task_networks import task_network
 from jaxtransfer.models.zoo import ZOO, create
 
 ENTRIES = ("model", "model_options", "model_name", "mean", "std")
 """What says which network a run has; the number of its outputs comes from its classes, or is `outputs`."""
+TASKS = ("tasks", "architecture", "experts")
+"""What says, beside these, which network of several tasks it is the encoder of; see `task_network`."""
 
 
 def describe(model: Model) -> dict[str, Any] | None:
@@ -51,7 +54,8 @@ def rebuild(config: Mapping[str, Any]) -> Model:
     """Returns the model that a configuration describes.
 
     Args:
-      config: what `describe` wrote; `class_names` count the outputs where `outputs` is left out.
+      config: what `describe` wrote; `class_names` count the outputs where `outputs` is left out. With `tasks`, class
+        names by task, and an `architecture` the network of these is the encoder of one with an output for each task.
 
     Raises:
       InputError: for a name that the zoo has not, or options that it doesn't take.
@@ -64,4 +68,8 @@ def rebuild(config: Mapping[str, Any]) -> Model:
         raise InputError(
             f"model_options {config.get('model_options')}: {name} can't be made with them: {error}"
         ) from None
+    if config.get("tasks"):
+        classes = {task: len(names) for task, names in config["tasks"].items()}
+        how = {name: config[name] for name in ("image_shape", "experts") if name in config}
+        model = task_network(config["architecture"], model, classes, **how)
     return model if config.get("mean") is None else normalize(model, config["mean"], config["std"])

@@ -16,10 +16,10 @@ from jaxtransfer.resizing import from_entries
 
 FORMAT = 1
 """Of what is written; a later version of the library raises it where this one couldn't read what it writes."""
-FEATURES, EPISODES = "features", "episodes"
-KNOWS = (CLASSES, LABELS, FEATURES, EPISODES)
-"""What a run may have learned: to name classes; labels, any number of which hold together; features alone; or to learn
-the classes of an episode."""
+FEATURES, EPISODES, TASKS = "features", "episodes", "tasks"
+KNOWS = (CLASSES, LABELS, FEATURES, EPISODES, TASKS)
+"""What a run may have learned: to name classes; labels, any number of which hold together; features alone; to learn the
+classes of an episode; or to name the classes of several tasks, by an output each."""
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value will do, and what it should be, for messages."""
 
@@ -57,10 +57,14 @@ def check_config(config: Mapping[str, Any], directory: str | Path, *, needs: tup
     for name, rule in ({**ENTRIES, **more}).items():
         if name in config:
             check_entry(config, name, rule, directory)
-        elif name in needs or name in more:
+        elif (name in needs and not (name == "class_names" and "tasks" in config)) or name in more:
             raise lacks(directory, name)
     if config.get("model") is not None and config["model"] not in models.ZOO:
         raise InputError(f"{directory}: {unknown('model', config['model'], models.ZOO)}")
+    if "tasks" in config:
+        for name in ("architecture", "image_shape"):
+            if name not in config:
+                raise lacks(directory, name)
     if (config.get("mean") is None) != (config.get("std") is None):
         name = "mean" if config.get("mean") is None else "std"
         raise wrong(directory, name, "a list of numbers, as the other of mean and std is one", config.get(name))
@@ -165,6 +169,12 @@ SHAPE: Rule = (
 )
 ENTRIES: dict[str, Rule] = {
     "command": (lambda value: isinstance(value, str), "the name of a command"),
+    "tasks": (
+        lambda value: isinstance(value, dict) and bool(value) and all(map(list_of(text), value.values())),
+        "an object of class names by task",
+    ),
+    "architecture": (lambda value: value in models.NETWORKS, "the name of a network of several tasks"),
+    "experts": COUNT,
     "knows": (list_of(lambda word: word in KNOWS), f"a list of {', '.join(KNOWS)}"),
     "class_names": (list_of(lambda name: isinstance(name, str)), "a list of names"),
     "model": (or_none(text), "the name of a model"),

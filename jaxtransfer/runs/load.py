@@ -77,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def knows(self) -> tuple[str, ...]:
-        """What it has learned, one or more of `classes`, `labels`, `features` (alone, without either) and `episodes`.
+        """What it has learned: `classes`, `labels`, `features` (alone, without either), `episodes`, `tasks`.
 
         Of `labels` any number hold together: their probabilities are the sigmoids of the logits, not a softmax.
         """
@@ -87,6 +87,11 @@ class Run(NamedTuple):
     def class_names(self) -> tuple[str, ...]:
         """The names of its classes, or labels: logit k is of class k; empty where the run doesn't say."""
         return tuple(self.config.get("class_names", ()))
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """The class names of each of its tasks, whose logits are the output of that name; empty of other runs."""
+        return {task: tuple(names) for task, names in self.config.get("tasks", {}).items()}
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -153,6 +158,8 @@ class Run(NamedTuple):
         what = [self.config.get("model") or self.model.name, f"step {self.step}"]
         if self.class_names:
             what.insert(1, f"{len(self.class_names)} {LABELS if LABELS in self.knows else CLASSES}")
+        if self.tasks:
+            what.insert(1, f"tasks {', '.join(self.tasks)}")
         told = ", ".join(f"{name} {value:.4g}" for name, value in self.result.items())
         return f"Run({self.directory}: {', '.join(what)}{'; ' * bool(told)}{told})"
 
