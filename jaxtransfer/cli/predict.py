@@ -28,7 +28,7 @@ from jaxtransfer.runs.loggers import progress_bar
 class Predict:
     """Classify image files; prints a JSON line for each, with the runners-up.
 
-    Of a run whose labels hold together: the probability of each label.
+    Of a run whose labels hold together: the probability of each label. Of a run of several tasks: a class of each.
 
     A file that can't be read gets a line with an error; the exit code is then 2.
 
@@ -44,7 +44,7 @@ class Predict:
     list: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Text file with more of them, one a line, as seen from here; - reads stdin."""
     top: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 3, all of labels)")] = None
-    """Classes to list, or labels, of a run whose labels hold together."""
+    """Classes to list, or labels, of a run whose labels hold together; of several tasks classes of each."""
     features: bool = False
     """Give the pooled features of each image, too, also of a run that knows no classes."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: stdout)")] = None
@@ -59,9 +59,9 @@ class Predict:
         paths = [*self.images, *(() if self.list is None else _listed(self.list))]
         if not paths:
             raise InputError("expected image files or folders after the run directory, or --list FILE; got none")
-        run = load_run(self.directory)
+        run = load_run(self.directory, tasks=True)
         labels = LABELS in run.knows
-        if not self.features and not labels:
+        if not self.features and not labels and not run.tasks:
             check_knows_classes(run, self.directory, "predict names classes")
         files = [file for path in paths for file in _files(path)]
         if not any(file.exists() for file in files):
@@ -71,7 +71,7 @@ class Predict:
             raise InputError(f"there is no image {images.shown(files[0])}{hint}")
         bad = 0
         names = run.class_names if labels or CLASSES in run.knows else ()
-        told = {"kind": "label" if labels else "class", "features": self.features}
+        told = {"kind": "label" if labels else "class", "features": self.features, "tasks": tuple(run.tasks)}
         bar = progress_bar(len(files), 0, show=None)
         with opened(self.out, _top(self, run, names), **told) as write, bar as update:
             for done, records in _predicted(run, files, min(self.batch_size, len(files)), names, self):
@@ -99,13 +99,17 @@ def _predicted(
     check_memory(size, shape)
     top, activation = _top(asked, run, names), jax.nn.sigmoid if LABELS in run.knows else jax.nn.softmax
 
+    def ranked(logits: jax.Array, most: int) -> Any:
+        return jax.lax.top_k(activation(logits.astype(jnp.float32)), most)
+
     @jax.jit
     def compiled(variables: Any, inputs: jax.Array) -> dict[str, Any]:
         outputs, _ = run.model.apply(variables, inputs, train=False, key=None)
         found = {}
         if top:
-            logits = outputs["logits"].astype(jnp.float32)
-            found["top"] = jax.lax.top_k(activation(logits), top)
+            found["top"] = ranked(outputs["logits"], top)
+        if run.tasks:
+            found["tasks"] = {task: ranked(outputs[task], _top(asked, run, names)) for task, names in run.tasks.items()}
         if asked.features:
             if "features" not in outputs:
                 raise unknown(f"output of model {run.model.name!r}", "features", outputs)
@@ -127,9 +131,9 @@ def _predicted(
             if len(pending) > 1:
                 part, errors, given = pending.pop(0)  # computed while the next one was read
                 done += len(part)
-                yield done, _records(part, errors, given, names, LABELS in run.knows)
+                yield done, _records(part, errors, given, names, run)
     for part, errors, given in pending:
-        yield done + len(part), _records(part, errors, given, names, LABELS in run.knows)
+        yield done + len(part), _records(part, errors, given, names, run)
 
 
 def _top(asked: Predict, run: Run, names: Sequence[str]) -> int:
@@ -138,9 +142,7 @@ def _top(asked: Predict, run: Run, names: Sequence[str]) -> int:
     return min(usual if asked.top is None else asked.top, len(names))
 
 
-def _records(
-    files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str], labels: bool
-) -> list[Record]:
+def _records(files: Sequence[Path], errors: dict[int, str], given: Any, names: Sequence[str], run: Run) -> list[Record]:
     records, found = [], jax.device_get(given)
     for row, file in enumerate(files):
         record: dict[str, Any] = {"image": str(file)}
@@ -152,10 +154,12 @@ def _records(
                 f"what the network makes of {images.shown(file)} is not finite; look at the weights: has its training "
                 f"diverged?"
             )
+        if "tasks" in found:
+            best = {task: _listed_of(found["tasks"][task], row, own) for task, own in run.tasks.items()}
+            record["tasks"] = {task: {**listed[0], "top": listed} for task, listed in best.items()}
         if "top" in found:
-            ranked = zip(found["top"][0][row], found["top"][1][row], strict=True)
-            listed = [{"class": names[k], "probability": round(float(p), 6)} for p, k in ranked]
-            if labels:
+            listed = _listed_of(found["top"], row, names)
+            if LABELS in run.knows:
                 record["labels"] = {one["class"]: one["probability"] for one in listed}
             else:
                 record |= {**listed[0], "top": listed}
@@ -163,6 +167,12 @@ def _records(
             record["features"] = [float(f"{x:.7g}") for x in found["features"][row]]
         records.append(record)
     return records
+
+
+def _listed_of(ranked: Any, row: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the classes of a row with their probabilities, the largest first."""
+    pairs = zip(ranked[0][row], ranked[1][row], strict=True)
+    return [{"class": names[k], "probability": round(float(p), 6)} for p, k in pairs]
 
 
 def _read(run: Run, files: Sequence[Path], size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[int, str]]:

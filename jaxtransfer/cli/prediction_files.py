@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtransfer.files import expanded
 KINDS = (".jsonl", ".csv", ".parquet")
 Record = Mapping[str, Any]
 """`image`, and `error`, or `class`, `probability` and `top` (a list of both), `labels` (probabilities by
-name), `features`."""
+name), `tasks` (class, probability and top of each), `features`."""
 _GROUP = 4096  # rows that Parquet writes at once
 
 
@@ -35,7 +35,9 @@ def check_out(out: Path | None, features: bool) -> None:
 
 
 @contextmanager
-def opened(out: Path | None, top: int, *, kind: str, features: bool) -> Iterator[Callable[[list[Record]], None]]:
+def opened(
+    out: Path | None, top: int, *, kind: str, features: bool, tasks: Sequence[str] = ()
+) -> Iterator[Callable[[list[Record]], None]]:
     """Yields `write(records)`, in the order of the calls; the file of this name is there once all are written.
 
     Args:
@@ -43,13 +45,14 @@ def opened(out: Path | None, top: int, *, kind: str, features: bool) -> Iterator
       top: classes, or labels, of a record; 0 where they have none.
       kind: `class`, or `label`: what their columns are called in tables.
       features: whether records have features.
+      tasks: of which records have a class each.
     """
     if out is None:
         yield lambda records: print(*map(_line, records), sep="\n", flush=True)
         return
     path = expanded(out)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    columns = _columns(top, kind)
+    columns = _columns(top, kind, tasks)
     temporary.unlink(missing_ok=True)
     try:
         if path.suffix.lower() == ".parquet":
@@ -72,14 +75,17 @@ def _line(record: Record) -> str:
     return json.dumps(record)
 
 
-def _columns(top: int, kind: str) -> list[str]:
+def _columns(top: int, kind: str, tasks: Sequence[str]) -> list[str]:
     ranked = [(kind, "probability"), *((f"{kind}_{k}", f"probability_{k}") for k in range(2, top + 1))]
-    return ["image", *(name for pair in ranked[:top] for name in pair), "error"]
+    each = [(f"class_{task}", f"probability_{task}") for task in tasks]
+    return ["image", *(name for pair in (*ranked[:top], *each) for name in pair), "error"]
 
 
 def _flat(record: Record) -> dict[str, Any]:
     """A record as a row of a table."""
-    row = {name: value for name, value in record.items() if name not in ("top", "labels")}
+    row = {name: value for name, value in record.items() if name not in ("top", "labels", "tasks")}
+    for task, best in record.get("tasks", {}).items():
+        row |= {f"class_{task}": best["class"], f"probability_{task}": best["probability"]}
     for k, (name, probability) in enumerate(record.get("labels", {}).items(), 1):
         ending = f"_{k}" if k > 1 else ""
         row |= {f"label{ending}": name, f"probability{ending}": probability}

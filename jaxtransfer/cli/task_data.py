@@ -201,7 +201,9 @@ def known_rows(dataset: jt.data.Dataset, task: str) -> np.ndarray:
     return dataset.column(column) > 0 if column in dataset.columns else np.ones(len(dataset), bool)
 
 
-def terms_of(model: jt.Model, dataset: jt.data.Dataset, tasks: Any, *, label_smoothing: float = 0.0) -> list[Any]:
+def terms_of(
+    model: jt.Model, dataset: jt.data.Dataset, tasks: Any, *, label_smoothing: float = 0.0
+) -> list[jt.Objective]:
     """Returns the cross-entropy of each task on the examples that have its label."""
     found = []
     for task in tasks:

@@ -92,7 +92,7 @@ def reported(outcome: Outcome, facts: Mapping[str, Any]) -> tuple[Path, str]:
     tasks, history = list(sets.tasks), outcome.fitted.history
     fights = fights_of(history, tasks, row.facts.name)
     weights = weights_of(history, tasks, row.facts.name)
-    tables = [_tasks(outcome)]
+    tables: list[tuple[str, Sequence[str], list[Any]]] = [_tasks(outcome)]
     if weights:
         rows = [(task, own[0], float(np.mean(own)), own[-1]) for task, (_, own) in weights.items()]
         tables.append(("Weights of the tasks", ("task", "first", "mean", "last"), rows))
@@ -131,7 +131,7 @@ def _noted(record: Mapping[str, Any]) -> bool:
     return f"eval/{ACCURACY}" in record
 
 
-def _tasks(outcome: Outcome) -> tuple[str, Sequence[str], list[list[Any]]]:
+def _tasks(outcome: Outcome) -> tuple[str, Sequence[str], list[Any]]:
     """The table of the tasks: the share of the most frequent class tells what an accuracy is worth."""
     header = ["task", "classes", "labelled to train on", "most frequent class", f"test accuracy, step {outcome.step}"]
     header += ["single task", "difference"] if outcome.single else []

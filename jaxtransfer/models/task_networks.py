@@ -104,7 +104,7 @@ def maps_of(encoder: Model, image_shape: Any) -> tuple[str, ...]:
       InputError: for an encoder without maps.
     """
     shapes = _outputs_of(encoder, image_shape)
-    numbered = {int(found[1]): name for name in shapes if (found := _MAP.fullmatch(name))}
+    numbered = {int(number[1]): name for name in shapes if (number := _MAP.fullmatch(name))}
     found: list[str] = []
     for name in (numbered[number] for number in sorted(numbered, reverse=True)):
         shape = shapes[name].shape

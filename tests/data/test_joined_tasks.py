@@ -112,7 +112,7 @@ def test_what_has_no_meaning_is_refused(rng):
         (lambda: jt.data.joined(task=one), "can't be called 'task'"),
         (lambda: jt.data.joined({"a": one, "has_a": one}), "can't be called 'has_a'"),
         (lambda: jt.data.joined(a=one, b=made(rng, 2, 2, side=5)), "must be alike"),
-        (lambda: jt.data.joined(a="mnist"), "joined takes a jt.data.Dataset"),
+        (lambda: jt.data.joined(**{"a": "mnist"}), "joined takes a jt.data.Dataset"),
         (lambda: jt.data.joined(a=one, label="lable"), "no column 'lable'"),
         (lambda: jt.data.known_labels(one, ("image",)), "one class per example"),
         (lambda: jt.data.temperature_weights(both, 0.0), "must be positive; got 0.0"),
