@@ -48,7 +48,7 @@ class ChoiceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Multitask:
-    """Learn several tasks at once: label columns of one data set, or several data sets.
+    """Learn several tasks at once: labels of one data set, or several data sets.
 
     The report tells each task's accuracy, the tasks' weights, and by the cosines
 
@@ -212,6 +212,7 @@ class Training:
     def __init__(self, config: dict[str, Any], sets: TaskSets, options: TrainOptions, out: Path, *, cosines: bool):
         self.config, self.sets, self.options, self.out = config, sets, options, out
         self.model = build_model(config)
+        self.mesh = device_mesh() if options.mode == "jit" else None
         row, network = METHODS[config["method"]], ARCHITECTURES[config["architecture"]].facts
         transform = augmentation(options.augment, sets.train)
         self.batches = jt.data.pipeline(
@@ -228,7 +229,8 @@ class Training:
 
     def scores(self, dataset: jt.data.Dataset) -> TaskScores:
         """Returns what measures a state on examples."""
-        return TaskScores(self.model, dataset, list(self.sets.tasks), self.options.batch_size, self.options.mode)
+        where = {"mesh": self.mesh, "mode": self.options.mode}
+        return TaskScores(self.model, dataset, list(self.sets.tasks), self.options.batch_size, **where)
 
     def fit(self, prefix: str = "") -> jt.Fitted:
         """Trains, or resumes."""
@@ -246,7 +248,7 @@ class Training:
             out=self.out,
             config=self.config,
             keep=options.keep,
-            mesh=device_mesh() if options.mode == "jit" else None,
+            mesh=self.mesh,
             mode=options.mode,
             log=announcer(prefix),
         )

@@ -49,7 +49,7 @@ class TaskOptions:
             if name.startswith(TABLE):
                 raise InputError(f"multitask takes images; tasks of a table train from Python: jt.balance; got {name}")
         for option, given in (("data", self.data), ("labels", self.labels)):
-            if option == "labels" and len(self.data) > 1:
+            if option == "labels" and len(self.data) > 1:  # columns of several data sets may have one name
                 continue
             if twice := [one for one in given if given.count(one) > 1]:
                 raise InputError(f"--{option}: expected each once; {twice[0]!r} is there twice")

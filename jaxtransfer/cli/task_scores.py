@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxtransfer as jt
 from jaxtransfer.cli.options import batch_for
-from jaxtransfer.cli.runs import Run, device_mesh
+from jaxtransfer.cli.runs import Run
 from jaxtransfer.cli.scores import as_json, check_out, print_several, write_scores
 from jaxtransfer.cli.task_data import classes_of, known_rows, read_tasks, terms_of
 from jaxtransfer.errors import InputError
@@ -25,14 +25,13 @@ class TaskScores:
       dataset: labelled examples.
       tasks: by name.
       rows: examples at a time.
-      mode: jit or pmap.
+      **where: `mesh` and `mode` of `jt.eval_step`.
     """
 
-    def __init__(self, model: jt.Model, dataset: jt.data.Dataset, tasks: Sequence[str], rows: int, mode: str = "jit"):
+    def __init__(self, model: jt.Model, dataset: jt.data.Dataset, tasks: Sequence[str], rows: int, **where: Any):
         terms = terms_of(model, dataset, tasks)
         self.tasks, self.dataset = tuple(tasks), dataset
-        mesh = device_mesh() if mode == "jit" else None
-        self._run = jt.eval_step(sum(terms[1:], start=terms[0]), mesh=mesh, mode=mode)
+        self._run = jt.eval_step(sum(terms[1:], start=terms[0]), **where)
         self._batches = jt.data.eval_batches(dataset, rows)
 
     def __call__(self, state: Any) -> dict[str, float]:

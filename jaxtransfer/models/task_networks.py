@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer import tree
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.model import Model
 from jaxtransfer.models.cross_stitch import cross_stitch
@@ -91,6 +92,10 @@ def task_network(name: str, encoder: Model, tasks: Mapping[str, int], *, image_s
                 f"a task can't be called {task!r}: names are letters, digits, '_', '.' and '-', and none of {others}, "
                 f"which are the network's own"
             )
+    if nothing_shared(encoder, image_shape):
+        raise InputError(
+            "the encoder has no layers before its head, so that tasks would share nothing; choose a deeper one"
+        )
     heads = {task: head(classes, batch_norm=False) for task, classes in tasks.items()}
     return NETWORKS[name].build(encoder, heads, experts, image_shape)
 
@@ -129,6 +134,13 @@ def _fits(shape: tuple[int, ...], after: tuple[int, ...]) -> bool:
         return False
     pooled = jax.eval_shape(lambda x: max_pool(x, window), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
     return pooled[1:3] == after[1:3]
+
+
+def nothing_shared(encoder: Model, image_shape: Any) -> bool:
+    """Whether an encoder has no parameters but those of its own head, which the heads of tasks stand in for."""
+    inputs = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    params = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x), inputs)["params"]
+    return all(tree.matches(path, encoder.head) for path in tree.leaves_by_path(params))
 
 
 def _outputs_of(encoder: Model, image_shape: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxtransfer.cli.task_report import fights_of, weights_of
 from tests.cli.test_cli_registry import help_of
 
 SIZES = {"train": 24, "test": 10}
-SMALL = ("--steps", "2", "--batch-size", "8", "--model", "linear", "--eval-every", "2")
+SMALL = ("--steps", "2", "--batch-size", "8", "--model", "mlp", "--eval-every", "2")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,8 @@ def test_the_report_tells_each_task_its_weight_and_who_fights(two):
     report = (out / "report.md").read_text()
     assert "# 2 tasks of faces, shared-bottom by pcgrad (Yu 2020)" in report
     assert "smile: 8 of 24 training examples have no label; they don't count for it." in report
-    rows = {line.split(" | ")[0]: line.split(" | ") for line in report.splitlines() if line.startswith("| ")}
+    lines = report[report.index("## Tasks") :].splitlines()  # the first table with a row of each
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in reversed(lines) if line.startswith("| ")}
     result = json.loads((out / "result.json").read_text())
     test = result["test"]
     for task, classes, labelled in (("who", "3", "24"), ("smile", "2", "16")):
@@ -160,7 +161,7 @@ def test_methods_run(run, faces, tmp_path, method):
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "shared-bottom"])
 def test_architectures_run_and_are_read_back(run, refused, faces, tmp_path, architecture):
     out, data = tmp_path / "out", ("--data", "faces", "--data-dir", faces, "--labels", "who", "smile")
-    small = [word if word != "linear" else "small-cnn" for word in SMALL]
+    small = [word if word != "mlp" else "small-cnn" for word in SMALL]
     run("multitask", *data, *small, "--architecture", architecture, "--method", "mgda", "--out", out)
     found = json.loads(run("evaluate", out, "--data-dir", faces)[0][0])
     result = json.loads((out / "result.json").read_text())["test"]
@@ -192,6 +193,7 @@ def test_several_seeds_make_a_mean(run, faces, tmp_path):
         (("--labels", "who", "smile", "--method", "pcgrd"), "unknown method 'pcgrd' (did you mean 'pcgrad'?)"),
         (("--labels", "who", "smile", "--architecture", "mmoo"), "unknown architecture 'mmoo' (did you mean 'mmoe'?)"),
         (("--labels", "who", "smile", "--architecture", "attention"), "Choose a convolutional network, or another"),
+        (("--labels", "who", "smile", "--model", "linear"), "tasks would share nothing"),
         (("--labels", "who", "smile", "--experts", "2"), "--experts: shared-bottom has none"),
         (("--labels", "who", "smile", "--compare", "singel"), "did you mean 'single'?"),
         (("--labels", "who", "smile", "--balance", "classes"), "--balance draws the classes of one task"),
@@ -203,7 +205,7 @@ def test_several_seeds_make_a_mean(run, faces, tmp_path):
     ],
 )
 def test_what_it_refuses(refused, faces, tmp_path, words, expected):
-    whole = ("multitask", "--data", "faces", "--data-dir", faces, "--model", "linear", *words, "--out", tmp_path / "x")
+    whole = ("multitask", "--data", "faces", "--data-dir", faces, "--model", "mlp", *words, "--out", tmp_path / "x")
     assert expected in refused(*whole)
     assert not (tmp_path / "x" / "config.json").exists()
 
@@ -213,7 +215,8 @@ def test_what_it_refuses(refused, faces, tmp_path, words, expected):
     [
         (("table:a.csv",), (), "multitask takes images"),
         (("folder:a",), ("--labels", "a", "b"), "folder:a has one label for each image"),
-        (("digits/upright", "digits/upright"), (), "two tasks would be called 'digits_upright'"),
+        (("digits/upright", "digits/upright"), (), "'digits/upright' is there twice"),
+        (("folder:a/pets", "folder:b/pets"), (), "two tasks would be called 'pets'; rename a folder"),
         (("digits/upright", "digits/noisy"), ("--temperature", "0"), "--temperature must be positive; got 0.0"),
         (("digits/upright", "digits/noisy"), ("--labels", "label"), "the column of each, 2 names, or none; got 1"),
         (("digits/upright", "digits/nosy"), (), "unknown data set 'digits/nosy' (did you mean"),
