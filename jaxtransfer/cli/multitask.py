@@ -54,7 +54,7 @@ class Multitask:
 
     of their gradients whether they fight.
 
-    Example: jaxtransfer multitask --data cmu_faces --labels person pose --out runs/a
+    Example: jaxtransfer multitask --data cmu_faces --labels pose eyes --out runs/a
     """
 
     data: TaskOptions
@@ -70,9 +70,9 @@ class Multitask:
         None
     )
     """Encoders that the tasks share."""
-    cosines: bool = True
-    """Note no cosines of the tasks' gradients, each of which takes methods that read losses alone (equal, random, dwa,
-    famo, stch, geometric) a pass backwards for each task."""
+    cosines: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: they are noted)")] = True
+    """Leave out the cosines of the tasks' gradients: to methods that look at the losses alone (equal, random, dwa,
+    famo, stch, geometric) they cost a pass backwards for each task."""
     compare: Annotated[str, tyro.conf.arg(metavar="NAME")] = NONE
     """single trains a network for each task beside, by the same options, in OUT/single; or none."""
     image_shape: Annotated[
