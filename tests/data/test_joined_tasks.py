@@ -1,6 +1,7 @@
 """Tasks of several data sets as one, labels that are missing, and how often each task is seen."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,13 +107,14 @@ def test_tasks_are_seen_by_their_shares_and_a_run_goes_on_where_it_stopped(rng):
 def test_what_has_no_meaning_is_refused(rng):
     one = made(rng, 5, 3)
     both = jt.data.joined(a=one)
+    text: Any = "mnist"
     for call, message in (
         (lambda: jt.data.joined(), "got none"),
         (lambda: jt.data.joined(image=one), "can't be called 'image'"),
         (lambda: jt.data.joined(task=one), "can't be called 'task'"),
         (lambda: jt.data.joined({"a": one, "has_a": one}), "can't be called 'has_a'"),
         (lambda: jt.data.joined(a=one, b=made(rng, 2, 2, side=5)), "must be alike"),
-        (lambda: jt.data.joined(**{"a": "mnist"}), "joined takes a jt.data.Dataset"),
+        (lambda: jt.data.joined(a=text), "joined takes a jt.data.Dataset"),
         (lambda: jt.data.joined(a=one, label="lable"), "no column 'lable'"),
         (lambda: jt.data.known_labels(one, ("image",)), "one class per example"),
         (lambda: jt.data.temperature_weights(both, 0.0), "must be positive; got 0.0"),
