@@ -11,6 +11,7 @@ from jaxtransfer import (
     adaptation,
     data,
     deltas,
+    devices,
     fusion,
     losses,
     measures,
@@ -26,7 +27,7 @@ from jaxtransfer import (
     tree,
 )
 from jaxtransfer.adaptation.self_training import co_training, tri_training
-from jaxtransfer.errors import InputError, NonFiniteLossError
+from jaxtransfer.errors import InputError, LostProcessError, NonFiniteLossError
 from jaxtransfer.former import keep_former_names
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
@@ -93,6 +94,7 @@ __all__ = [
     "FrozenModel",
     "InputError",
     "Interval",
+    "LostProcessError",
     "Mean",
     "Model",
     "NonFiniteLossError",
@@ -121,6 +123,7 @@ __all__ = [
     "data",
     "delta",
     "deltas",
+    "devices",
     "distillation",
     "ema",
     "eval_step",

@@ -12,6 +12,10 @@ class NonFiniteLossError(InputError):
     """The loss or the parameters stopped being finite; the message names the step and the term."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the job ended or can't be reached; what was saved is there, and the same call goes on."""
+
+
 def unknown(kind: str, name: str, known) -> InputError:
     """Returns the error for a name that is not among the `known` ones, with the closest of them."""
     import difflib

@@ -35,7 +35,7 @@ FLOORS = [
 ]
 ASIDE = {
     "models": {"errors", "formats", "model", "tree", "weights"},
-    "data": {"errors", "files", "model", "resizing", "texts"},
+    "data": {"devices", "errors", "files", "model", "resizing", "texts"},
 }  # meet the rest only above
 MEETS = {"runs": {"models"}, "pretrained": {"models"}}  # a run says how its model is made
 MEETING_PLACES = {"cli", "__init__", "__main__"}

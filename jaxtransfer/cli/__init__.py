@@ -23,16 +23,19 @@ from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.export import Export
 from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.inspect import Inspect
+from jaxtransfer.cli.launch import Launch
 from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.multitask import Multitask
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
+from jaxtransfer.cli.together import LOST, says, together
 from jaxtransfer.cli.words import asks_for_help, check_words, placed
 from jaxtransfer.data.cache import cache_dir
+from jaxtransfer.devices import processes
 from jaxtransfer.devices.programs import programs_kept
-from jaxtransfer.errors import InputError
+from jaxtransfer.errors import InputError, LostProcessError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
 from jaxtransfer.version import VERSION
 
@@ -50,6 +53,7 @@ COMMANDS = {
     "export": Export,
     "evaluate": Evaluate,
     "predict": Predict,
+    "launch": Launch,
     "datasets": Datasets,
     "models": Models,
 }
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 143 when terminated, 1 when the
-      reader of our output went away.
+      reader of our output went away, 75 where another process of the job is lost.
     """
     command = None
     with warnings.catch_warnings(), _quiet_libraries():
@@ -73,15 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if words == ["--version"]:
                 print(f"jaxtransfer {VERSION}")
                 return 0
+            words, after = _apart(words)
             words, keeps = _without_switch(words)
             command = _parse(words)
-            with _programs(keeps=keeps and not isinstance(command, _COMPILE_NOTHING)):
+            if isinstance(command, Launch):
+                return command.run_words(after)
+            with together(command), _programs(keeps=keeps and not isinstance(command, _COMPILE_NOTHING)):
                 command.run()
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
         except Terminated as stop:
             return _stopped(stop, 128 + signal.SIGTERM)
+        except LostProcessError as error:
+            says(f"error: {_one_line(error)}", agreed=False)
+            return LOST
         except SystemExit as stop:  # --help, and completions, which end with no code
             return 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 2
         except Interrupted as stop:
@@ -110,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """The console script."""
     _hush_libraries()  # until the process ends
-    sys.exit(main())
+    processes.leave(main())
 
 
 _COMPILE_NOTHING = (Inspect, Datasets, Models)
@@ -188,12 +198,12 @@ def _refuse(error: Any) -> int:
     message = _one_line(error)
     for argument, options in _OPTIONS.items():
         message = message.replace(argument, options)
-    print(f"jaxtransfer: error: {message}", file=sys.stderr)
+    says(f"error: {message}", agreed=isinstance(error, processes.ToldError))
     return 2
 
 
 def _stopped(stop: BaseException, code: int) -> int:
-    print(f"jaxtransfer: {str(stop).replace('the same call goes on', 'resume with the same command')}", file=sys.stderr)
+    says(str(stop).replace("the same call goes on", "resume with the same command"), agreed=True)
     return code
 
 
@@ -203,6 +213,14 @@ class _OnStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a line."""
         print(record.getMessage(), file=sys.stderr)
+
+
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the words of `launch`, and those of the command that it runs, after --."""
+    if words[:1] != ["launch"] or "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
 
 
 def _parse(words: Sequence[str]) -> Any:

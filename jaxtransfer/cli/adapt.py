@@ -1,7 +1,9 @@
 """`jaxtransfer adapt`: from a labelled domain to one without labels, or with few of them."""
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from jaxtransfer.cli.runs import Run, check_knows_classes, load_run
 from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.sources import network_of, read_source
 from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.errors import InputError
 from jaxtransfer.resizing import STRETCH
@@ -101,9 +104,14 @@ class Adapt:
         for note in domains.notes:
             print(note, file=sys.stderr)
         training.say_steps()
-        before = self._compared(plan, start, measure)
+        compared = self._compared(plan, start, measure)
         chosen = SELECTIONS[self.select].facts
         fitted = plan.fit(made, batches, measure, out, monitor=chosen.metric, config=plan.config)
+        by_first(self._reported)(plan, fitted, compared, measure)
+
+    def _reported(self, plan: Plan, fitted: jt.Fitted, compared: Callable[[], Before | None], measure: Any) -> None:
+        """Writes the report."""
+        out, domains, before = self.training.out, plan.domains, compared()
         outcome = Outcome(out, self.method, self.select, fitted, before, measure, domains)
         page, told = reported(outcome, facts_of(plan.config), tsne=self.tsne)
         print_results(out, fitted, page)
@@ -210,20 +218,20 @@ class Adapt:
         score = row.build()
         return {} if score is None or row.facts.metric is None else {row.facts.metric: score}
 
-    def _compared(self, plan: Plan, start: Run | None, measure: DomainScores) -> Before | None:
-        """Returns what adaptation is compared with; None for nothing."""
+    def _compared(self, plan: Plan, start: Run | None, measure: DomainScores) -> Callable[[], Before | None]:
+        """Trains what adaptation is compared with, and returns what gives it; None for nothing."""
         facts = METHODS[self.method].facts
         if self.compare not in COMPARES:
-            return before_of(load_run(Path(self.compare)), self.compare, measure)
+            return lambda: before_of(load_run(Path(self.compare)), self.compare, measure)
         if not facts.adapts or self.compare == NONE:
-            return None
+            return lambda: None
         if facts.source_free:
             assert start is not None
-            return before_of(start, "before adaptation", measure)
+            return functools.partial(before_of, start, "before adaptation", measure)
         out = self.training.out / BESIDE
         made = METHODS[BESIDE].build(plan.make)
         config = {name: value for name, value in plan.config.items() if name != "monitor"}
         config |= {"method": BESIDE, "select": LAST, "strength": None}
         last = DomainScores(plan.model, measure.domains, plan.training.batch_size)
         plan.fit(made, plan.batches(BESIDE), last, out, monitor=None, config=config, every=plan.training.updates)
-        return before_of(load_run(out), "source only", measure)
+        return lambda: before_of(load_run(out), "source only", measure)

@@ -29,6 +29,7 @@ from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_head
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.data import views
 from jaxtransfer.devices import device_mesh
@@ -189,6 +190,11 @@ class Contrast:
             mode=training.mode,
             log=announcer(),
         )
+        by_first(self._reported)(fitted, config, train, test, transform)
+
+    def _reported(self, fitted: jt.Fitted, config: dict[str, Any], train: Any, test: Any, transform: Any) -> None:
+        """Measures the encoder and writes the report."""
+        out = self.training.out
         rows = self._measured(load_run(out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
         title = f"{self.method} on {self.data.data}, {self.model}"

@@ -30,6 +30,7 @@ from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
@@ -192,6 +193,11 @@ class Meta:
             log=announcer(),
             **data,
         )
+        by_first(self._tested)(fitted, config, tests, train)
+
+    def _tested(self, fitted: jt.Fitted, config: dict[str, Any], tests: jt.data.EpisodeBatches, train: Any) -> None:
+        """Writes the report and tests the run."""
+        out = self.training.out
         title = f"{self.method} on {self.episodes.data}, {self.episodes.ways} ways, {self.episodes.shots} shots"
         report = write_report(out, title, facts_of(config))
         scores = tested(load_run(out), tests, lambda: train)

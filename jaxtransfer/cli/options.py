@@ -76,6 +76,9 @@ class RunOptions(RateOptions, Length):
     """Stop after this many evaluations without a better accuracy."""
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "jit"
     """jit or pmap, over all devices; the numbers are the same to rounding."""
+    distributed: bool = False
+    """This is one of several processes that train together, as a TPU pod, SLURM, Open MPI or Kubernetes start them;
+    jaxtransfer launch does on this machine."""
 
     @property
     def updates(self) -> int:
@@ -194,7 +197,7 @@ def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     return size
 
 
-_ELSEWHERE = ("out", "data_dir", "epochs", "config")
+_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from jaxtransfer.cli.settings import made_by
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.directory import CONFIG
 from jaxtransfer.runs.files import write_atomically
@@ -33,12 +34,19 @@ def run_each(name: str, command: Any) -> None:
       name: of the command.
       command: with `training` and `recipe`.
     """
-    seeds, out, results = command.recipe.seeds, command.training.out, []
+    seeds, out, outs = command.recipe.seeds, command.training.out, []
     for seed in seeds:
         training = dataclasses.replace(command.training, seed=seed, out=out / f"seed-{seed}")
         one = dataclasses.replace(command, training=training, recipe=dataclasses.replace(command.recipe, seeds=()))
         one.run()
-        results.append(read_result(training.out) or {})
+        outs.append(training.out)
+    by_first(_summed_up)(name, command, outs)
+
+
+def _summed_up(name: str, command: Any, outs: list[Any]) -> None:
+    """Writes what the runs came to together."""
+    seeds, out = command.recipe.seeds, command.training.out
+    results = [read_result(one) or {} for one in outs]
     scores = spreads(results)
     where = {key: results[0].get(key) for key in ("chosen on", "test on")}
     listed = {

@@ -10,6 +10,7 @@ import numpy as np
 
 import jaxtransfer as jt
 from jaxtransfer.cli.options import TrainOptions
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.validation import chosen_where, result_of
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError
@@ -93,7 +94,7 @@ def train_stages(
         state=state,
         out=training.out,
         log=announce,
-        after=report,
+        after=by_first(report),
         eval_data=evals,
         eval_objective=eval_objective or jt.classification(eval_model),
         eval_every=training.eval_every,

@@ -11,6 +11,7 @@ from jaxtransfer.data.dataset import Dataset, check_dataset
 from jaxtransfer.data.fingerprint import fingerprint
 from jaxtransfer.data.pipeline import held, host_rows
 from jaxtransfer.data.stream import ENDLESS, Stream
+from jaxtransfer.data.transform import Rows
 from jaxtransfer.errors import InputError
 
 _CLASSES, _EPISODE = 3, 4  # first words of a seed, beside those of the pipelines
@@ -163,7 +164,8 @@ class EpisodeBatches:
         if threads < 0 or prefetch < 1:
             raise InputError(f"needs threads >= 0 and prefetch >= 1, got {threads} and {prefetch}")
         self.episodes, self.batch_size = episodes, episodes.tasks
-        self._rows, self._stop = host_rows(episodes.tasks, shard), stop
+        host_rows(episodes.tasks, shard or (0, 1))  # raises
+        self._shard, self._stop = shard, stop
         self._dataset, self._threads, self._prefetch = dataset, threads, prefetch
 
     def __len__(self) -> int:
@@ -176,7 +178,8 @@ class EpisodeBatches:
 
     def iterate(self, start: int = 0) -> Stream:
         """Returns an iterator over the batches from number `start` on, with `position`, `get_state` and `close`."""
-        return Stream(self.batch, start, self._stop, self._threads, self._prefetch)
+        part = functools.partial(self._part, host_rows(self.batch_size, self._shard))  # of who iterates, in all threads
+        return Stream(part, start, self._stop, self._threads, self._prefetch)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the episodes are, to be compared with what they were: the data set's fingerprint and how they are drawn.
@@ -197,9 +200,12 @@ class EpisodeBatches:
 
     def batch(self, i: int) -> dict[str, dict[str, np.ndarray]]:
         """Returns this host's episodes of batch `i`."""
+        return self._part(host_rows(self.batch_size, self._shard), i)
+
+    def _part(self, own: Rows, i: int) -> dict[str, dict[str, np.ndarray]]:
         if not 0 <= i < self._stop:
             raise InputError(f"batches of episodes are numbered from 0 to {self._stop - 1}, got {i}")
-        tasks = [self._episode(int(i), task) for task in range(self._rows.start, self._rows.stop)]
+        tasks = [self._episode(int(i), task) for task in range(own.start, own.stop)]
         return {
             part: {key: np.stack([task[part][key] for task in tasks]) for key in ("image", "label")}
             for part in ("support", "query")

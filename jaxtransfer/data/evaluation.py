@@ -1,5 +1,6 @@
 """Batches for exact evaluation: padded, masked, each example counted once."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def eval_batches(
         which a column is a function.
     """
     check_dataset(dataset, "eval_batches")
-    rows = host_rows(batch_size, shard)
+    host_rows(batch_size, shard or (0, 1))  # raises
     if not len(dataset):
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to evaluate on")
     if threads < 0 or prefetch < 1:
@@ -55,7 +56,7 @@ def eval_batches(
     check_augment(dataset, augment)
     if cache == "device":
         raise InputError('eval_batches has no cache="device"; leave it out')
-    return EvalBatches(held(dataset, cache), rows, augment, threads, prefetch)
+    return EvalBatches(held(dataset, cache), int(batch_size), shard, augment, threads, prefetch)
 
 
 class EvalBatches:
@@ -66,15 +67,16 @@ class EvalBatches:
       batch_size: examples of the global batch.
     """
 
-    def __init__(self, dataset, rows, augment, threads, prefetch):
-        self.dataset, self.batch_size = dataset, rows.total
-        self._rows, self._augment, self._threads, self._prefetch = rows, augment, threads, prefetch
+    def __init__(self, dataset, batch_size, shard, augment, threads, prefetch):
+        self.dataset, self.batch_size = dataset, batch_size
+        self._shard, self._augment, self._threads, self._prefetch = shard, augment, threads, prefetch
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Stream:
-        return Stream(self.batch, 0, len(self), self._threads, self._prefetch)
+        part = functools.partial(self._part, host_rows(self.batch_size, self._shard))  # of who iterates, in all threads
+        return Stream(part, 0, len(self), self._threads, self._prefetch)
 
     def fingerprint(self) -> dict[str, Any]:
         """What is evaluated, to be compared with what it was: the data set's fingerprint."""
@@ -82,8 +84,11 @@ class EvalBatches:
 
     def batch(self, i: int) -> dict[str, np.ndarray]:
         """This host's part of batch `i`, with its mask."""
+        return self._part(host_rows(self.batch_size, self._shard), i)
+
+    def _part(self, own: Rows, i: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([_EVALUATE, 0, i])
-        return augmented(self._augment, lambda rows: self._read(i, rows), rng, self._rows)
+        return augmented(self._augment, lambda rows: self._read(i, rows), rng, own)
 
     def _read(self, i: int, rows: Rows):
         size = rows.stop - rows.start

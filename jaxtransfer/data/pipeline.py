@@ -1,6 +1,7 @@
 """The training pipeline: batch i is a pure function of (seed, i)."""
 
 import copy
+import functools
 import hashlib
 import json
 from typing import Any
@@ -72,7 +73,7 @@ def pipeline(
       (128, 8, 8, 1)
     """
     check_dataset(dataset, "pipeline")
-    rows = host_rows(batch_size, shard)
+    host_rows(batch_size, shard)  # raises
     if not len(dataset):
         raise InputError(f"the data set {dataset.name} ({dataset.split}) has no examples to train on")
     if seed < 0 or threads < 0 or prefetch < 1:
@@ -92,7 +93,9 @@ def pipeline(
                 f"the files; leave cache= out, or pass dataset.decoded() to cut from resized ones"
             )
         cache = None
-    return Pipeline(held(dataset, cache), rows, seed, augment, shuffle, threads, prefetch, cache == "device", drawn)
+    on_device = cache == "device"
+    examples = held(dataset, cache)
+    return Pipeline(examples, int(batch_size), shard, seed, augment, shuffle, threads, prefetch, on_device, drawn)
 
 
 class Pipeline:
@@ -104,13 +107,13 @@ class Pipeline:
       steps_per_epoch: batches until each example was seen once, N / B rounded up.
     """
 
-    def __init__(self, dataset, rows, seed, augment, shuffle, threads, prefetch, on_device, drawn=None):
+    def __init__(self, dataset, batch_size, shard, seed, augment, shuffle, threads, prefetch, on_device, drawn=None):
         self.dataset = dataset
-        self.batch_size = rows.total
-        self.steps_per_epoch = -(-len(dataset) // rows.total)
-        self._rows, self._seed, self._augment, self._shuffle = rows, seed, augment, shuffle
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-len(dataset) // batch_size)
+        self._shard, self._seed, self._augment, self._shuffle = shard, seed, augment, shuffle
         self._threads, self._prefetch = threads, prefetch
-        self._order, self._weights = drawn or (Order(len(dataset), rows.total, seed), None)
+        self._order, self._weights = drawn or (Order(len(dataset), batch_size, seed), None)
         self._gather = _device_gather(dataset) if on_device else None
 
     def batch(self, i: int) -> dict[str, np.ndarray]:
@@ -122,14 +125,17 @@ class Pipeline:
         Returns:
           The columns [b, ...], in NumPy, or on the device with `cache="device"`.
         """
+        return self._part(host_rows(self.batch_size, self._shard), i)
+
+    def _part(self, own: Rows, i: int) -> dict[str, np.ndarray]:
         if i < 0:
             raise InputError(f"batches are numbered from 0, got {i}")
         i = int(i)
         if self._gather is not None:
-            return self._gather(self._examples(i, self._rows))
+            return self._gather(self._examples(i, own))
         rng = np.random.default_rng([_AUGMENT, self._seed, i])
         read = reader(self.dataset, self._augment)
-        return augmented(self._augment, lambda rows: read(self._examples(i, rows)), rng, self._rows)
+        return augmented(self._augment, lambda rows: read(self._examples(i, rows)), rng, own)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the batches are, to be compared with what they were: the data set's fingerprint, the order, the size of
@@ -175,7 +181,8 @@ class Pipeline:
           The iterator, with `position`, `get_state`, `set_state` and `close`; its threads end when it is
           dropped.
         """
-        return Stream(self.batch, start, ENDLESS, self._threads, self._prefetch)
+        part = functools.partial(self._part, host_rows(self.batch_size, self._shard))  # of who iterates, in all threads
+        return Stream(part, start, ENDLESS, self._threads, self._prefetch)
 
     def _examples(self, i, rows):
         """Numbers of the examples in rows `start` to `stop` of batch i."""
@@ -197,9 +204,9 @@ def host_rows(batch_size: int, shard: tuple[int, int] | None) -> Rows:
       InputError: for a batch size below 1 or not divisible by count, or an index outside of [0, count).
     """
     if shard is None:
-        import jax
+        from jaxtransfer.devices import processes  # JAX is imported only where it is used
 
-        shard = jax.process_index(), jax.process_count()
+        shard = processes.index(), processes.count()
     index, count = shard
     if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool):
         raise InputError(f"batch_size must be a whole number, got {batch_size!r}")

@@ -1,3 +1,6 @@
 """The devices that a run trains on: a mesh over them, where arrays live, how far ahead of them the host runs."""
 
-from jaxtransfer.devices.mesh import device_mesh as device_mesh
+from jaxtransfer.devices.mesh import device_mesh
+from jaxtransfer.devices.processes import first_does, start
+
+__all__ = ["device_mesh", "first_does", "start"]

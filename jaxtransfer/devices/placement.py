@@ -9,20 +9,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.weights import Frozen
 
 AXIS = "batch"
-
-
-def check_single_process() -> None:
-    """Raises where JAX runs in several processes: each would train, evaluate and save a model of its own."""
-    if (count := jax.process_count()) > 1:
-        raise InputError(
-            f"training and evaluation run in one process, over all its devices; this is one of {count} processes. "
-            f"Leave jax.distributed.initialize() out, or run them apart from each other"
-        )
 
 
 def check_whole(values: Any, what: str) -> None:
@@ -40,23 +32,29 @@ class Placement:
     """Places states and batches for a compiled step; the batch is split over all devices of the mesh.
 
     Args:
-      mesh: any mesh, or None for the default device. `jax.make_mesh` gives explicit axes, on which shardings are
-        part of the types and every model would have to handle them; the placement uses the same devices as one line
-        with an automatic axis.
+      mesh: any mesh, or None for the default device, or for all devices of several processes. `jax.make_mesh` gives
+        explicit axes, on which shardings are part of the types and every model would have to handle them; the
+        placement uses the same devices as one line with an automatic axis, the devices of process 0 first.
       mode: `"jit"` or `"pmap"`.
 
     Raises:
-      InputError: for another mode, and where several processes train together.
+      InputError: for another mode, and where several processes train together for `pmap`, or a mesh over some of them.
     """
 
     def __init__(self, mesh: Mesh | None, mode: str):
         if mode not in ("jit", "pmap"):
             raise InputError(f"mode is 'jit' or 'pmap'; got {mode!r}")
-        check_single_process()
+        self._several = processes.count() > 1
+        if mode == "pmap" and self._several:
+            raise InputError(
+                f"mode 'pmap' runs in one process, and this is one of {processes.count()}; leave it out: 'jit'"
+            )
         self.mode = mode
         self.devices = self.replicated = self.split = None
-        if mode == "pmap" or mesh is not None:
+        if mode == "pmap" or mesh is not None or self._several:
             devices = mesh.devices.ravel() if mesh is not None else np.array(jax.local_devices())
+            if self._several:
+                devices = processes.in_order(np.array(jax.devices()) if mesh is None else devices)
             line = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
             self.devices = list(devices)
             self.replicated = NamedSharding(line, PartitionSpec())
@@ -66,7 +64,7 @@ class Placement:
     def where_cpus_are_several(self) -> bool:
         """Whether programs run on CPU devices, on one or more of several that this process has."""
         platform = self.devices[0].platform if self.devices else jax.default_backend()
-        return platform == "cpu" and jax.local_device_count("cpu") > 1
+        return platform == "cpu" and (self._several or jax.local_device_count("cpu") > 1)
 
     def whole(self, values: Any, what: str | None = None) -> Any:
         """Returns a tree (a state, frozen weights) whole on every device; an already placed one as it is.
@@ -86,7 +84,11 @@ class Placement:
             return values
         if what is not None:  # only here, so that a step on a state of its own does no more than before
             check_whole(values, what)
-        return jax.device_put(values, self.replicated)
+        return self._everywhere(values)
+
+    def _everywhere(self, values: Any) -> Any:
+        assert self.replicated is not None
+        return processes.put(values, self.replicated) if self._several else jax.device_put(values, self.replicated)
 
     def frozen(self, handles: Sequence[Frozen]) -> tuple[Any, ...]:
         """Returns the frozen trees whole on every device; each array is written there once, whoever asks."""
@@ -140,7 +142,10 @@ class Placement:
 
     def _split(self, rows: Any) -> jax.Array:
         if isinstance(rows, jax.Array):
-            return rows if rows.sharding == self.split else jax.device_put(rows, self.split)
+            if rows.sharding == self.split:
+                return rows
+            if not self._several:
+                return jax.device_put(rows, self.split)
         return jax.make_array_from_process_local_data(self.split, np.asarray(rows))
 
     def _check_divides(self, batch: Any, *, traced: bool = False) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import tree
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError, NonFiniteLossError
 
 _NAME = re.compile(r"step_(\d+)$")
@@ -78,7 +79,7 @@ class Checkpoints:
                     f"{path} is not finite after step {step}; {self.last_good()}. Lower the learning rate"
                 )
         self.wait()
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._pending = self._writer.submit(self._write, step, leaves, meta)
 
     def wait(self) -> None:
@@ -97,9 +98,23 @@ class Checkpoints:
     def restore(self) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None; damaged ones are set aside with a warning.
 
+        Of several processes the first one looks and chooses, and all of them read it.
+
         Raises:
           InputError: where a link lies among the checkpoints, which saving would follow to files of somebody else.
         """
+        mine: list[Restored | None] = []
+
+        def choose() -> int | None:
+            mine.append(found := self._newest())
+            return None if found is None else found.step
+
+        step = processes.first_tells(choose)
+        if step is None:
+            return None
+        return mine[0] if mine else read(self.directory, step)
+
+    def _newest(self) -> Restored | None:
         for entry in (*self.directory.glob(".writing-*"), *(_path(self.directory, step) for step in self.steps())):
             _refuse_link(entry)
         for leftover in self.directory.glob(".writing-*"):

@@ -5,10 +5,11 @@ import json
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import ENTRIES, FEATURES
@@ -63,7 +64,7 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         some runs can be trained on.
 
     Yields:
-      The directory; held by this process alone.
+      The directory; held by this process alone, or by the first of several that train together.
 
     Raises:
       InputError: where the directory holds a run of another configuration or other files, or another process
@@ -71,6 +72,13 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
     """
     directory = Path(directory)
     config = _as_json(config)
+    with ExitStack() as stack:
+        processes.first_does(lambda: stack.enter_context(_held(directory, config)))
+        yield directory
+
+
+@contextmanager
+def _held(directory: Path, config: dict[str, Any]) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
@@ -92,7 +100,7 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
         else:
             (directory / CONFIG).unlink(missing_ok=True)
             note_config(directory, config)
-        yield directory
+        yield
 
 
 def _begun(directory: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective, view_of
 from jaxtransfer.train import identity
@@ -22,7 +23,8 @@ class FromHost:
     """Steps on batches that come from the host, the transfer of the next one under way."""
 
     def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key):
-        self._drawn, self._iterate = _first(data)
+        first, self._iterate = _first(data)
+        self._drawn = processes.gathered(first)
         self._data, self._transform = data, transform
         self.first = _seen(transform, key, self._drawn)
         self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform, watch=True)
@@ -62,13 +64,13 @@ class DrawnInside:
         self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
         self._data = self._step_of(None).place(jax.device_put(data))
         self._in_loops = True
-        self._drawn = jax.jit(sample)(key, self._data)
+        self._drawn = jax.jit(sample)(key, processes.local(self._data))
         self._sample, self._transform = sample, transform
         self.first = _seen(transform, key, self._drawn)
 
     def facts(self, key: jax.Array) -> dict[str, Any]:
         """Returns what the batches are, by part."""
-        drawn = identity.of_draws(self._sample, key, self._data, self._drawn)
+        drawn = identity.of_draws(self._sample, key, processes.local(self._data), self._drawn)
         return {**drawn, **identity.of_transform(self._transform, key, self._drawn)}
 
     def steps_per_call(self, state: TrainState, asked: int | None, at_most: int) -> int:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxtransfer.devices import processes
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import Placement
 from jaxtransfer.errors import InputError
@@ -72,6 +73,7 @@ def evaluate_episodes(
     frozen = placement.frozen(objective.frozen)
     step = updates_made(state.step, getattr(state, "opt_state", ()))
     weights = placement.whole(jax.device_put((state.params, state.state, step)), "state")
+    alone = mesh is None and placement.devices is None
 
     def metrics_of(weights, episode, frozen):
         params, state, step = weights
@@ -89,13 +91,13 @@ def evaluate_episodes(
     for batch in batches:
         check_masks(batch, on_host=True)
         count = jax.tree.leaves(batch)[0].shape[0]
-        one_by_one = jax.default_backend() == "cpu" and mesh is None
+        one_by_one = jax.default_backend() == "cpu" and alone
         size = at_once if at_once is not None else (1 if one_by_one else count)
         if size < 1 or count % size:
             raise InputError(f"at_once must divide the episodes of a batch: got {size} for {count} episodes")
         for first in range(0, count, size):
             in_flight.wait()
-            if size == 1 and mesh is None:
+            if size == 1 and alone:
                 one = jax.tree.map(lambda x, row=first: x[row], batch)
                 parts.append(jax.tree.map(lambda x: x[None], single(weights, one, frozen)))
             else:
@@ -104,5 +106,5 @@ def evaluate_episodes(
             in_flight.add(parts[-1])
     if not parts:
         raise InputError("expected at least one episode to evaluate, got none")
-    rows = jax.device_get(parts)
+    rows = processes.on_host(parts)
     return {name: Interval.of(np.concatenate([row[name] for row in rows]).astype(np.float64)) for name in rows[0]}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxtransfer.devices import processes
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
@@ -92,7 +93,7 @@ def eval_step(
             rows.add(own)
         if sums is None:
             raise InputError("evaluate: expected at least one batch, got none; is the split empty?")
-        losses, metrics, measured = jax.device_get(sums)
+        losses, metrics, measured = processes.on_host(sums)
         values: dict[str, Any] = {"loss": sum(float(mean.value) for mean in losses)}
         values |= {name: float(mean.value) for name, mean in metrics.items()}
         together = rows.together()
@@ -125,12 +126,12 @@ class Rows:
     def add(self, rows: Any) -> None:
         """Adds the rows of a batch, on the devices, and fetches those of the batch before."""
         if self._held:
-            self._held[-1] = jax.device_get(self._held[-1])
+            self._held[-1] = processes.on_host(self._held[-1])
         self._held.append(rows)
 
     def together(self) -> Any:
         """Returns all rows, a tree of NumPy arrays."""
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(self._held))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *[processes.on_host(rows) for rows in self._held])
 
 
 def _counted(batch: Batch) -> jax.Array:

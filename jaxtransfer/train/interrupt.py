@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxtransfer.devices import processes
+
 _LOG = logging.getLogger("jaxtransfer")
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
@@ -45,6 +47,28 @@ class Signals:
 
     def __init__(self):
         self.seen: int | None = None
+        self._votes: processes.Votes | None = None
+        self._stop = 0
+
+    def stops(self) -> bool:
+        """Whether the run ends here, by a signal; asked once a step. Several processes agree on the step.
+
+        Whichever of them it came to, all see it two steps later: the question travels beside the steps, and nothing
+        waits for the answer.
+        """
+        if processes.count() == 1:
+            self._stop = self.seen or 0
+        else:
+            self._votes = self._votes or processes.Votes()
+            self._stop = self._votes.agreed(self.seen or 0)
+        return bool(self._stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has ended by a signal, also by one that came in its last step."""
+        if processes.count() == 1:
+            self._stop = self.seen or 0
+        return bool(self._stop)
 
     def until_seen(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches as long as no signal came.
@@ -53,7 +77,7 @@ class Signals:
           EvaluationCut: at the first batch after one.
         """
         for batch in batches:
-            if self.seen is not None:
+            if self.seen is not None and processes.count() == 1:  # several end it together, and stop then
                 raise EvaluationCut
             yield batch
 
@@ -64,10 +88,9 @@ class Signals:
           Interrupted: after SIGINT.
           Terminated: after SIGTERM.
         """
-        assert self.seen is not None
-        name = signal.Signals(self.seen).name
+        name = signal.Signals(self._stop).name
         message = f"stopped by {name} after step {step}, which is saved in {out}; the same call goes on from there"
-        raise Interrupted(message) if self.seen == signal.SIGINT else Terminated(message)
+        raise Interrupted(message) if self._stop == signal.SIGINT else Terminated(message)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The loop: one for every objective, resumable at any step."""
 
 import logging
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -12,30 +11,29 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from jaxtransfer.devices import processes
 from jaxtransfer.devices.in_flight import InFlight
-from jaxtransfer.devices.placement import check_single_process
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.runs import loggers, selection
-from jaxtransfer.runs.checkpoints import Checkpoints, fill
-from jaxtransfer.runs.directory import note_config, open_run
+from jaxtransfer.runs.checkpoints import Checkpoints
+from jaxtransfer.runs.directory import open_run
 from jaxtransfer.runs.note import noted
-from jaxtransfer.runs.table import keep_table
-from jaxtransfer.runs.tokens import keep_tokenizer
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart, check_transform, rows_in
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.evaluation import eval_step
-from jaxtransfer.train.identity import Identity, of_evaluation, of_training
+from jaxtransfer.train.identity import of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.plan import Plan
-from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of, warn_of_missing
+from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of
 from jaxtransfer.train.refresh import Refresh, check_refresh
+from jaxtransfer.train.resumption import CUT, resumed
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
 
 _LOG = logging.getLogger("jaxtransfer")
-_PENDING, _CUT = "unrecorded", "evaluation cut"  # in a checkpoint between two records: what the next one will hold
+_PENDING = "unrecorded"  # in a checkpoint between two records: what the next one will hold
 
 
 class Fitted(NamedTuple):
@@ -104,6 +102,11 @@ def fit(
 ) -> Fitted:
     """Trains an objective; with `out`, the same call resumes an interrupted run and ends as the unbroken run would.
 
+    In several processes, which `jt.devices.start()` joined, each calls it with the same arguments and with its part of
+    the batches, as `jt.data.pipeline` makes them: the rows of process 0 first. All have the devices of all as their
+    `mesh`. The first one writes `out`, which all of them can read, and measures; they stop at the same step. Their
+    number may be another one when the run goes on.
+
     With `out` and in the main thread, SIGINT (Ctrl-C) and SIGTERM let the step, or the call of several, finish and be
     saved before they end the run; a second one ends it at once. Handlers that a caller has installed stay.
 
@@ -152,7 +155,7 @@ def fit(
       refresh: a `jt.Refresh(every, fn)`: what of the state is made anew before every so many steps, from a pass over
         all data say.
       progress: show a progress bar; None shows it on a terminal.
-      log: called with each record, in addition to the files.
+      log: called with each record, in addition to the files; in the first of several processes.
 
     Returns:
       A `Fitted`.
@@ -160,11 +163,11 @@ def fit(
     Raises:
       KeyboardInterrupt: after SIGINT.
       SystemExit: after SIGTERM, with code 143.
+      LostProcessError: where another process is gone.
       NonFiniteLossError: names the step and the term that is not finite; the last good checkpoint stays.
       InputError: for an unusable argument, before anything is compiled; for a run in `out` that is another one, by
         the name of what differs.
     """
-    check_single_process()
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
@@ -189,6 +192,7 @@ def fit(
     described = noted(objective, model, learned, config, seed=seed, monitor=monitor, maximize=maximize, batches_of=own)
     note = {"steps": steps, **described}
     with ExitStack() as stack:
+        stack.enter_context(processes.loss_told())
         checkpoints = None
         if out is not None:
             out = stack.enter_context(open_run(out, note))
@@ -207,24 +211,18 @@ def fit(
         plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together, measures)
         start, history, kept = 0, [], {}
         if out is not None and checkpoints is not None:
-            facts = of_training(
-                objective, optimizer, current, source.first, given=not (params is None and state is None)
+
+            def facts(begun: TrainState = current) -> dict[str, Any]:
+                given = not (params is None and state is None)
+                told = of_training(objective, optimizer, begun, source.first, given=given)
+                again = None if refresh is None else refresh.facts()
+                return {**told, **source.facts(key), "evaluation data": of_evaluation(eval_data), "refresh": again}
+
+            evaluates = eval_data is not None
+            current, start, history, kept = resumed(
+                out, checkpoints, current, facts, plan=plan, evaluates=evaluates, note=note, learned=learned
             )
-            facts |= {**source.facts(key), "evaluation data": of_evaluation(eval_data)}
-            facts["refresh"] = None if refresh is None else refresh.facts()
-            identity = Identity(out, facts, steps, periods=[*plan, eval_data is not None])
-            for line in identity.compare(done=max(checkpoints.steps(), default=0)):
-                warnings.warn(line, stacklevel=2)
-            if restored := checkpoints.restore():
-                current, start, kept = TrainState(*fill(current, restored.leaves)), restored.step, restored.meta
-            history = loggers.read_jsonl(out / "metrics.jsonl", up_to=start)
-            if identity.same_periods and _CUT not in kept:
-                warn_of_missing(out, history, plan.noted(start, evaluates=eval_data is not None))
-            identity.write()
-            note_config(out, note)
-            keep_tokenizer(out, learned)
-            keep_table(out, learned)
-        owed = eval_data is not None and kept.get(_CUT, False)  # the evaluation of the step that was saved last
+        owed = eval_data is not None and kept.get(CUT, False)  # the evaluation of the step that was saved last
         if (start >= steps and not owed) or selection.exhausted(history, better, patience):
             return Fitted(current, history, selection.best(history, better), {})
         if start:
@@ -232,11 +230,11 @@ def fit(
 
         sinks: list[loggers.Logger] = [history.append]
         timing_sink = None
-        if out is not None and jax.process_index() == 0:
+        if out is not None and processes.is_first():
             sinks.append(stack.enter_context(loggers.jsonl(Path(out) / "metrics.jsonl", up_to=start)))
             sinks.append(stack.enter_context(loggers.tensorboard(Path(out) / "tensorboard", up_to=start)))
             timing_sink = stack.enter_context(loggers.jsonl(Path(out) / "timing.jsonl", up_to=start))
-        bar = stack.enter_context(loggers.progress_bar(steps, start, show=progress))
+        bar = stack.enter_context(loggers.progress_bar(steps, start, show=progress if processes.is_first() else False))
         evaluate = None
         if eval_data is not None:
             evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
@@ -276,29 +274,36 @@ def fit(
                     values = evaluate(current, signals.until_seen(eval_data))
                     meta = evaluated(values, number, monitor if measure is None else None, checkpoints)
                 except EvaluationCut:
-                    meta = {_CUT: True}
-            if _CUT not in meta:
+                    meta = {CUT: True}
+            if CUT not in meta:
                 if measure is not None and plan.measures(number):
                     asked = monitor if meta or evaluate is None else None  # else the evaluations to come may hold it
-                    meta = measured(measure(current), number, meta, asked)
+                    meta = measured(_measured(measure, current), number, meta, asked)
                 for sink in [records.append, *sinks] if meta else ():
                     sink(meta)
             owed, done = False, selection.exhausted(history, better, patience)
-            stopping = signals.seen is not None  # asked once: what comes from here on is for the next step
+            stopping = signals.stops()  # asked once: what comes from here on is for the next step
             if checkpoints is not None and (saves or done or stopping):
                 if pending:
                     meta = {**meta, _PENDING: as_json(finite(pending, checkpoints))}
                 checkpoints.save(number, current, meta)
-            if log is not None:
+            if log is not None and processes.is_first():
                 for record in records:  # last: what a caller's logger raises costs no checkpoint
                     log(record)
             if done or stopping:
                 break
-        if checkpoints is not None and signals.seen is not None:
-            checkpoints.wait()
+        if checkpoints is not None and signals.stopped:
+            processes.first_does(checkpoints.wait)
             signals.end(number, checkpoints.directory.parent)
         jax.block_until_ready(current.step)
-        return Fitted(current, history, selection.best(history, better), clock.report())
+        return Fitted(processes.local(current), history, selection.best(history, better), clock.report())
+
+
+def _measured(measure: Callable[[TrainState], Mapping[str, float]], state: TrainState) -> dict[str, float]:
+    """Returns what is measured of a state; of several processes the first one does, over all of the data."""
+    return processes.first_tells(
+        lambda: {name: float(value) for name, value in measure(processes.local(state)).items()}
+    )
 
 
 def _check_counts(**counts: int | None) -> None:

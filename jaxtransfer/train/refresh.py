@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer import tree
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.train.arguments import check_takes
 from jaxtransfer.train.state import TrainState
@@ -68,10 +69,12 @@ class Refresh:
         """Returns the state that step `number` begins with."""
         if number % self.every:
             return state
-        made = self.fn(state)
+        with processes.alone():  # over all of the data, and not this process's part
+            made = self.fn(processes.local(state))
         if not isinstance(made, Mapping):
             raise InputError(f"a refresh gives a dict of entries of the state; got a {type(made).__name__}")
         new = {name: _like(name, state.state, own) for name, own in made.items()}
+        new = processes.values_of_first(new)  # each has computed it; rounding may differ between machines
         return state._replace(state={**state.state, **new})
 
 

@@ -1,0 +1,287 @@
+"""Several processes that train one model together: who they are, what the first tells the others, where values lie.
+
+JAX's own runtime joins them; each runs the same program on global arrays, of which it holds a part. What isn't of the
+devices, files and prints, is done by the first process, and the others wait to be told what came of it.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtransfer.errors import InputError, LostProcessError
+
+HEARTBEAT = 40
+"""Seconds after which a process that says nothing is lost."""
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+"""Variables that say where process 0 listens, how many processes there are, and which one this is."""
+_PAGE = 4096  # bytes that the first process tells at a time
+_LOSS = ("gloo", "nccl", "connection", "heartbeat", "coordination", "unavailable", "deadline", "barrier", "aborted")
+_alone = 0  # how deep we are in `alone`; for all threads, which make batches for whoever opened them
+
+
+class ToldError(InputError):
+    """What went wrong in the first process, as the others are told: it has said so itself."""
+
+
+def start() -> None:
+    """Joins the processes of a job, before anything else is asked of JAX.
+
+    They find each other by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or as
+    `jax.distributed.initialize` does on TPU pods, under SLURM, Open MPI and Kubernetes. On CPUs they meet by gloo.
+    SIGTERM stays ours: JAX would take it for its own notice of preemption, and the process would not end.
+
+    Raises:
+      InputError: where nothing tells of other processes.
+    """
+    if jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(AttributeError, ValueError):
+        jax.config.update("jax_enable_preemption_service", False)
+    with contextlib.suppress(AttributeError, ValueError):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    known: dict[str, Any] = {}
+    if COUNT in os.environ or INDEX in os.environ:
+        try:
+            known = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
+            known["coordinator_address"] = os.environ[ADDRESS]
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"the processes of a job are told by {ADDRESS}=host:port, {COUNT} and {INDEX} together; got {error}"
+            ) from None
+    try:
+        jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"nothing tells of other processes ({' '.join(str(error).split())}): expected the environment of a TPU "
+            f"pod, SLURM, Open MPI or Kubernetes, or {ADDRESS}=host:port, {COUNT} and {INDEX}; jaxtransfer launch "
+            f"--processes 2 -- ... starts them on this machine"
+        ) from None
+
+
+def joined() -> bool:
+    """Returns whether this is one of several processes; without asking for devices where nobody has."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def count() -> int:
+    """Returns how many processes work together here: those of the job, or one within `alone`."""
+    return 1 if _alone else jax.process_count()
+
+
+def index() -> int:
+    """Returns which of them this is."""
+    return 0 if _alone else jax.process_index()
+
+
+def is_first() -> bool:
+    """Returns whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Works as a single process meanwhile, on its own devices and whole batches: what others needn't do as well."""
+    global _alone
+    _alone += 1
+    try:
+        yield
+    finally:
+        _alone -= 1
+
+
+def first_does(work: Callable[[], Any]) -> Any:
+    """Returns what `work()` gives, which the first process alone calls, and None in the others; all wait for it.
+
+    Raises:
+      InputError: in all processes, where it raised one there; whatever else goes wrong there is an error of that
+        process, and a `ToldError` in the others.
+    """
+    return _by_first(work, tells=False)
+
+
+def first_tells(work: Callable[[], Any]) -> Any:
+    """Returns what `work()` gives in the first process, JSON types, in all of them. See `first_does`."""
+    return _by_first(work, tells=True)
+
+
+def _by_first(work: Callable[[], Any], *, tells: bool) -> Any:
+    if count() == 1:
+        return work()
+    if not is_first():
+        told = json.loads(_broadcast(None))
+        if "error" in told:
+            raise ToldError(told["error"])
+        return told.get("value")
+    try:
+        with alone():
+            value = work()
+        text = json.dumps({"value": value} if tells else {})
+    except Exception as error:
+        _broadcast(json.dumps({"error": str(error) or type(error).__name__}))
+        raise
+    _broadcast(text)
+    return value
+
+
+def _broadcast(text: str | None) -> str:
+    """Returns the text of the first process, in pages of fixed size: one small program serves all texts."""
+    whole = (text or "").encode()
+    count_ = int(_page_of_first(len(whole).to_bytes(8, "little"))[:8].view(np.uint64)[0])
+    pages = [_page_of_first(whole[start : start + _PAGE]) for start in range(0, count_, _PAGE)]
+    return b"".join(page.tobytes() for page in pages)[:count_].decode()
+
+
+def _page_of_first(part: bytes) -> np.ndarray:
+    page = np.zeros(_PAGE, np.uint8)
+    page[: len(part)] = np.frombuffer(part, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(page)).astype(np.uint8)
+
+
+def values_of_first(values: Any) -> Any:
+    """Returns a tree with the first process's values, NumPy arrays; each gives one of the same structure and shapes."""
+    return values if count() == 1 else multihost_utils.broadcast_one_to_all(values)
+
+
+def gathered(batch: Any) -> Any:
+    """Returns the rows of all processes in their order, NumPy arrays; each gives its part of a batch."""
+    if count() == 1:
+        return batch
+
+    def whole(rows: Any) -> np.ndarray:
+        rows = np.asarray(rows)
+        return np.asarray(multihost_utils.process_allgather(rows, tiled=True)).astype(rows.dtype)
+
+    return jax.tree.map(whole, batch)
+
+
+def on_host(values: Any) -> Any:
+    """Returns a tree of global arrays as NumPy arrays, whole in each process."""
+    if all(_readable(leaf) for leaf in jax.tree.leaves(values)):
+        return jax.device_get(values)
+    return jax.tree.map(
+        lambda leaf: jax.device_get(leaf) if _readable(leaf) else multihost_utils.process_allgather(leaf, tiled=True),
+        values,
+    )
+
+
+def _readable(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def local(values: Any) -> Any:
+    """Returns a tree of arrays that are whole on each device as this process has them on one of its own: no copies."""
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(own(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(own, values)
+
+
+def put(values: Any, sharding: NamedSharding) -> Any:
+    """Returns a tree whole on every device of a mesh over processes; each process has all of its values.
+
+    A key goes there as its data, which is what JAX can place over processes.
+    """
+
+    def everywhere(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if _is_key(leaf):
+            data = everywhere(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        leaf = local(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        own = sorted(sharding.addressable_devices, key=lambda device: device.id)
+        copies = [jax.device_put(leaf, device) for device in own]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
+
+    return jax.tree.map(everywhere, values)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def in_order(devices: np.ndarray) -> np.ndarray:
+    """Returns devices so that a batch's rows lie process by process, as each makes its part of them.
+
+    Raises:
+      InputError: for devices of some processes only, or more of one than of another.
+    """
+    ordered = sorted(devices.ravel(), key=lambda device: device.process_index)
+    owned = [sum(device.process_index == one for device in ordered) for one in range(jax.process_count())]
+    if min(owned) < 1 or min(owned) < max(owned):
+        raise InputError(
+            f"a mesh over {len(owned)} processes takes as many devices of each, one or more; this one has "
+            f"{', '.join(map(str, owned))} of them. jt.devices.device_mesh() takes them all"
+        )
+    return np.array(ordered)
+
+
+class Votes:
+    """The largest of the numbers that the processes give: what they agree on, asked for while the devices work.
+
+    Args:
+      lag: how many calls later the answer is read, by when the devices have it.
+    """
+
+    def __init__(self, lag: int = 2):
+        line = Mesh(in_order(np.array(jax.devices())), ("devices",))
+        self._split, self._lag = NamedSharding(line, PartitionSpec("devices")), lag
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(line, PartitionSpec()))
+        self._cast: list[jax.Array] = []
+
+    def agreed(self, number: int) -> int:
+        """Gives a number of this process; returns the largest one of some calls ago, 0 before."""
+        own = np.full(jax.local_device_count(), number, np.int32)
+        self._cast.append(self._largest(jax.make_array_from_process_local_data(self._split, own)))
+        return int(self._cast.pop(0)) if len(self._cast) > self._lag else 0
+
+
+@contextlib.contextmanager
+def loss_told() -> Iterator[None]:
+    """Makes what the devices raise when another process is gone an error that says so.
+
+    Raises:
+      LostProcessError: in its place.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if count() == 1 or not any(word in text.lower() for word in _LOSS):
+            raise
+        raise LostProcessError(
+            f"process {index()} of {count()} lost another one, which ended or can't be reached ({text[:160]}); the "
+            f"same command resumes from the last checkpoint"
+        ) from error
+
+
+def leave(code: int) -> None:
+    """Ends the process; where it failed at once, since JAX would wait for the others, and they for this one.
+
+    The first one hosts what the others listen to, and gives them a moment to tell the same of themselves.
+    """
+    if not joined():
+        sys.exit(code)
+    if code == 0:
+        jax.distributed.shutdown()
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first():
+        time.sleep(1.5)
+    os._exit(code)

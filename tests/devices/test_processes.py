@@ -1,0 +1,256 @@
+"""Several processes train the model that one would: each row of data once, one writer, one step at which all stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+import jaxtransfer as jt
+from jaxtransfer.cli.launch import free_port
+from jaxtransfer.cli.together import LOST
+from jaxtransfer.devices import processes
+from jaxtransfer.devices.placement import Placement
+from jaxtransfer.runs import checkpoints
+
+sys.path.insert(0, str(Path(__file__).parent))
+import commands
+
+ROOT = Path(jt.__file__).parents[1]
+STEPS = 4
+
+
+def start(*words, count=2, devices=2, **more):
+    """Starts the processes of a job, of a Python program each; without a launcher, to see how each one ends."""
+    address = f"localhost:{free_port()}"
+    made = []
+    for index in range(count):
+        told = {processes.ADDRESS: address, processes.COUNT: str(count), processes.INDEX: str(index)}
+        environment = {**os.environ, **told, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT), **more}
+        words = [str(word) for word in words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        made.append(subprocess.Popen([sys.executable, *words], env=environment, **pipes))
+    return made
+
+
+def ended(jobs, timeout=300):
+    """Waits for the processes; returns the exit code and stderr of each."""
+    try:
+        told = [job.communicate(timeout=timeout)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    return [job.returncode for job in jobs], told
+
+
+def leaves(out, step=None):
+    return checkpoints.read(Path(out) / "checkpoints", step).leaves
+
+
+def records(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(one, other, tolerance=1e-5):
+    mine, theirs = leaves(one), leaves(other)
+    assert mine.keys() == theirs.keys()
+    for path, leaf in mine.items():
+        np.testing.assert_allclose(theirs[path], leaf, rtol=0, atol=tolerance, err_msg=path)
+    for mine, theirs in zip(records(one), records(other), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert theirs[name] == pytest.approx(value, rel=1e-4, abs=tolerance), name
+
+
+PROGRAM = Path(commands.__file__)
+
+
+def test_two_processes_train_the_model_of_one(tmp_path):
+    jobs = start(PROGRAM, tmp_path / "two", "two-tasks")
+    commands.two_tasks(tmp_path / "one")
+    assert ended(jobs)[0] == [0, 0]
+    two = tmp_path / "two" / "two-tasks"
+    assert_alike(tmp_path / "one", two)
+    assert (
+        json.loads((two / "identity.json").read_text())["parts"]
+        == (json.loads((tmp_path / "one" / "identity.json").read_text())["parts"])
+    )
+    assert len(list((two / "tensorboard").iterdir())) == 1  # one writer
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
+    assert ended(start(PROGRAM, tmp_path, "two-tasks"))[0] == [0, 0]
+    commands.two_tasks(tmp_path / "two-tasks", steps=STEPS + 3)
+    commands.two_tasks(tmp_path / "one", steps=STEPS + 3)
+    assert_alike(tmp_path / "one", tmp_path / "two-tasks")
+
+
+@pytest.mark.slow
+def test_all_methods_by_their_commands(tmp_path):
+    names = [*commands.ROWS, "two-tasks"]
+    jobs = {
+        "one": lambda: start(PROGRAM, tmp_path / "one", "alone", *names, count=1, devices=1),
+        "four": lambda: start(PROGRAM, tmp_path / "four", "alone", *names, count=1, devices=4),
+        "two": lambda: start(PROGRAM, tmp_path / "two", *names),
+    }
+    for name, job in jobs.items():
+        codes, told = ended(job(), timeout=1800)
+        assert not any(codes), (name, told)
+        assert not any(told[1:]), told  # the first one speaks
+    for name in names:
+        for other in ("four", "two"):
+            assert_alike(tmp_path / "one" / name, tmp_path / other / name)
+
+
+ENDLESS = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(PROGRAM.parent)!r})
+import commands
+import jaxtransfer as jt
+from jaxtransfer.cli import main
+from jaxtransfer.devices import processes
+
+class Command:
+    class training:
+        distributed = True
+    def run(self):
+        def log(record):
+            (Path(sys.argv[1]).parent / "began").touch()
+            time.sleep(0.05)
+        commands.two_tasks(Path(sys.argv[1]), jt.devices.device_mesh(), steps=int(sys.argv[2]), log=log)
+
+import jaxtransfer.cli as cli
+cli._parse = lambda words: Command()
+processes.leave(main(["two-tasks"]))
+"""
+
+
+def begun(out, steps):
+    jobs = start("-c", ENDLESS, out, steps)
+    until = time.monotonic() + 240
+    while not (Path(out).parent / "began").exists():
+        assert time.monotonic() < until
+        assert all(job.poll() is None for job in jobs), ended(jobs)
+        time.sleep(0.05)
+    return jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_all_at_one_step(tmp_path, whom, number):
+    jobs = begun(tmp_path / "run", 100_000)
+    jobs[whom].send_signal(number)
+    codes, told = ended(jobs, timeout=60)
+    assert codes == [128 + number] * 2, told
+    assert f"stopped by {number.name} after step" in told[0]
+    saved = checkpoints.steps(tmp_path / "run" / "checkpoints")[-1]
+    assert f"after step {saved}, " in told[0]
+    for name in ("run", "whole"):
+        codes, told = ended(start("-c", ENDLESS, tmp_path / name, saved + 3))
+        assert codes == [0, 0], told
+    assert f"resumes from step {saved} of {saved + 3}" not in told[0]
+    assert_alike(tmp_path / "whole", tmp_path / "run", tolerance=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_process_that_is_lost_ends_the_others_soon_with_one_line(tmp_path, whom):
+    jobs = begun(tmp_path / "run", 100_000)
+    jobs[whom].kill()
+    since = time.monotonic()
+    codes, told = ended(jobs, timeout=60)
+    assert time.monotonic() - since < 60
+    assert codes[whom] == -signal.SIGKILL
+    assert codes[1 - whom] == LOST, told
+    lines = [line for line in told[1 - whom].splitlines() if "jaxtransfer: " in line]
+    assert len(lines) == 1, told
+    assert "lost another one" in lines[0]
+    assert "Traceback" not in told[1 - whom]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_ends_all_and_is_told_once(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "something").touch()
+    codes, told = ended(start("-c", ENDLESS, out, 4), timeout=120)
+    assert codes == [2, 2]
+    assert "is no run directory" in told[0]
+    assert told[1] == ""
+
+
+def test_alone_is_one_process():
+    assert (processes.count(), processes.index()) == (1, 0)
+    with processes.alone():
+        assert (processes.count(), processes.index()) == (1, 0)
+    assert processes.first_does(lambda: (1, object))[0] == 1
+    assert processes.first_tells(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(KeyError):
+        processes.first_does(lambda: {}["missing"])
+
+
+class Device:
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+
+def test_devices_of_a_process_lie_together(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    mixed = np.array([[Device(0, 1), Device(1, 0)], [Device(2, 1), Device(3, 0)]])
+    assert [device.id for device in processes.in_order(mixed)] == [1, 3, 0, 2]
+    for bad in (mixed[0, :1], mixed.ravel()[:3]):
+        with pytest.raises(jt.InputError, match="as many devices of each"):
+            processes.in_order(bad)
+
+
+def test_pmap_is_of_one_process(monkeypatch, mesh_of):
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    with pytest.raises(jt.InputError, match=r"'pmap' runs in one process.*one of 2"):
+        Placement(mesh_of(4), "pmap")
+    with pytest.raises(jt.InputError, match="as many devices of each"):
+        Placement(mesh_of(4), "jit")
+    with processes.alone():
+        assert Placement(None, "jit").devices is None
+
+
+def test_what_is_no_loss_of_a_process_stays_as_it_is(monkeypatch):
+    error = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4")
+    with pytest.raises(jax.errors.JaxRuntimeError), processes.loss_told():
+        raise error
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    with pytest.raises(jt.LostProcessError, match="process 0 of 2 lost another one"), processes.loss_told():
+        raise error
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"), processes.loss_told():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+def test_a_tree_is_put_whole_on_every_device(mesh_of):
+    line = Mesh(np.array(jax.devices()[:4]), ("x",), axis_types=(AxisType.Auto,))
+    where = jax.sharding.NamedSharding(line, jax.sharding.PartitionSpec())
+    tree = {"key": jax.random.key(3), "w": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": jax.numpy.int32(4)}
+    placed = processes.put(tree, where)
+    assert {leaf.sharding for leaf in jax.tree.leaves(placed)} == {where}
+    np.testing.assert_array_equal(placed["w"], tree["w"])
+    assert int(placed["n"]) == 4
+    assert jax.random.key_data(placed["key"]).tolist() == jax.random.key_data(tree["key"]).tolist()
+    assert processes.put(placed, where)["w"] is placed["w"]
+
+
+@pytest.mark.parametrize("told", [{processes.COUNT: "2"}, {processes.COUNT: "2", processes.INDEX: "x"}])
+def test_half_told_is_refused(monkeypatch, told):
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(jt.InputError, match="JAX_COORDINATOR_ADDRESS=host:port"):
+        processes.start()
