@@ -198,10 +198,8 @@ class Contrast:
         rows = self._measured(load_run(out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
         title = f"{self.method} on {self.data.data}, {self.model}"
-        facts = facts_of(config)
-        print_results(
-            out, fitted, write_report(out, title, facts, tables=[table], pictures={"The embedding": "embedding.png"})
-        )
+        pictures = {"The embedding": "embedding.png"}
+        print_results(out, fitted, write_report(out, title, facts_of(config), tables=[table], pictures=pictures))
         print("  ".join(f"{name} {value:.4g}" for name, value in rows.items()))
 
     def _check(self) -> None:
