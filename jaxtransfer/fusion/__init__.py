@@ -42,12 +42,13 @@ from jaxtransfer.fusion.soups import Soup, greedy_soup
 from jaxtransfer.fusion.specifications import specification
 from jaxtransfer.fusion.statistics import renewed
 from jaxtransfer.fusion.task_vectors import apply_task_vector, task_arithmetic, task_vector
-from jaxtransfer.fusion.ties import ties, trim
+from jaxtransfer.fusion.ties import agreeing, ties, trim
 
 __all__ = [
     "Merger",
     "Soup",
     "ada_merging",
+    "agreeing",
     "apply_task_vector",
     "average",
     "breadcrumbs",

@@ -112,6 +112,8 @@ def ada_merging(model: Model, *, output: str = "logits", view: str = "image") ->
         fitted = jt.fit(objective, optax.adam(1e-3), jt.data.zipped(mnist=..., usps=...), steps=500)
         variables = merger.variables(fitted.state)
 
+    AdaMerging++ is the same of trimmed experts that agree: `jt.fusion.agreeing(base, experts)` in their place.
+
     Args:
       model: `merger(...).model`.
       output: the model's output that holds the logits [B, C]: a task's own head.

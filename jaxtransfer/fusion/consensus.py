@@ -48,7 +48,7 @@ def disjoint_mean(vectors: Sequence[np.ndarray], weights: np.ndarray, *, by_coun
       weights: a [N].
       by_count: elect the sign that more vectors have, whatever their size: peft's `majority_sign_method="frequency"`.
     """
-    agree = _agreeing(vectors, by_count)
+    agree = elected(vectors, by_count)
     number = np.sum(agree, axis=0)
     return weighted_sum([v * mask for v, mask in zip(vectors, agree, strict=True)], weights) / np.maximum(number, 1)
 
@@ -64,7 +64,7 @@ def weighted_disjoint_mean(vectors: Sequence[np.ndarray], weights: np.ndarray, *
       weights: a [N].
       by_count: elect the sign that more vectors have, whatever their size: mergekit's consensus method `count`.
     """
-    agree = _agreeing([weight * double(v) for v, weight in zip(vectors, weights, strict=True)], by_count)
+    agree = elected([weight * double(v) for v, weight in zip(vectors, weights, strict=True)], by_count)
     total = weighted_sum([v * mask for v, mask in zip(vectors, agree, strict=True)], weights)
     return total / _divisor(weighted_sum(agree, weights))
 
@@ -79,11 +79,17 @@ def weighted_disjoint_sum(vectors: Sequence[np.ndarray], weights: np.ndarray, *,
       weights: a [N].
       by_count: elect the sign that more vectors have, whatever their size.
     """
-    agree = _agreeing([weight * double(v) for v, weight in zip(vectors, weights, strict=True)], by_count)
+    agree = elected([weight * double(v) for v, weight in zip(vectors, weights, strict=True)], by_count)
     return weighted_sum([v * mask for v, mask in zip(vectors, agree, strict=True)], weights)
 
 
-def _agreeing(vectors: Sequence[np.ndarray], by_count: bool) -> list[np.ndarray]:
+def elected(vectors: Sequence[np.ndarray], by_count: bool) -> list[np.ndarray]:
+    """Returns, for each vector, which of its entries have the sign that all of them elect; a sum of 0 is positive.
+
+    Args:
+      vectors: τ, N arrays of one shape.
+      by_count: elect the sign that more vectors have, whatever their size.
+    """
     signs = [np.sign(vector) for vector in vectors]
     votes = weighted_sum(signs if by_count else vectors, np.ones(len(vectors)))
     elected = np.where(votes >= 0, 1, -1)

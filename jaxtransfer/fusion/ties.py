@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer import tree
-from jaxtransfer.fusion.consensus import Consensus, disjoint_mean
-from jaxtransfer.fusion.leaves import check_share, is_mixed, is_state, wide
+from jaxtransfer.fusion.consensus import Consensus, disjoint_mean, elected
+from jaxtransfer.fusion.leaves import check_share, fused, is_mixed, is_state, wide
 from jaxtransfer.fusion.task_vectors import merged
 
 
@@ -60,6 +60,63 @@ def ties(
         return trim(vector, density, least=least) if kept is None else vector * kept[number][path]
 
     return merged(base, models, trimmed, weights=weights, scale=scale, consensus=consensus)
+
+
+def agreeing(
+    base: Any,
+    models: Sequence[Any],
+    *,
+    density: float = 0.2,
+    whole: bool = True,
+    least: int = 0,
+    by_count: bool = False,
+) -> list[Any]:
+    """Returns w₀ + Φ(τᵢ) of each model: its largest changes of the elected sign, and elsewhere the base.
+
+    What TIES adds up, model by model. AdaMerging++ (Yang et al. 2024, arXiv:2310.02575) learns the coefficients of
+    these, and so keeps models from working against each other:
+
+        experts = jt.fusion.agreeing(base, experts)
+        merger = jt.fusion.merger(model, base, experts)  # and on as jt.fusion.ada_merging says
+
+    Args:
+      base: w₀, what all were fine-tuned from.
+      models: wᵢ, one or more.
+      density: the share of entries that stays before signs are elected, in [0, 1].
+      whole: rank over the whole task vector, as the released code does; or leaf by leaf.
+      least: as for `ties`, leaf by leaf.
+      by_count: elect the sign that more models have, whatever the size of their changes.
+
+    Returns:
+      A tree a model, of the same structure and types, its running state its own. Each entry is the model's or the
+      base's, to the bit.
+
+    Raises:
+      InputError: for a density outside of [0, 1], and for models of different architectures.
+    """
+    check_share(density, "density")
+    kept = _kept_of_whole(base, models, density) if whole else None
+    masks: dict[str, list[np.ndarray]] = {}
+
+    def chosen(path: str, values: list[np.ndarray], start: Any) -> list[np.ndarray]:
+        if path not in masks:
+            vectors = [value - start for value in values]
+            if kept is None:
+                vectors = [trim(vector, density, least=least) for vector in vectors]
+            else:
+                vectors = [vector * own[path] for vector, own in zip(vectors, kept, strict=True)]
+            masks[path] = elected(vectors, by_count)
+        return masks[path]
+
+    def of_model(number: int) -> Any:
+        return fused(
+            models,
+            lambda path, values, start: np.where(chosen(path, values, start)[number], values[number], start),
+            base=base,
+            state=lambda path, values, _: values[number],
+        )
+
+    return [of_model(number) for number in range(len(models))]
 
 
 def trim(vector: np.ndarray, density: float, *, least: int = 0) -> np.ndarray:

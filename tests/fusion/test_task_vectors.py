@@ -264,3 +264,44 @@ def test_knots_merges_in_common_directions():
     # the sign of a singular vector is free, and an election over a tie is not met here
     expected = base["kernel"] + (outputs @ np.diag(sizes) @ common).T
     np.testing.assert_allclose(F.knots(base, models, density=0.4)["kernel"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("whole", "least", "by_count"), [(True, 0, False), (False, 0, False), (False, 2, True)])
+def test_what_agrees_is_of_the_model_and_the_rest_of_the_base(whole, least, by_count):
+    found = F.agreeing(BASE, MODELS, density=0.3, whole=whole, least=least, by_count=by_count)
+    shapes, start = flat(BASE["params"]), flat(BASE["params"])
+    moved = [{p: flat(model["params"])[p] - start[p] for p in shapes} for model in MODELS]
+    for number, model in enumerate(MODELS):
+        if whole:
+            together = np.concatenate([moved[number][p].reshape(-1) for p in shapes])
+            kept = largest(together, int(0.3 * len(together)))
+            for path in shapes:
+                size = shapes[path].size
+                moved[number][path], kept = kept[:size].reshape(shapes[path].shape), kept[size:]
+        else:
+            for path in shapes:
+                own = moved[number][path]
+                count = max(int(0.3 * own.size), least)
+                moved[number][path] = largest(own.reshape(-1), count).reshape(own.shape)
+        assert_close(found[number]["batch_stats"], model["batch_stats"] | {"norm": {
+            **model["batch_stats"]["norm"], "count": BASE["batch_stats"]["norm"]["count"],
+        }}, atol=0)  # fmt: skip
+    for path in shapes:
+        for place in np.ndindex(shapes[path].shape):
+            votes = [float(own[path][place]) for own in moved]
+            sign = 1 if sum(np.sign(votes) if by_count else votes) >= 0 else -1
+            for number, vote in enumerate(votes):
+                entry = flat(found[number]["params"])[path][place]
+                whose = MODELS[number] if vote * sign > 0 else BASE
+                assert entry == flat(whose["params"])[path][place]
+
+
+def test_agreeing_at_its_ends():
+    assert_close(F.agreeing(BASE, MODELS[:1], density=1.0)[0]["params"], MODELS[0]["params"], atol=0)
+    assert_close(F.agreeing(BASE, MODELS, density=0.0)[1]["params"], BASE["params"], atol=0)
+    summed = F.task_arithmetic(BASE, F.agreeing(BASE, MODELS, density=0.4, whole=False))
+    assert_close(summed["params"], F.ties(BASE, MODELS, density=0.4, consensus=F.weighted_disjoint_sum)["params"])
+    with pytest.raises(jt.InputError, match="density must be in"):
+        F.agreeing(BASE, MODELS, density=1.2)
+    with pytest.raises(jt.InputError, match="model 1 differ"):
+        F.agreeing(BASE, [BASE, {"params": {}}])
