@@ -33,6 +33,7 @@ from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
 from jaxtransfer.models.lenet import lenet as lenet
+from jaxtransfer.models.linear_inputs import linear_inputs as linear_inputs
 from jaxtransfer.models.linen import linen as linen
 from jaxtransfer.models.mixstyle import mixstyle as mixstyle
 from jaxtransfer.models.mlp import mlp as mlp
