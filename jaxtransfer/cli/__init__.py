@@ -25,6 +25,7 @@ from jaxtransfer.cli.finetune import Finetune
 from jaxtransfer.cli.inspect import Inspect
 from jaxtransfer.cli.launch import Launch
 from jaxtransfer.cli.listing import Datasets, Models
+from jaxtransfer.cli.merge import Merge
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.multitask import Multitask
 from jaxtransfer.cli.predict import Predict
@@ -48,6 +49,7 @@ COMMANDS = {
     "meta": Meta,
     "adapt": Adapt,
     "multitask": Multitask,
+    "merge": Merge,
     "convert": Convert,
     "inspect": Inspect,
     "export": Export,

@@ -22,7 +22,7 @@ def network_of(source: str, model: str | None) -> str | None:
     """
     if model is not None:
         check_network(model)
-    if not _is_weights(source):
+    if not is_weights(source):
         if model is not None:
             raise InputError(f"--model is of weights in a file; {source} is a run, which says its own; leave it out")
         return None
@@ -59,7 +59,8 @@ def read_source(source: str, network: str | None, *, needs_head: bool) -> Run:
     return run._replace(config={**run.config, **entries})
 
 
-def _is_weights(source: str) -> bool:
+def is_weights(source: str) -> bool:
+    """Whether a source is somebody's weights, of a file, a folder or a hub, and no run."""
     if hub.is_name(source):
         return True
     path = expanded(source)

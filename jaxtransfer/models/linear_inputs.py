@@ -76,12 +76,14 @@ def _rows(module: nn.Module, x: Any) -> Any:
     if isinstance(module, nn.Dense):
         return x
     if isinstance(module, nn.DenseGeneral):
-        axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
+        axes: Any = module.axis
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
         last = tuple(range(-len(axes), 0))
         if module.batch_dims or tuple(axis if axis < 0 else axis - x.ndim for axis in axes) != last:
             return None
         return x.reshape(*x.shape[: x.ndim - len(axes)], -1)
     size: tuple[int, ...]
+    padding: Any
     if isinstance(module, Conv):
         size, strides, padding = (module.size,) * 2, (module.stride,) * 2, [(module.size // 2,) * 2] * 2
     elif isinstance(module, ConvHalve):
@@ -99,7 +101,7 @@ def _rows(module: nn.Module, x: Any) -> Any:
     return _patches(x, size, strides, padding)
 
 
-def _patches(x: Any, size: tuple[int, ...], strides: tuple[int, ...], padding: list[tuple[int, int]]) -> Any:
+def _patches(x: Any, size: tuple[int, ...], strides: tuple[int, ...], padding: Any) -> Any:
     """Returns the patch at each place, [B, H', W', k · k · C]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = ((x.shape[i + 1] - size[i]) // strides[i] + 1 for i in (0, 1))

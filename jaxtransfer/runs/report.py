@@ -31,7 +31,7 @@ def write_report(
       tables: further tables, each a title, a header and rows.
       pictures: further pictures that lie there, by title.
       monitor: the metric whose largest value is the best evaluation; None where the last one is what counts.
-      note: what is to be said of the evaluations: on which examples they are.
+      note: what is to be said of the evaluations: on which examples they are; or of the run, where it has none.
 
     Returns:
       The path of the report.
@@ -57,6 +57,8 @@ def write_report(
             *([note, ""] if note else []),
             *table(header, rows),
         ]
+    elif note:
+        lines += ["", note]
     for heading, header, rows in tables:
         lines += ["", f"## {heading}", "", *table(header, rows)]
     if timing := read_jsonl(directory / "timing.jsonl"):

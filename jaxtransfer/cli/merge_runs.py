@@ -1,0 +1,142 @@
+"""The runs that `merge` fuses: of one architecture, one preparation of inputs, and their classes in one order."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxtransfer as jt
+from jaxtransfer.cli.sources import is_weights, network_of, read_source
+from jaxtransfer.data.classes import match_classes
+from jaxtransfer.errors import InputError
+from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs.load import Run
+from jaxtransfer.runs.table import TABLE
+from jaxtransfer.runs.tokens import TOKENIZER
+
+_INPUTS = {
+    "image_shape": "images of another shape",
+    "mean": "images normalised by another mean",
+    "std": "images normalised by another deviation",
+    TABLE: "columns that another table's rows were made into",
+    TOKENIZER: "tokens of other words",
+}
+"""Entries of a configuration that say what a network's inputs are, and what another entry means."""
+
+
+class Member(NamedTuple):
+    """A run to fuse.
+
+    Attributes:
+      name: what it is called.
+      run: as it was read.
+      variables: its weights and statistics on the host, its head in the order of the first run's classes.
+    """
+
+    name: str
+    run: Run
+    variables: Any
+
+
+def read_members(sources: Sequence[str], base: str | None, model: str | None) -> tuple[list[Member], Member | None]:
+    """Returns the runs, and the base where there is one, checked to be of one kind.
+
+    Args:
+      sources: run directories, or weights in files.
+      base: likewise, what they were fine-tuned from.
+      model: the network that weights in files are of, where their names don't tell.
+
+    Raises:
+      InputError: for runs that can't be fused: another architecture, other inputs, other classes.
+    """
+    runs = [_read(source, model) for source in sources]
+    names = _names(sources)
+    first = Member(names[0], runs[0], _variables(runs[0]))
+    members = [first, *(_alike(name, run, first) for name, run in zip(names[1:], runs[1:], strict=True))]
+    return members, None if base is None else _alike(f"the base {base}", _read(base, model), first)
+
+
+def _read(source: str, model: str | None) -> Run:
+    weights = is_weights(source)
+    network = network_of(source, model if weights else None)
+    run = jt.load_run(Path(source)) if network is None else read_source(source, network, needs_head=True)
+    if run.model.frozen:
+        raise InputError(f"{source} is a change of frozen weights; fold it into them first, then merge what that gives")
+    return run
+
+
+def _alike(name: str, run: Run, first: Member) -> Member:
+    """Returns a run as a member, its classes in the order of the first one's."""
+    for entry, what in _INPUTS.items():
+        mine, theirs = run.config.get(entry), first.run.config.get(entry)
+        if entry in (TABLE, TOKENIZER):
+            mine, theirs = ((one or {}).get("digest") for one in (mine, theirs))
+        if not _same(mine, theirs):
+            raise InputError(
+                f"{name} takes {what} than {first.name} ({_short(mine)} against {_short(theirs)}), so that no one "
+                f"network stands for both; fine-tune them from one base, or distill them into one"
+            )
+    if run.knows != first.run.knows:
+        raise InputError(
+            f"{name} knows {' and '.join(run.knows)}, {first.name} {' and '.join(first.run.knows)}; runs are fused "
+            f"that learned the same"
+        )
+    variables = _variables(run)
+    if run.class_names != first.run.class_names and run.model.head:
+        variables = _with_classes_of(name, run, variables, first)
+    try:
+        jt.fusion.check_alike([first.variables, variables], names=(first.name, name))
+    except InputError as error:
+        mine, theirs = (one.config.get("model") or one.model.name for one in (run, first.run))
+        kinds = f"{first.name} is a {theirs}, {name} a {mine}: " if mine != theirs else ""
+        raise InputError(f"{kinds}{error}") from None
+    return Member(name, run, variables)
+
+
+def _with_classes_of(name: str, run: Run, variables: Any, first: Member) -> Any:
+    """Returns variables with the head in the order of the first run's classes, told by their names."""
+    names, known = run.class_names, first.run.class_names
+    if CLASSES not in run.knows and LABELS not in run.knows:
+        return variables
+    try:
+        found = match_classes(names, known, of=name, whose=first.name)
+    except InputError as error:
+        raise InputError(f"runs of the same classes can be fused: {error}") from None
+    if found.same:
+        return variables
+    if found.by_number:
+        warnings.warn(f"class {names[0]!r} of {name} is {known[found.places[0]]!r} of {first.name}", stacklevel=2)
+    as_theirs = [known[place] if place >= 0 else own for own, place in zip(names, found.places, strict=True)]
+    try:
+        return jt.fusion.match_heads(variables, as_theirs, known, head=f"params/{run.model.head}")
+    except InputError as error:
+        raise InputError(f"{name} and {first.name} have other classes: {error}") from None
+
+
+def _variables(run: Run) -> Any:
+    return jax.device_get(run.variables)
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Returns short names: the last parts of the paths, as many as tell them apart."""
+    parts = [Path(source).parts or (source,) for source in sources]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"expected each run once; got {' '.join(sources)}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        if len(one) != len(other):  # a number for all channels, and one for each
+            one, other = (value if len(value) > 1 else value * max(len(one), len(other)) for value in (one, other))
+        return len(one) == len(other) and bool(np.allclose(one, other, rtol=1e-5, atol=1e-6))
+    return one == other
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else str(value)
