@@ -76,8 +76,8 @@ def _rows(module: nn.Module, x: Any) -> Any:
     if isinstance(module, nn.Dense):
         return x
     if isinstance(module, nn.DenseGeneral):
-        axes: Any = module.axis
-        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        last_axes: Any = module.axis
+        axes = (last_axes,) if isinstance(last_axes, int) else tuple(last_axes)
         last = tuple(range(-len(axes), 0))
         if module.batch_dims or tuple(axis if axis < 0 else axis - x.ndim for axis in axes) != last:
             return None
@@ -90,7 +90,7 @@ def _rows(module: nn.Module, x: Any) -> Any:
         size, strides, padding = (module.size,) * 2, (1, 1), [(0, 0)] * 2
     elif isinstance(module, nn.Conv):
         plain = module.feature_group_count == 1 and module.mask is None
-        size, strides = tuple(module.kernel_size), _each(module.strides)
+        size, strides = _each(module.kernel_size), _each(module.strides)
         padding = _pads(module.padding, x.shape[1:-1], size, strides)
         if not plain or x.ndim != 4 or len(size) != 2 or padding is None:
             return None
