@@ -32,6 +32,7 @@ from jaxtransfer.models.experts import ple as ple
 from jaxtransfer.models.heads import encoder_of as encoder_of
 from jaxtransfer.models.heads import head as head
 from jaxtransfer.models.heads import with_heads as with_heads
+from jaxtransfer.models.ladder import ladder as ladder
 from jaxtransfer.models.lenet import lenet as lenet
 from jaxtransfer.models.linear_inputs import linear_inputs as linear_inputs
 from jaxtransfer.models.linen import linen as linen
@@ -52,6 +53,7 @@ from jaxtransfer.models.resnet import resnet101 as resnet101
 from jaxtransfer.models.resnet import resnet152 as resnet152
 from jaxtransfer.models.resnet import wide_resnet50_2 as wide_resnet50_2
 from jaxtransfer.models.resnet import wide_resnet101_2 as wide_resnet101_2
+from jaxtransfer.models.side_tuning import side_tuning as side_tuning
 from jaxtransfer.models.small_cnn import small_cnn as small_cnn
 from jaxtransfer.models.stoch_norm import stoch_norm as stoch_norm
 from jaxtransfer.models.task_attention import task_attention as task_attention
