@@ -14,7 +14,7 @@ from jaxtransfer.multitask.graddrop import graddrop
 from jaxtransfer.multitask.gradnorm import gradnorm
 from jaxtransfer.multitask.gradvac import gradvac
 from jaxtransfer.multitask.imtl import imtl
-from jaxtransfer.multitask.kinds import of_values, remembers
+from jaxtransfer.multitask.kinds import averages, of_values, remembers
 from jaxtransfer.multitask.masked import masked
 from jaxtransfer.multitask.mgda import mgda
 from jaxtransfer.multitask.nash_mtl import nash_mtl
@@ -26,6 +26,7 @@ from jaxtransfer.multitask.up_grad import up_grad
 
 __all__ = [
     "aligned_mtl",
+    "averages",
     "balance",
     "cagrad",
     "con_fig",

@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Objective
+from jaxtransfer.parts.gradient_averages import begun
 from jaxtransfer.parts.mixing import Mixing, Rule, Task
 
 
@@ -32,6 +35,8 @@ def balance(
     model state under `name`, saved and resumed with it, and moves once per update; other rules get {}. The key is the
     same on all devices; where nothing may be drawn it is None. What a rule can be set to are keyword arguments:
     `functools.partial(jt.multitask.cagrad, c=0.4)`.
+
+    One that looks at moving averages of the gradients says so too (`jt.multitask.averages`).
 
     A rule that looks at the values alone says so (`jt.multitask.of_values`), and then one pass backwards is all; with
     `jt.multitask.equal` the program is the plain sum's. A rule that is no mixture of whole gradients returns a function
@@ -69,8 +74,9 @@ def balance(
     for number, task in enumerate(tasks):
         for factors, term in task.summed.parts:
             own = dataclasses.replace(term, task=Task(mixing, number))
-            if mixing.remembers and not marked:  # what the rule remembers begins with the first of them
-                own = _with_memory(own, mixing)
+            if not marked:  # what the rule remembers begins with the first of them
+                own = _with_memory(own, mixing) if mixing.remembers else own
+                own = own if mixing.average is None else _with_averages(own, mixing, tasks)
             marked.append(scaled(own, factors))
     return sum(marked[1:], start=marked[0])
 
@@ -106,3 +112,15 @@ def _with_memory(term: Objective, mixing: Mixing) -> Objective:
         return params, {**state, mixing.name: mixing.said("init")(mixing.count)}
 
     return dataclasses.replace(term, setup=setup, per_update=(*term.per_update, mixing.name))
+
+
+def _with_averages(term: Objective, mixing: Mixing, tasks: list[Objective]) -> Objective:
+    """Returns a term that begins the averages of the gradients of all tasks, which are as large as what they share."""
+    whole = dataclasses.replace(sum(tasks[1:], start=tasks[0]), peers=())  # which others train
+
+    def setup(key, batch):
+        params, state = term.setup(key, batch)
+        shapes = jax.eval_shape(lambda: whole.init(key, batch)[0])
+        return params, {**state, mixing.kept: begun(shapes, mixing.shared, mixing.count)}
+
+    return dataclasses.replace(term, setup=setup, per_update=(*term.per_update, mixing.kept))

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtransfer import tree
 from jaxtransfer.context import Context, Mean, named_key
 from jaxtransfer.errors import InputError
+from jaxtransfer.parts.gradient_averages import followed
 
 Tree = Any
 Rule = Callable[..., tuple[Any, Tree]]
@@ -48,6 +49,17 @@ class Mixing:
     def remembers(self) -> bool:
         """Whether the rule has a state."""
         return self.said("init") is not None
+
+    @property
+    def average(self) -> Any:
+        """How the rule averages the gradients over the updates, see `jt.multitask.averages`; None where it doesn't."""
+        said = self.said("averages")
+        return None if said is None else said(**getattr(self.rule, "keywords", {}))
+
+    @property
+    def kept(self) -> str:
+        """The entry of the state that holds the averages of the gradients."""
+        return f"{self.name}_gradients"
 
     @property
     def apart(self) -> bool:
@@ -142,6 +154,11 @@ def _run(objective: Any, params: Tree, state: Tree, batch: Any, ctx: Context, *,
             own = [pulled({place: 1.0}) for place in places]
             gradients[mixing] = own if ctx.axis is None else jax.lax.pmean(own, ctx.axis)
         seen = jnp.stack([rows[numbers[place]] for place in places])
+        if mixing.average is not None:
+            seen = seen.astype(jnp.promote_types(seen.dtype, jnp.float32))
+            averaged = followed(state[mixing.kept], gradients[mixing], seen, mixing.average)
+            gradients[mixing], moved = jax.lax.stop_gradient(averaged)
+            new = {**new, mixing.kept: moved} if ctx.train else new
         found[mixing], memory, more = _weights(mixing, gradients.get(mixing), seen, new, ctx, _names(mixing, parts))
         if ctx.train:
             new = {**new, mixing.name: memory} if mixing.remembers else new

@@ -11,12 +11,13 @@ from test_balance import KEY, SHARED, a_batch, by_hand, gradient_of, tasks_of, t
 
 import jaxtransfer as jt
 from jaxtransfer import multitask
+from jaxtransfer.context import named_key
 from jaxtransfer.parts.mixing import PIECE, gram_of
 
 ALL = {
     name: getattr(multitask, name)
     for name in multitask.__all__
-    if name not in ("balance", "masked", "of_values", "remembers")
+    if name not in ("averages", "balance", "masked", "of_values", "remembers")
 }
 PLACED = ["cagrad", *sorted(ALL.keys() - {"cagrad", "equal", "mgda", "pcgrad", "uncertainty"})]  # those: elsewhere
 
@@ -81,8 +82,8 @@ def test_graddrop_mixes_entries():
     ctx = jt.Context(key=KEY)
     gradient = jax.jit(jax.grad(lambda p: objective(p, state, batch, ctx)[0]))(params)
     _, shared, heads = by_hand(params, batch)
-    drawn = jt.objective.named_key(ctx.shared_key("balance"), "net/body")
-    mix, _ = multitask.graddrop(None, None, None, {})
+    drawn = named_key(ctx.shared_key("balance"), "net/body")
+    mix, _ = multitask.graddrop(jnp.zeros((3, 3)), jnp.zeros(3), None, {})
     np.testing.assert_allclose(gradient["net"]["body"], mix(jnp.float32(shared), drawn), atol=1e-5)
     np.testing.assert_allclose(gradient["net"]["left"], heads["left"], atol=1e-5)
 
@@ -93,7 +94,7 @@ def flops(objective, batch):
     def gradient(params, batch):
         return jax.grad(lambda p: objective(p, state, batch, jt.Context(key=KEY))[0])(params)
 
-    return jax.jit(gradient).lower(params, batch).compile().cost_analysis()["flops"]
+    return jax.jit(gradient).lower(params, batch).compile().cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
 
 
 @pytest.mark.optimised
@@ -133,7 +134,7 @@ def test_training_in_bfloat16():
         "left": rng.integers(0, 4, 8),
         "right": rng.integers(0, 4, 8),
     }
-    tasks = sum(jt.classification(net, output=name, label=name).named(name) for name in heads)
+    tasks = [jt.classification(net, output=name, label=name).named(name) for name in heads]
     seen = []
 
     def watched(gram, values, key, state):
