@@ -1,9 +1,10 @@
 """What balancing costs: a step of T tasks on a shared encoder, against the same written by hand.
 
 By hand is one forward run, T passes backwards through it by `jax.vjp`, their sum weighted by one over their lengths,
-and the update; for rules of the losses alone it is the step of the plain sum. Steps take turns, and the times are
-medians. One JSON line: for each rule `times` (what it takes, over by hand), and likewise `flops` (what the compiled
-program does) and `memory` (what it allocates besides its arguments).
+and the update; for rules of the losses alone it is the step of the plain sum. In each round every step runs once, in an
+order that turns. One JSON line: for each rule `times` (what it takes over what the other took in the same round: the
+median, and the quartiles), and likewise `flops` (what the compiled program does) and `memory` (what it allocates
+besides its arguments). `sum` beside `sum` says how far the times can be trusted.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.multitask_step --tasks 8
 
@@ -40,8 +41,8 @@ class Cost:
     """Pixels of a side."""
     batch_size: int = 256
     """Images per update."""
-    repeats: int = 15
-    """Steps of each kind."""
+    repeats: int = 60
+    """Rounds, with a step of each kind."""
     tiny: bool = False
     """Few and small steps: shows that it runs, not what it costs."""
 
@@ -65,19 +66,23 @@ def main(cost: Cost) -> dict[str, Any]:
     for rule in cost.rules:
         balanced = jt.balance(together, getattr(jt.multitask, rule), shared=f"{net.name}/encoder")
         programs[rule] = _step(balanced, optimizer, batch)
-    seconds = {name: [] for name in programs}
-    for _ in range(cost.repeats + 1):
-        for name, (program, state) in programs.items():
+    programs["sum again"] = programs["sum"]
+    order, seconds = list(programs), {name: [] for name in programs}
+    for number in range(cost.repeats + 1):
+        turn = number % len(order)
+        for name in (*order[turn:], *order[:turn]):
+            program, state = programs[name]
             start = time.perf_counter()
             jax.block_until_ready(program(state, batch))
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(values[1:])) for name, values in seconds.items()}
-    result: dict[str, Any] = {"seconds": {name: round(value, 5) for name, value in medians.items()}}
+    taken = {name: np.array(values[1:]) for name, values in seconds.items()}
+    medians = {name: round(float(np.median(values)), 5) for name, values in taken.items()}
+    result: dict[str, Any] = {"seconds": medians, "sum again": _ratio(taken["sum again"], taken["sum"])}
     for rule in cost.rules:
         other = "sum" if getattr(getattr(jt.multitask, rule), "of_values", False) else "hand"
         result[rule] = {
             "against": other,
-            "times": round(medians[rule] / medians[other], 3),
+            "times": _ratio(taken[rule], taken[other]),
             "flops": round(_flops(programs[rule][0]) / _flops(programs[other][0]), 3),
             "memory": round(_memory(programs[rule][0]) / _memory(programs[other][0]), 3),
         }
@@ -128,6 +133,11 @@ def _by_hand(tasks: list[jt.Objective], optimizer: Any, batch: Any) -> tuple[Any
         return _updated(optimizer, state, total), new
 
     return jax.jit(step).lower(state, batch).compile(), state
+
+
+def _ratio(times: np.ndarray, others: np.ndarray) -> list[float]:
+    """Returns the median ratio of times of one round, and its quartiles."""
+    return [round(float(value), 3) for value in np.quantile(times / others, (0.5, 0.25, 0.75))]
 
 
 def _updated(optimizer: Any, state: Any, gradient: Any) -> Any:
