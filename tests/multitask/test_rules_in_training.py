@@ -82,7 +82,9 @@ def test_graddrop_mixes_entries():
     ctx = jt.Context(key=KEY)
     gradient = jax.jit(jax.grad(lambda p: objective(p, state, batch, ctx)[0]))(params)
     _, shared, heads = by_hand(params, batch)
-    drawn = named_key(ctx.shared_key("balance"), "net/body")
+    shared_key = ctx.shared_key("balance")
+    assert shared_key is not None
+    drawn = named_key(shared_key, "net/body")
     mix, _ = multitask.graddrop(jnp.zeros((3, 3)), jnp.zeros(3), None, {})
     np.testing.assert_allclose(gradient["net"]["body"], mix(jnp.float32(shared), drawn), atol=1e-5)
     np.testing.assert_allclose(gradient["net"]["left"], heads["left"], atol=1e-5)
