@@ -16,6 +16,8 @@ the picture are written anew after each run.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +112,68 @@ RULES = {
 METHODS = (*RULES, "uncertainty", "single")
 
 
-def balanced(method: str, net: jt.Model) -> jt.Objective:
-    """Returns what is minimised: both tasks, by a method's weights."""
-    tasks = [jt.classification(net, output=task, label=task).named(task) for task in TASKS]
-    total = sum(tasks[1:], start=tasks[0])
+def balanced(method: str, tasks: Sequence[jt.Objective], shared: str) -> jt.Objective:
+    """Returns what is minimised: all tasks, by a method's weights.
+
+    Args:
+      method: of `METHODS`, but for `single`.
+      tasks: their losses.
+      shared: pattern of the parameters that they share.
+    """
     if method == "uncertainty":
-        return jt.multitask.uncertainty(total)
+        return jt.multitask.uncertainty(tasks)
     rule = RULES[method]
     free = not getattr(rule, "of_values", False)  # the gradients are at hand
-    return jt.balance(total, rule, shared=f"{net.name}/encoder", cosines=free)
+    return jt.balance(tasks, rule, shared=shared, cosines=free)
+
+
+def trained(
+    objective: jt.Objective,
+    shown: Mapping[str, jt.Objective],
+    parts: Mapping[str, jt.data.Dataset],
+    experiment: Any,
+    seed: int,
+    folder: Path,
+    config: Mapping[str, Any],
+    augment: Any = None,
+) -> dict[str, Any]:
+    """Returns the test accuracies of a training's last step, in per cent, and the mean cosine of each pair of tasks.
+
+    Args:
+      objective: what is minimised.
+      shown: the losses of the tasks by name, of which the accuracies are told.
+      parts: `train` and `test`.
+      experiment: `steps`, `batch_size`, `rate` and `decay`.
+      seed: of weights and batches.
+      folder: of the run.
+      config: what is noted there.
+      augment: of training images.
+    """
+    evaluated = list(shown.values())
+    schedule = optax.cosine_decay_schedule(experiment.rate, experiment.steps)
+    fitted = jt.fit(
+        objective,
+        optax.adamw(schedule, weight_decay=experiment.decay),
+        jt.data.pipeline(parts["train"], experiment.batch_size, seed=seed, augment=augment),
+        steps=experiment.steps,
+        key=seed,
+        eval_data=jt.data.eval_batches(parts["test"], min(500, len(parts["test"]))),
+        eval_objective=sum(evaluated[1:], start=evaluated[0]),
+        eval_every=experiment.steps,
+        save_every=max(1, experiment.steps // 8),
+        keep=1,
+        out=folder,
+        config=dict(config),
+        progress=False,
+    )
+    last = fitted.history[-1]
+    found: dict[str, Any] = {task: 100 * last[f"eval/{task}/accuracy"] for task in shown}
+    cosines = {}
+    for pair in itertools.combinations(shown, 2):
+        key = f"train/balance/cosine/{'/'.join(pair)}"
+        if known := [record[key] for record in fitted.history if key in record]:
+            cosines[" and ".join(pair)] = float(np.mean(known))
+    return found | ({"cosines": cosines} if cosines else {})
 
 
 class Bench:
@@ -141,44 +196,24 @@ class Bench:
         folder = self.experiment.out / f"{method}-seed{seed}"
 
         def train(folder: Path) -> dict[str, Any]:
+            config = {"method": method, **settings}
             if method != "single":
-                return self.trained(balanced(method, self.nets[TASKS]), self.nets[TASKS], TASKS, seed, folder, method)
+                net = self.nets[TASKS]
+                shown = {task: _task(net, task) for task in TASKS}
+                objective = balanced(method, list(shown.values()), f"{net.name}/encoder")
+                return trained(objective, shown, self.parts, self.experiment, seed, folder, config)
             found: dict[str, Any] = {}
             for task in TASKS:
-                net = self.nets[task,]
-                own = jt.classification(net, output=task, label=task).named(task)
-                found |= self.trained(own, net, (task,), seed, folder / task, f"single {task}")
+                own = _task(self.nets[task,], task)
+                found |= trained(own, {task: own}, self.parts, self.experiment, seed, folder / task, config)
             return found
 
         return cells.cell(folder, settings, train)
 
-    def trained(
-        self, objective: jt.Objective, net: jt.Model, tasks: tuple[str, ...], seed: int, folder: Path, method: str
-    ) -> dict[str, Any]:
-        """Returns the accuracies of a training's last step, in per cent, and how its tasks' gradients lay."""
-        experiment = self.experiment
-        shown = [jt.classification(net, output=task, label=task).named(task) for task in tasks]
-        schedule = optax.cosine_decay_schedule(experiment.rate, experiment.steps)
-        fitted = jt.fit(
-            objective,
-            optax.adamw(schedule, weight_decay=experiment.decay),
-            jt.data.pipeline(self.parts["train"], experiment.batch_size, seed=seed),
-            steps=experiment.steps,
-            key=seed,
-            eval_data=jt.data.eval_batches(self.parts["test"], 500),
-            eval_objective=sum(shown[1:], start=shown[0]),
-            eval_every=experiment.steps,
-            save_every=max(1, experiment.steps // 8),
-            keep=1,
-            out=folder,
-            config={"method": method, **{name: getattr(experiment, name) for name in SETTINGS}},
-            progress=False,
-        )
-        last = fitted.history[-1]
-        found = {task: 100 * last[f"eval/{task}/accuracy"] for task in tasks}
-        cosine = f"train/balance/cosine/{'/'.join(TASKS)}"
-        known = [record[cosine] for record in fitted.history if cosine in record]
-        return found | ({"cosine": float(np.mean(known))} if known else {})
+
+def _task(net: jt.Model, task: str) -> jt.Objective:
+    """Returns the loss of one of the digits."""
+    return jt.classification(net, output=task, label=task).named(task)
 
 
 def _net(tasks: tuple[str, ...], head: jt.Model) -> jt.Model:
