@@ -36,7 +36,8 @@ class FrozenBase:
 
     def __init__(self, model: Model, base: Any, own: tree.Patterns, what: str):
         if not isinstance(model, Model):
-            raise InputError(f"{what} takes a jt.Model and the weights of its base; got {model!r:.60} for the model")
+            remedy = "jt.models.linen makes one of a module of Flax"
+            raise InputError(f"{what} takes a jt.Model and the weights of its base; got a {_kind(model)}: {remedy}")
         if model.shares is not None:
             raise InputError(f"{what}: model {model.name!r} is a twin; make it of the first model, and then its twin")
         self.handle = _handle_on(model, base, what)
