@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxtransfer.deltas.part import Part, anything, described, leafwise
+from jaxtransfer.deltas.part import Choose, Part, anything, described, leafwise
 
 
 @described
@@ -11,8 +11,11 @@ def full() -> Part:
 
     It changes all parameters by default; a new head trains by `full().on("head")`. Weight decay of Δ is L2-SP.
     """
+    return differences(anything)
+
+
+def differences(choose: Choose) -> Part:
+    """Returns w + Δ, zeros at first, of the parameters that `choose` gives."""
     return leafwise(
-        lambda key, weight: jnp.zeros(weight.shape, weight.dtype),
-        lambda weight, own: weight.value + own,
-        choose=anything,
+        lambda key, weight: jnp.zeros(weight.shape, weight.dtype), lambda weight, own: weight.value + own, choose=choose
     )

@@ -68,6 +68,13 @@ class Weight:
         """The matrix [I, O]: y = x · matrix + bias."""
         return self.value.transpose(*self._inputs, *self.outputs).reshape(self.rows, self.columns)
 
+    @property
+    def taps(self) -> int:
+        """The places of a convolution's kernel, k · k: the inputs of each channel; 1 for other layers."""
+        inputs = self._inputs
+        moved = inputs != tuple(sorted(inputs)) or self.path.split("/")[-1] == "weight"
+        return math.prod(self.shape[axis] for axis in inputs[1:]) if moved else 1
+
     def shaped(self, matrix: jax.Array) -> jax.Array:
         """Returns a matrix [I, O] in the shape of the parameter."""
         order = (*self._inputs, *self.outputs)
