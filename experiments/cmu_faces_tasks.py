@@ -12,6 +12,9 @@ weights. The accuracy is that of the last step; nothing is chosen by the test.
 
     TFDS_DATA_DIR=... nice python -m experiments.cmu_faces_tasks --out runs/cmu_faces_tasks
 
+Measured, seed 0 alone, equal weights: person 98.73, pose 79.20, expression 32.00, eyes 98.40 %, in two minutes beside
+twenty other processes. The expression of people never seen is near chance (25 % each of four). Not run: the others.
+
 The same command resumes what is unfinished, further methods and seeds add to what is there; report.md, results.json and
 the picture are written anew after each run. Do the tasks fight? Methods that read gradients note the mean cosine of
 each pair in their cell.json; those of the first are printed.
