@@ -35,6 +35,7 @@ from jaxtransfer.cli.together import LOST, says, together
 from jaxtransfer.cli.words import asks_for_help, check_words, placed
 from jaxtransfer.data.cache import cache_dir
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.ahead import compiling
 from jaxtransfer.devices.programs import programs_kept
 from jaxtransfer.errors import InputError, LostProcessError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
@@ -122,7 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """The console script."""
     _hush_libraries()  # until the process ends
-    processes.leave(main())
+    code = main()
+    if compiling():  # after Ctrl-C: it can't be cut off otherwise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    processes.leave(code)
 
 
 _COMPILE_NOTHING = (Inspect, Datasets, Models)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.ahead import Cost
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective, view_of
 from jaxtransfer.train import identity
@@ -39,6 +40,10 @@ class FromHost:
         if asked not in (None, 1):
             raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")
         return 1
+
+    def compile(self, state: TrainState, size: int, **options: Any) -> Cost | None:
+        """Compiles the step ahead of its first call; see `TrainStep.compile`."""
+        return self._step.compile(state, self._step.place(self._drawn), **options)
 
     def open(self, start: int, steps: int) -> None:
         """Begins to read at step `start` of `steps`."""
@@ -82,6 +87,10 @@ class DrawnInside:
         slow_in_loops = jax.default_backend() == "cpu" and self._step_of(None).has_convolutions(state, self._data)
         self._in_loops = not slow_in_loops
         return 1 if slow_in_loops else min(_STEPS_PER_CALL, at_most)
+
+    def compile(self, state: TrainState, size: int, **options: Any) -> Cost | None:
+        """Compiles a call of `size` steps ahead; see `TrainStep.compile`."""
+        return self._step_of(size if self._in_loops else None).compile(state, self._data, **options)
 
     def open(self, start: int, steps: int) -> None:
         """Does nothing: the state knows its step."""

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.ahead import compile_ahead
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
@@ -23,7 +24,7 @@ from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import steps_of
 from jaxtransfer.train.updates import updates_made
 
-Evaluation = Callable[[TrainState, Iterable[Batch]], dict[str, Any]]
+Evaluation = Callable[..., dict[str, Any]]  # of a state and batches; `stop`, as for `compile_ahead`
 
 
 def eval_step(
@@ -71,8 +72,9 @@ def eval_step(
     else:
         compiled = jax.jit(totals)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+    ahead: list[Any] = []  # the program of the first batch
 
-    def run(state: TrainState, batches: Iterable[Batch]) -> dict[str, Any]:
+    def run(state: TrainState, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         check_state(state)
         check_batches(batches, "evaluate")
         frozen = placement.frozen(runs.frozen)
@@ -84,8 +86,11 @@ def eval_step(
             in_flight.wait()
             check_kind(batch)
             check_rows(batch)
+            arguments = (state.params, state.state, steps), placement.batch(batch), frozen
             try:
-                part, own = compiled((state.params, state.state, steps), placement.batch(batch), frozen)
+                if not ahead and mode != "pmap":
+                    ahead.append(compile_ahead(compiled.lower(*arguments), stop=stop))
+                part, own = compiled(*arguments)
             except KeyError as error:
                 raise lacking(error, runs, state.params, state.state) or error from None
             sums = part if sums is None else add(sums, part)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.ahead import CompilationCut
 
 _LOG = logging.getLogger("jaxtransfer")
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -43,10 +44,12 @@ class Signals:
 
     Attributes:
       seen: its number.
+      compiling: whether a program is being compiled, which is not waited for.
     """
 
     def __init__(self):
         self.seen: int | None = None
+        self.compiling = False
         self._votes: processes.Votes | None = None
         self._stop = 0
 
@@ -70,6 +73,15 @@ class Signals:
             self._stop = self.seen or 0
         return bool(self._stop)
 
+    @contextmanager
+    def cut_compilation(self) -> Iterator[Callable[[], bool]]:
+        """Tells, while a program is compiled, whether a signal came: for `compile_ahead(stop=)`."""
+        self.compiling = True
+        try:
+            yield lambda: self.seen is not None
+        finally:
+            self.compiling = False
+
     def until_seen(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches as long as no signal came.
 
@@ -88,9 +100,16 @@ class Signals:
           Interrupted: after SIGINT.
           Terminated: after SIGTERM.
         """
-        name = signal.Signals(self._stop).name
-        message = f"stopped by {name} after step {step}, which is saved in {out}; the same call goes on from there"
-        raise Interrupted(message) if self._stop == signal.SIGINT else Terminated(message)
+        self._end(self._stop, f"after step {step}, which is saved in {out}; the same call goes on from there")
+
+    def end_compilation(self, start: int) -> None:
+        """Ends the run likewise, before any step was made from `start` on."""
+        again = f"goes on from step {start}" if start else "starts it again"
+        self._end(self.seen or 0, f"while the program was compiled; the same call {again}")
+
+    def _end(self, number: int, where: str) -> None:
+        message = f"stopped by {signal.Signals(number).name} {where}"
+        raise Interrupted(message) if number == signal.SIGINT else Terminated(message)
 
 
 @contextmanager
@@ -107,7 +126,7 @@ def noticed(*, active: bool) -> Iterator[Signals]:
     told = threading.Event()
 
     def tell(number: int) -> None:
-        if not told.is_set():
+        if not signals.compiling and not told.is_set():  # in this order: the handler sets them in the other one
             told.set()
             name = signal.Signals(number).name
             _LOG.warning("%s: the step under way is finished and saved first; once more ends it at once", name)
@@ -120,6 +139,9 @@ def noticed(*, active: bool) -> Iterator[Signals]:
                 tell(number)
         elif len(ears.heard) > 1:  # while a long step kept the main thread from handling the first
             signal.raise_signal(ears.heard[-1])
+        if signals.compiling:
+            told.set()
+            raise CompilationCut  # tracing a large network takes a while, too
 
     def restore() -> None:
         for number, handler in replaced.items():

@@ -22,6 +22,7 @@ from jaxtransfer.runs.note import noted
 from jaxtransfer.train.arguments import check_batches, check_objective, check_optimizer, check_takes, key_of
 from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart, check_transform, rows_in
 from jaxtransfer.train.clock import Clock
+from jaxtransfer.train.compilation import compiled_step, cut_evaluation, told_of
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.identity import of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
@@ -31,6 +32,7 @@ from jaxtransfer.train.refresh import Refresh, check_refresh
 from jaxtransfer.train.resumption import CUT, resumed
 from jaxtransfer.train.state import TrainState, init
 from jaxtransfer.train.step import Transform
+from jaxtransfer.train.trace import Trace, folder_of
 
 _LOG = logging.getLogger("jaxtransfer")
 _PENDING = "unrecorded"  # in a checkpoint between two records: what the next one will hold
@@ -45,8 +47,10 @@ class Fitted(NamedTuple):
         what `train_step(watch=True)` tells: `train/gradient_norm`, and, where they are known, `train/learning_rate` and
         `train/weight/<term>`, the last ones.
       best: the evaluation record with the best score, or None without evaluation.
-      timing: `seconds`, `compile_seconds`, `data_wait_fraction` and `examples_per_second` of this call; empty where
-        the run was already done.
+      timing: what `Clock.report` tells of this call: `seconds`, `compile_seconds`, `data_wait_fraction`,
+        `steps_per_second`, `examples_per_second`, `flops_per_step`, `flop_utilisation`, the peak of memory; empty
+        where the run was already done. After a dry run `flops_per_step` and the bytes of the compiled step:
+        `argument_bytes`, `output_bytes`, `temporary_bytes`, `program_bytes`.
     """
 
     state: TrainState
@@ -98,6 +102,8 @@ def fit(
     measure_every: int | None = None,
     refresh: Refresh | None = None,
     progress: bool | None = None,
+    profile: bool = False,
+    dry_run: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
     """Trains an objective; with `out`, the same call resumes an interrupted run and ends as the unbroken run would.
@@ -155,6 +161,9 @@ def fit(
       refresh: a `jt.Refresh(every, fn)`: what of the state is made anew before every so many steps, from a pass over
         all data say.
       progress: show a progress bar; None shows it on a terminal.
+      profile: whether to write a trace of a few steps to `out/profile/`, for TensorBoard, XProf or Perfetto, and to
+        measure what the device makes of a product of matrices where its data sheet isn't known.
+      dry_run: compile the step, make none, and tell in `timing` what it takes on each device; nothing is written.
       log: called with each record, in addition to the files; in the first of several processes.
 
     Returns:
@@ -168,6 +177,7 @@ def fit(
       InputError: for an unusable argument, before anything is compiled; for a run in `out` that is another one, by
         the name of what differs.
     """
+    out = None if dry_run else out
     _check_counts(
         steps=steps, eval_every=eval_every, save_every=save_every, log_every=log_every, patience=patience, keep=keep
     )
@@ -198,6 +208,8 @@ def fit(
             out = stack.enter_context(open_run(out, note))
             checkpoints = Checkpoints(out / "checkpoints", keep=keep, score=better)
             stack.callback(checkpoints.close)
+        trace = Trace(folder_of(out, profile=profile and not dry_run))
+        stack.callback(trace.close)
         source = (
             FromHost(objective, optimizer, data, mesh, mode, transform, key)
             if sample is None
@@ -239,9 +251,14 @@ def fit(
         if eval_data is not None:
             evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
 
-        clock = Clock(rows=rows_in(data, source.first))
+        clock = Clock(rows=rows_in(data, source.first), measure=profile)
         stack.callback(source.close)
         signals = stack.enter_context(noticed(active=checkpoints is not None))
+        if start < steps:
+            cost = compiled_step(source, current, plan.size(start), start, signals, bar)
+            if dry_run:
+                return Fitted(current, history, None, told_of(cost))
+            clock.costs(cost)
         source.open(start, steps)
         pending: deque[Call] = deque(Call(*entry) for entry in kept.get(_PENDING, ()))
         in_flight, number = InFlight(), start
@@ -254,6 +271,7 @@ def fit(
                 size = plan.size(number)
                 with clock.waiting():
                     advance = source.next(size)
+                trace.next_call()
                 current, metrics = advance(current)
                 number += size
                 pending.append(Call(number - size + 1, number, metrics))
@@ -271,7 +289,8 @@ def fit(
             saves = plan.saves(number) or owed
             if evaluate is not None and eval_data is not None and plan.evaluates(number):
                 try:
-                    values = evaluate(current, signals.until_seen(eval_data))
+                    with clock.aside():
+                        values = cut_evaluation(evaluate, jax.block_until_ready(current), eval_data, signals)
                     meta = evaluated(values, number, monitor if measure is None else None, checkpoints)
                 except EvaluationCut:
                     meta = {CUT: True}

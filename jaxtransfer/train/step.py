@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jaxtransfer.devices.ahead import Cost, compile_ahead, cost_of
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
 from jaxtransfer.errors import InputError
@@ -74,6 +75,18 @@ class TrainStep:
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
         return self._compiled.lower(*self._arguments(state, self.place(batch)))
+
+    def compile(self, state: TrainState, data: Any, **options: Any) -> Cost | None:
+        """Compiles the step ahead of its first call with what `place(batch)` gave; None under `pmap`, which can't.
+
+        Args:
+          state: of the call.
+          data: the batch on the devices.
+          **options: those of `compile_ahead`.
+        """
+        if self.placement.mode == "pmap":
+            return None
+        return cost_of(compile_ahead(self._compiled.lower(*self._arguments(state, data)), **options))
 
     def has_convolutions(self, state: TrainState, batch: Batch) -> bool:
         """Returns whether the program holds a convolution; it is traced, not compiled."""
