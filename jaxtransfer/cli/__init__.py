@@ -19,6 +19,7 @@ from jaxtransfer.cli.cache_teacher import CacheTeacher
 from jaxtransfer.cli.contrast import Contrast
 from jaxtransfer.cli.convert import Convert
 from jaxtransfer.cli.distill import Distill
+from jaxtransfer.cli.dry_run import DryRunEnd, written_nowhere
 from jaxtransfer.cli.evaluate import Evaluate
 from jaxtransfer.cli.export import Export
 from jaxtransfer.cli.finetune import Finetune
@@ -85,8 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = _parse(words)
             if isinstance(command, Launch):
                 return command.run_words(after)
+            _begin(words, command)
             with together(command), _programs(keeps=keeps and not isinstance(command, _COMPILE_NOTHING)):
-                command.run()
+                with written_nowhere(command) as one:
+                    one.run()
+            sys.stdout.flush()
+        except DryRunEnd:
             sys.stdout.flush()
         except InputError as error:
             return _refuse(error)
@@ -124,7 +129,7 @@ def run() -> None:
     """The console script."""
     _hush_libraries()  # until the process ends
     code = main()
-    if compiling():  # after Ctrl-C: it can't be cut off otherwise
+    if compiling() and not processes.joined():  # after Ctrl-C: it can't be cut off otherwise
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -149,6 +154,13 @@ def _without_switch(words: Sequence[str]) -> tuple[list[str], bool]:
     left = [word for word in words if word != _NO_PROGRAMS]
     off = os.environ.get(_PROGRAMS, "").lower() in ("0", "false", "no", "off")
     return left, len(left) == len(words) and not off
+
+
+def _begin(words: Sequence[str], command: Any) -> None:
+    """Prints the first line of a training, before data are read, devices are made and programs compiled."""
+    if isinstance(command, _TRAINING):
+        where = "a dry run" if command.training.dry_run else f"into {command.training.out}"
+        print(f"jaxtransfer {VERSION}: {words[0]}, {where}", file=sys.stderr, flush=True)
 
 
 def _programs(*, keeps: bool) -> contextlib.AbstractContextManager:

@@ -14,6 +14,7 @@ from jaxtransfer.cli.adaptation_plan import BESIDE, SMALL, Plan, planned
 from jaxtransfer.cli.adaptation_report import Before, Outcome, before_of, check_comparable, reported
 from jaxtransfer.cli.domain_scores import DomainScores
 from jaxtransfer.cli.domains import DomainOptions, Domains, common_shape, load_domains
+from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.image_options import CropOptions
 from jaxtransfer.cli.options import TrainOptions, at_least, check_memory
 from jaxtransfer.cli.registry.adaptation import LAST, METHODS, SELECTIONS
@@ -104,9 +105,10 @@ class Adapt:
         for note in domains.notes:
             print(note, file=sys.stderr)
         training.say_steps()
-        compared = self._compared(plan, start, measure)
+        compared = (lambda: None) if training.dry_run else self._compared(plan, start, measure)
         chosen = SELECTIONS[self.select].facts
         fitted = plan.fit(made, batches, measure, out, monitor=chosen.metric, config=plan.config)
+        end_dry_run(training, fitted)
         by_first(self._reported)(plan, fitted, compared, measure)
 
     def _reported(self, plan: Plan, fitted: jt.Fitted, compared: Callable[[], Before | None], measure: Any) -> None:

@@ -104,6 +104,7 @@ class Plan(NamedTuple):
             mesh=device_mesh() if training.mode == "jit" else None,
             mode=training.mode,
             log=announcer(),
+            **training.looked_at,
         )
 
     def _pipeline(self, name: str, dataset: jt.data.Dataset, rows: int) -> jt.data.Pipeline:

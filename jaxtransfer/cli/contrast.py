@@ -13,6 +13,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import representation
+from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.features import PAIRS, bank_of, measured
 from jaxtransfer.cli.options import (
     DataOptions,
@@ -189,7 +190,9 @@ class Contrast:
             mesh=device_mesh() if training.mode == "jit" else None,
             mode=training.mode,
             log=announcer(),
+            **training.looked_at,
         )
+        end_dry_run(training, fitted)
         by_first(self._reported)(fitted, config, train, test, transform)
 
     def _reported(self, fitted: jt.Fitted, config: dict[str, Any], train: Any, test: Any, transform: Any) -> None:

@@ -14,6 +14,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer import models
+from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.options import (
     DataDir,
     RunOptions,
@@ -192,7 +193,9 @@ class Meta:
             mode=self.training.mode,
             log=announcer(),
             **data,
+            **training.looked_at,
         )
+        end_dry_run(training, fitted)
         by_first(self._tested)(fitted, config, tests, train)
 
     def _tested(self, fitted: jt.Fitted, config: dict[str, Any], tests: jt.data.EpisodeBatches, train: Any) -> None:

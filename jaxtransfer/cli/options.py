@@ -79,11 +79,20 @@ class RunOptions(RateOptions, Length):
     distributed: bool = False
     """This is one of several processes that train together, as a TPU pod, SLURM, Open MPI or Kubernetes start them;
     jaxtransfer launch does on this machine."""
+    profile: bool = False
+    """Write a trace of a few steps to profile/ in --out, for TensorBoard, XProf or Perfetto."""
+    dry_run: bool = False
+    """Compile the step, print the memory that it takes on each device, and end; nothing is trained or written."""
 
     @property
     def updates(self) -> int:
         """Updates in all, where no epochs are asked for."""
         return STEPS if self.steps is None else self.steps
+
+    @property
+    def looked_at(self) -> dict[str, bool]:
+        """Arguments of `jt.fit` that change nothing of what comes out."""
+        return {"profile": self.profile, "dry_run": self.dry_run}
 
     def for_data(self, examples: int, rows: int) -> Self:
         """Returns the options with their steps, counted from the epochs where these are given.
@@ -197,7 +206,7 @@ def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     return size
 
 
-_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed")
+_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed", "profile", "dry_run")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import jaxtransfer as jt
+from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.options import TrainOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.validation import chosen_where, result_of
@@ -57,8 +58,10 @@ def train_stages(
     training.say_steps()
     facts, earlier = facts_of({name: value for name, value in config.items() if name not in unused}), []
 
-    def report(phase: Phase, out: Path, fitted: jt.Fitted) -> None:
+    def report(phase: Phase, out: Any, fitted: jt.Fitted) -> None:
         last, name = phase is stages[-1], eval_model.name
+        if training.dry_run:
+            return end_dry_run(training, fitted, phase="" if len(stages) == 1 else phase.name, last=last)
         result: dict[str, Any] = {}
         if last:
             result = result_of(training.out, fitted.best, val, test, training.batch_size)
@@ -104,6 +107,7 @@ def train_stages(
         keep=training.keep,
         mesh=device_mesh() if training.mode == "jit" else None,
         mode=training.mode,
+        **training.looked_at,
     )
 
 

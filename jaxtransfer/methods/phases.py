@@ -97,6 +97,7 @@ def train_phases(
             f"jt.data.pipeline(dataset, batch_size) makes them"
         )
     parts = split_steps(steps, [phase.share for phase in phases])
+    out = None if options.get("dry_run") else out
     config = {"steps": steps, **(options.pop("config", None) or {})}
     if out is not None and not (Path(out) / CONFIG).exists():  # or the last phase would find a foreign folder there
         with open_run(out, config):

@@ -62,9 +62,7 @@ def write_report(
     for heading, header, rows in tables:
         lines += ["", f"## {heading}", "", *table(header, rows)]
     if timing := read_jsonl(directory / "timing.jsonl"):
-        names = {"seconds": "seconds", "compile_seconds": "of it compiling", "examples_per_second": "examples/s"}
-        rows = [(label, timing[-1].get(name)) for name, label in names.items()]
-        rows.append(("waiting for data", f"{100 * timing[-1].get('data_wait_fraction', math.nan):.2f} %"))
+        rows = timing_rows(timing[-1])
         lines += ["", "## Time (since the last start)", "", *table(("", ""), rows)]
     if curves:
         plot_curves(curves, directory / "curves.png")
@@ -73,6 +71,32 @@ def write_report(
         lines += ["", f"## {heading}", "", f"![{heading}]({name})"]
     write_atomically(directory / "report.md", "\n".join(lines) + "\n")
     return directory / "report.md"
+
+
+def timing_rows(told: Mapping[str, float]) -> list[tuple[str, Any]]:
+    """Returns the rows of a report on the time of a run, from the last record of it.
+
+    Args:
+      told: what a run notes in `timing.jsonl`; of runs of old less is known.
+    """
+    names = {
+        "seconds": "seconds",
+        "compile_seconds": "of it compiling",
+        "steps_per_second": "steps/s",
+        "examples_per_second": "examples/s",
+    }
+    rows: list[tuple[str, Any]] = [(label, told.get(name)) for name, label in names.items()]
+    rows.append(("waiting for data", f"{100 * told.get('data_wait_fraction', math.nan):.2f} %"))
+    if "flops_per_step" in told:
+        rows.append(("operations of a step on each device, a loop inside counted once", told["flops_per_step"]))
+    for name, of in (("peak_flops", "by its data sheet"), ("matmul_flops", "measured by a product of matrices")):
+        if name in told:
+            label = f"operations of the steps, of the {told[name] / 1e12:.3g} T/s of the device {of}"
+            rows.append((label, f"{100 * told['flop_utilisation']:.1f} %"))
+    for name, label in (("peak_memory_bytes", "of a device"), ("peak_host_memory_bytes", "of the process")):
+        if name in told:
+            rows.append((f"most memory {label}", f"{told[name] / 2**20:,.0f} MiB"))
+    return rows
 
 
 def evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
