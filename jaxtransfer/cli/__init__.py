@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(command, Launch):
                 return command.run_words(after)
             _begin(words, command)
-            with together(command), _programs(keeps=keeps and not isinstance(command, _COMPILE_NOTHING)):
-                with written_nowhere(command) as one:
-                    one.run()
+            keeps = keeps and not isinstance(command, _COMPILE_NOTHING)
+            with together(command), _programs(keeps=keeps), written_nowhere(command) as one:
+                one.run()
             sys.stdout.flush()
         except DryRunEnd:
             sys.stdout.flush()

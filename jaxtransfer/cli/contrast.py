@@ -168,7 +168,6 @@ class Contrast:
             self._check_whole_images(net, state, train)
             measure = self._neighbours(net, train, test)
         training.say_steps()
-        probed = train.classes > 1
         fitted = jt.fit(
             objective,
             training.optimizer_for(training.updates),
@@ -176,8 +175,8 @@ class Contrast:
             transform=transform,
             steps=training.updates,
             key=training.seed,
-            eval_data=jt.data.eval_batches(test, self.batch_size) if probed else None,
-            eval_objective=jt.online_probe(net, train.classes) if probed else None,
+            eval_data=jt.data.eval_batches(test, self.batch_size) if train.classes > 1 else None,
+            eval_objective=jt.online_probe(net, train.classes) if train.classes > 1 else None,
             measure=measure,
             measure_every=self.knn_every,
             monitor=config["monitor"],
