@@ -196,8 +196,7 @@ class Contrast:
 
     def _reported(self, fitted: jt.Fitted, config: dict[str, Any], train: Any, test: Any, transform: Any) -> None:
         """Measures the encoder and writes the report."""
-        out = self.training.out
-        rows = self._measured(load_run(out), train, test, transform)
+        rows = self._measured(load_run(out := self.training.out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
         title = f"{self.method} on {self.data.data}, {self.model}"
         pictures = {"The embedding": "embedding.png"}

@@ -14,7 +14,7 @@ from jaxtransfer.devices.ahead import Cost
 from jaxtransfer.runs.report import timing_rows
 from jaxtransfer.train.clock import Clock
 
-PRETRAIN = "pretrain --data digits/upright --model mlp --steps 6 --batch-size 16".split()
+PRETRAIN = ["pretrain", "--data", "digits/upright", "--model", "mlp", "--steps", "6", "--batch-size", "16"]
 
 
 def row(text, name):
