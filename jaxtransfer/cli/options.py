@@ -90,7 +90,7 @@ class RunOptions(RateOptions, Length):
         return STEPS if self.steps is None else self.steps
 
     @property
-    def looked_at(self) -> dict[str, bool]:
+    def looked_at(self) -> dict[str, Any]:
         """Arguments of `jt.fit` that change nothing of what comes out."""
         return {"profile": self.profile, "dry_run": self.dry_run}
 

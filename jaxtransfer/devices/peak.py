@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,6 @@ def peak_memory() -> dict[str, float]:
     return {"peak_host_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
 
 
-def _stats(device: jax.Device) -> dict[str, int]:
+def _stats(device: Any) -> dict[str, int]:
     stats = device.memory_stats() or {}
     return stats if "peak_bytes_in_use" in stats else {}

@@ -18,7 +18,8 @@ PRETRAIN = ["pretrain", "--data", "digits/upright", "--model", "mlp", "--steps",
 
 
 def row(text, name):
-    return float(re.search(rf"\| {name}[^|]*\| ([\d.,]+)", text).group(1).replace(",", ""))
+    (number,) = re.findall(rf"\| {name}[^|]*\| ([\d.,]+)", text)
+    return float(number.replace(",", ""))
 
 
 def test_it_prints_the_memory_and_writes_nothing(tmp_path, capsys):
