@@ -198,9 +198,8 @@ class Contrast:
         """Measures the encoder and writes the report."""
         rows = self._measured(load_run(out := self.training.out), train, test, transform)
         table = (f"The encoder at step {rows.pop('step')}", ("", "test images"), list(rows.items()))
-        title = f"{self.method} on {self.data.data}, {self.model}"
-        pictures = {"The embedding": "embedding.png"}
-        print_results(out, fitted, write_report(out, title, facts_of(config), tables=[table], pictures=pictures))
+        title, shown = f"{self.method} on {self.data.data}, {self.model}", {"The embedding": "embedding.png"}
+        print_results(out, fitted, write_report(out, title, facts_of(config), tables=[table], pictures=shown))
         print("  ".join(f"{name} {value:.4g}" for name, value in rows.items()))
 
     def _check(self) -> None:
