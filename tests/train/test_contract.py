@@ -66,8 +66,18 @@ def teacher(model):
     return jt.frozen(model.named("teacher"), model.init(jax.random.key(9), np.zeros((2, 4, 4, 1), np.float32)))
 
 
+def with_delta(model):
+    """A frozen base, a low-rank delta that begins away from zero, and a new head."""
+    part = jt.deltas.chain(
+        low=jt.deltas.lora(2, start=jt.deltas.pissa).on("body/kernel"), head=jt.deltas.full().on("head")
+    )
+    base = model.init(jax.random.key(9), np.zeros((2, 4, 4, 1), np.float32))
+    return jt.deltas.delta(model, base, part, adapt_statistics=True)
+
+
 OBJECTIVES = {
     "classification": lambda model, w, rng: jt.classification(model),
+    "delta of a frozen base": lambda model, w, rng: jt.classification(with_delta(model)),
     "label smoothing": lambda model, w, rng: jt.classification(model, label_smoothing=0.1),
     "weighted": lambda model, w, rng: jt.classification(model, weight=[1, 2, 3, 0.5], label_smoothing=0.1),
     "multilabel": lambda model, w, rng: jt.multilabel_classification(model, label="labels", pos_weight=[1, 2, 0.5, 3]),

@@ -44,7 +44,9 @@ def depthwise():
     return jt.models.linen(Net(), stages=("grouped", "deep", "head"))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "convolutions" else ()) for name in NETWORKS]
+)
 def test_merged_weights_give_what_it_runs(name):
     make, shape, only = NETWORKS[name]
     model, rng = make(), np.random.default_rng(3)
@@ -82,7 +84,7 @@ def rows(model, variables, part, **options):
     net = D.delta(model, variables, part, **options)
     own = net.init(KEY, jnp.zeros((2, 4, 4, 1)))
     x = batches(np.random.default_rng(0), 1)[0]["image"]
-    _, state = net.apply(net.complete(own), x, train=True, key=None)
+    _, state = jax.jit(lambda own: net.apply(own, x, train=True, key=None))(net.complete(own))
     return {path: float(np.abs(leaf - jt.tree.leaves_by_path(variables)[path]).max()) for path, leaf in _leaves(state)}
 
 
@@ -113,12 +115,9 @@ def test_a_delta_that_an_optimiser_freezes_is_still_too():
         optimizer = jt.optim.freeze(optax.sgd(0.1), frozen)
         state = jt.init(objective, optimizer, KEY, batch)
         flags = jt.optim.held_still(state.opt_state, state.params)["model"]
-        _, new = net.apply(
-            net.complete({"params": state.params["model"], **state.state["model"]}),
-            batch["image"],
-            train=True,
-            key=None,
-            still=flags,
+        own = net.complete({"params": state.params["model"], **state.state["model"]})
+        _, new = jax.jit(lambda own, flags=flags: net.apply(own, batch["image"], train=True, key=None, still=flags))(
+            own
         )
         changed = any(
             np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (new, state.state["model"])), strict=True)
