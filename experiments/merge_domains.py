@@ -196,8 +196,8 @@ class Bench:
         e, model = self.experiment, self.model.name
         data = sets[0]
         if len(sets) > 1:
-            columns = {c: np.concatenate([one.column(c) for one in sets]) for c in ("image", "label")}
-            data = jt.data.Dataset.from_columns(**columns)
+            images, labels = (np.concatenate([one.column(c) for one in sets]) for c in ("image", "label"))
+            data = jt.data.Dataset.from_columns(image=images, label=labels)
         begin = {}
         if start is not None:
             state = {kind: value for kind, value in start.items() if kind != "params"}
