@@ -11,7 +11,7 @@ averages are renewed on the training images.
 
     TFDS_DATA_DIR=... python -m experiments.cifar_soup --weights resnet20-12fca82f.th
 
-Not measured yet.
+Not measured yet: on a machine that twenty others used five runs did not end in time.
 """
 
 import dataclasses

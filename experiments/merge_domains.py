@@ -12,7 +12,21 @@ leaf and expert. No label of a test image chooses anything.
 
     python -m experiments.merge_domains
 
-Not measured yet.
+Measured with one seed, 300 updates of each net, test accuracy in %:
+
+                           upright  rotated  inverted  noisy    mean    not renewed
+    base                      98.2      6.5      24.3   64.3    48.3
+    each expert at home       99.2     98.5      98.3   86.1    95.5
+    joint                     97.3     96.0      95.8   80.7    92.4
+    uniform average           95.1     17.8      26.8   60.2    50.0    47.1
+    task arithmetic, 0.3      94.6     22.3      27.5   56.7    50.3    47.8
+    learned                   93.5     75.8      24.8   55.5    62.4    61.8
+    learned++                 94.1     44.5      25.0   55.9    54.9    54.6
+
+So statistics of its own are worth 3 points to the average, coefficients that 480 held-out labels fit 12 points more; no
+merged net is near the joint one: inverted digits, whose expert moved farthest, are learned by none. With trained nets
+at hand the last two and the average took 247 s on two cores that twenty others shared. The other rows of `METHODS` were
+not measured.
 """
 
 import dataclasses
