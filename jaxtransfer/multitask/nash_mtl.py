@@ -12,13 +12,14 @@ from jaxtransfer.multitask._units import units
 def nash_mtl(
     gram: jax.Array, values: jax.Array, key: Any, state: Any, *, max_norm: float = 1.0
 ) -> tuple[jax.Array, Any]:
-    """Returns a > 0 with (G / ‖G‖) a = 1 / a, scaled down where the direction is longer than `max_norm`.
+    """Returns a > 0 with G a = 1 / a, scaled down where the direction is longer than `max_norm`.
 
-    The solution of G a = 1 / a maximises Σ_t log⟨d, g_t⟩ over directions of one length, the Nash bargaining solution:
-    it does not change when a loss is multiplied by a number. (Navon et al. 2022, "Multi-task learning as a bargaining
-    game", arXiv:2202.01017.) ‖G‖, Frobenius' norm, and the bound on the length are the released code's. That code goes
-    some twenty convex problems towards the solution, from where it stood the step before; here Newton's steps reach it,
-    and nothing is remembered. Where gradients cancel and there is none, the direction is next to 0.
+    The solution maximises Σ_t log⟨d, g_t⟩ over directions d of one length, the Nash bargaining solution: d does not
+    change when a loss is multiplied by a number, and its length is √T. (Navon et al. 2022, "Multi-task learning as a
+    bargaining game", arXiv:2202.01017.) The bound on the length is the released code's, as in LibMTL and TorchJD. They
+    go some twenty convex problems towards the solution (`optim_niter`), from where they stood the step before, and may
+    do so every few steps alone (`update_weights_every`); here Newton's steps reach it in each, at next to no cost, and
+    nothing is remembered. Where gradients cancel and there is none, the direction is next to 0.
 
     Args:
       gram: ⟨g_s, g_t⟩ [T, T].
@@ -33,12 +34,7 @@ def nash_mtl(
     given = units(gram)
     shares = proportional(given.cosine, jnp.ones_like(given.length), 1.0)
     shares = jnp.where(given.some, shares, 0)
-    largest = jnp.max(given.length)
-    relative = given.length / jnp.where(largest > 0, largest, 1)  # squares of squares would leave the range
-    norm = jnp.sqrt(jnp.sum((given.cosine * relative[:, None] * relative[None]) ** 2))
-    scale = jnp.sqrt(norm) * largest
     if max_norm > 0:
         long = jnp.sqrt(jnp.maximum(shares @ given.cosine @ shares, 0))
-        far = scale * long
-        scale = jnp.where(far > max_norm, max_norm / jnp.where(long > 0, long, 1), scale)
-    return scale * shares * given.inverse, state
+        shares = jnp.where(long > max_norm, max_norm / jnp.where(long > 0, long, 1), 1) * shares
+    return shares * given.inverse, state
