@@ -20,6 +20,7 @@ from jaxtransfer.parts.gradient_averages import followed
 
 Tree = Any
 Rule = Callable[..., tuple[Any, Tree]]
+FEW = 3  # tasks whose pairs are hardly more than they are
 PIECE = 2**16  # entries of a gradient: what a cache holds of some tasks
 
 
@@ -268,7 +269,17 @@ def gram_of(gradients: list[Tree], shared: tree.Patterns = ".*", still: Mapping[
 
 
 def _products(vectors: list[jax.Array]) -> jax.Array:
-    """Returns the inner products [T, T] of T vectors, piece by piece: all side by side would be a copy of them."""
+    """Returns the inner products [T, T] of T vectors.
+
+    Of a few vectors pair by pair, which needs no memory; of more piece by piece, where each vector is read once: all
+    side by side would be a copy of them.
+    """
+    if len(vectors) <= FEW:
+        wide = [one.astype(jnp.promote_types(one.dtype, jnp.float32)) for one in vectors]
+        pairs = itertools.combinations_with_replacement(range(len(wide)), 2)
+        found = {pair: jnp.dot(*(wide[n] for n in pair), precision=jax.lax.Precision.HIGHEST) for pair in pairs}
+        numbers = range(len(wide))
+        return jnp.stack([jnp.stack([found[min(a, b), max(a, b)] for b in numbers]) for a in numbers])
 
     def of_piece(number, size=PIECE):
         rows = jnp.stack([jax.lax.dynamic_slice_in_dim(one, number * PIECE, size) for one in vectors])

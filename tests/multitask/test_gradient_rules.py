@@ -1,4 +1,6 @@
 """Rules of the Gram matrix, against the gradients in double precision: NumPy, SciPy, optimality conditions."""
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
 
 import functools
 

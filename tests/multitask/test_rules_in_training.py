@@ -12,7 +12,7 @@ from test_balance import KEY, SHARED, a_batch, by_hand, gradient_of, tasks_of, t
 import jaxtransfer as jt
 from jaxtransfer import multitask
 from jaxtransfer.context import named_key
-from jaxtransfer.parts.mixing import PIECE, gram_of
+from jaxtransfer.parts.mixing import FEW, PIECE, gram_of
 
 ALL = {
     name: getattr(multitask, name)
@@ -118,12 +118,13 @@ def test_rules_of_values_cost_one_pass_backwards():
 
 def test_low_precision_gradients_have_a_gram_matrix_of_full_precision():
     """Products of bfloat16 gradients are summed in float32: 1 + 1/256, squared, isn't rounded to 8 bits."""
-    rows = np.random.default_rng(0).normal(size=(3, 2 * PIECE + 5))  # more than one piece
-    trees = [{"w": jnp.asarray(row, jnp.bfloat16)} for row in rows]
-    gram = jax.jit(gram_of)(trees)
-    assert gram.dtype == jnp.float32
-    kept = np.stack([np.float64(one["w"]) for one in trees])
-    np.testing.assert_allclose(gram, kept @ kept.T, rtol=1e-5, atol=0.1)
+    for tasks in (FEW, FEW + 1):  # pair by pair, and in more than one piece
+        rows = np.random.default_rng(0).normal(size=(tasks, 2 * PIECE + 5))
+        trees = [{"w": jnp.asarray(row, jnp.bfloat16)} for row in rows]
+        gram = jax.jit(gram_of)(trees)
+        assert gram.dtype == jnp.float32
+        kept = np.stack([np.asarray(one["w"], float) for one in trees])
+        np.testing.assert_allclose(gram, kept @ kept.T, rtol=1e-5, atol=0.1)
 
 
 def test_training_in_bfloat16():
