@@ -9,6 +9,7 @@ import tyro
 
 import jaxtransfer as jt
 from jaxtransfer.cli.classes import places_in, with_classes_of
+from jaxtransfer.cli.delta_options import DeltaOptions, check_is_base, say_counts
 from jaxtransfer.cli.freezing import FreezeOptions
 from jaxtransfer.cli.image_options import ImageOptions, noted
 from jaxtransfer.cli.options import DataOptions, TrainOptions, at_least, config_of, positive
@@ -23,6 +24,7 @@ from jaxtransfer.cli.stages import train_stages
 from jaxtransfer.cli.validation import load_sets
 from jaxtransfer.errors import InputError
 from jaxtransfer.runs.configuration import CLASSES
+from jaxtransfer.runs.deltas import DELTA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Finetune:
     training: TrainOptions
     recipe: RecipeOptions
     frozen: FreezeOptions
+    difference: DeltaOptions
     method: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=choices(METHODS))] = "full"
     """How to move the weights. Frozen ones run in inference mode: batch norm by its running statistics, which stay,
     and no dropout.
@@ -63,16 +66,22 @@ class Finetune:
         self.recipe.check()
         check_seeds(self.training, self.recipe.seeds)
         self.frozen.check()
+        self._check_delta()
         row = row_of("method", self.method, METHODS)
         at_least(self, 0, "head_strength", *(["strength"] if self.strength is not None else []))
         positive(self, "head_rate")
         self.images.check()
         network = network_of(self.source, self.model)
+        if self.difference.delta is not None:
+            check_is_base(self.source, network)
         if self.recipe.seeds:
             return run_each("finetune", self)
         if network is not None:
             self._check_weights(network, weighs=row.facts.weighs)
-        source = self.images.at_size(read_source(self.source, network, needs_head=self.keep_head))
+        read = read_source(self.source, network, needs_head=self.keep_head)
+        source = self.images.at_size(read)
+        if self.difference.delta is not None and source.params is not read.params:
+            raise InputError("--image-size changes the source's weights, and a delta stands on them as they are")
         if self.keep_head:
             check_knows_classes(source, self.source, "--keep-head keeps the source's classes")
         if row.facts.weighs:
@@ -110,7 +119,18 @@ class Finetune:
         config |= self.recipe.entries(config)
         model = build_model(config)
         kept, places = _kept(self, source, train) if self.keep_head else (source, None)
-        params, state = _start(self, kept, model, train)
+        if self.difference.delta is not None:
+            if kept is not source:
+                raise InputError(
+                    f"--keep-head: {self.source} counts its classes otherwise than {train.name}, and a delta keeps its "
+                    f"base as it is; leave one of the two out"
+                )
+            model, config[DELTA] = self.difference.made(source, model, train.image_shape, new_head=not self.keep_head)
+            params = state = None
+            say_counts(model, train.image_shape)
+        else:
+            params, state = _start(self, kept, model, train)
+            params, state = {model.name: params}, {model.name: state}
         command, anchor = dataclasses.replace(self, training=training), {model.name: kept.params[source.model.name]}
         make = Ingredients(command, source, model, anchor, places, self.recipe.weights(train))
         stages, evaluated = self.recipe.applied(self.frozen.applied(row.build(make), stay), model)
@@ -125,10 +145,25 @@ class Finetune:
             eval_objective=evaluated,
             monitor=self.recipe.monitor,
             unused=row.facts.unused,
-            title=f"finetune {config['model']} on {self.data.data} by {self.method}",
-            params={model.name: params},
-            state={model.name: state},
+            title=f"finetune {config['model']} on {self.data.data} by {self.difference.delta or self.method}",
+            params=params,
+            state=state,
         )
+
+    def _check_delta(self) -> None:
+        """Raises for what doesn't go with a delta."""
+        self.difference.check()
+        if self.difference.delta is None:
+            return
+        if self.method != "full":
+            raise InputError(f"--delta {self.difference.delta} trains a difference alone; leave --method out")
+        if self.frozen.freeze or self.frozen.freeze_bn:
+            raise InputError(
+                f"--delta {self.difference.delta}: the source's weights stay anyway; --only says what the difference "
+                f"changes, leave --freeze{'-bn' * (not self.frozen.freeze)} out"
+            )
+        if self.keep_head and self.head_rate is not None:
+            raise InputError("--head-rate: under --delta a head that is kept stays; leave it out")
 
     def _check_weights(self, network: str, *, weighs: bool) -> None:
         """Raises for what can't be done with weights of a file, before they are read or fetched."""

@@ -52,7 +52,7 @@ class FreezeOptions:
         paths = list(tree.leaves_by_path(params))
         for pattern in self.freeze:
             if not any(tree.matches(path, pattern) for path in paths):
-                raise _selects_nothing(pattern, paths)
+                raise selects_nothing("freeze", pattern, paths)
         head = [path for path in paths if tree.matches(path, model.head)]
         if new_head and any(tree.matches(path, self.freeze) for path in head):
             raise InputError("--freeze selects the head, which is new and would stay as it was drawn; leave it out")
@@ -74,9 +74,10 @@ class FreezeOptions:
         return tuple(phase._replace(optimizer=jt.optim.freeze(phase.optimizer, patterns)) for phase in phases)
 
 
-def _selects_nothing(pattern: str, paths: Sequence[str]) -> InputError:
+def selects_nothing(option: str, pattern: str, paths: Sequence[str]) -> InputError:
+    """Returns the error of an option whose pattern is of no layer, with the closest of those there are."""
     layers = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
     keys = list(dict.fromkeys(key for path in paths for key in path.split("/")))
     close = difflib.get_close_matches(re.sub(r"[\\.*+?^$()\[\]|]", "", pattern), [*layers, *keys], n=1, cutoff=0.4)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return InputError(f"--freeze {pattern!r} selects no layer{hint}; there are {tree.listed(layers)}")
+    return InputError(f"--{option} {pattern!r} selects no layer{hint}; there are {tree.listed(layers)}")

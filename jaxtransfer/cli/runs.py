@@ -10,6 +10,7 @@ from jaxtransfer.models.description import ENTRIES, rebuild
 from jaxtransfer.models.description import TASKS as TASK_ENTRIES
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import FEATURES
+from jaxtransfer.runs.deltas import folded
 from jaxtransfer.runs.load import Run
 from jaxtransfer.runs.load import load_run as read_run
 
@@ -21,6 +22,8 @@ build_model = rebuild
 def load_run(directory: Path, *, tasks: bool = False) -> Run:
     """Reads a run with its best checkpoint, or its newest where none was evaluated; `jt.load_run` for commands.
 
+    One of a delta of weights comes with the difference in its base's weights.
+
     Args:
       directory: of the run.
       tasks: whether a run of several tasks is wanted as it is. Otherwise of one with a single encoder this is what
@@ -30,7 +33,7 @@ def load_run(directory: Path, *, tasks: bool = False) -> Run:
       InputError: where the directory is no run, or no checkpoint of it is whole; for a run of several tasks which has
         no single encoder, where its encoder is wanted.
     """
-    run = read_run(directory, needs=_NEEDS)
+    run = folded(read_run(directory, needs=_NEEDS))
     return run if tasks or not run.tasks else _encoder_of(run)
 
 
@@ -55,7 +58,7 @@ def beside(run: Run) -> dict[str, Run]:
     if "params" not in run.state.get(noted or f"{run.model.name}_ema", {}):
         return {}
     name = "average" if noted is None else "raw"
-    return {name: read_run(run.directory, checkpoint=run.step, average=noted is None, needs=_NEEDS)}
+    return {name: folded(read_run(run.directory, checkpoint=run.step, average=noted is None, needs=_NEEDS))}
 
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:

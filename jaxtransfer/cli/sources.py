@@ -41,7 +41,13 @@ def read_source(source: str, network: str | None, *, needs_head: bool) -> Run:
       needs_head: whether weights without a head are an error.
     """
     if network is None:
-        return load_run(Path(source))
+        run = load_run(Path(source))
+        if run.model.frozen:
+            raise InputError(
+                f"{source} has new layers inside of a frozen network, which no other training goes on from; start from "
+                f"its base, or in Python from jt.load_run({source!r})"
+            )
+        return run
     place = source if hub.is_name(source) else expanded(source)
     try:
         loaded = jt.pretrained.load_named(place, network, needs_head=needs_head)

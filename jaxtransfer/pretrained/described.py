@@ -13,6 +13,7 @@ from jaxtransfer.model import Model
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.pretrained.load import Pretrained
 from jaxtransfer.pretrained.preprocessing import Preprocessing
+from jaxtransfer.runs.deltas import folded
 from jaxtransfer.runs.load import Run, load_run
 
 Exportable = str | Path | Run | Pretrained | tuple[Model, Mapping[str, Any]]
@@ -79,6 +80,7 @@ def describe(source: Exportable) -> Described:
     if isinstance(source, str | Path):
         source = load_run(source)
     if isinstance(source, Run):
+        source = folded(source)
         shape, mean, std = source.preprocessing
         size = None if shape is None else (shape[0], shape[1])
         known = Preprocessing(size, source.resizing.crop, mean, std, source.resizing.interpolation)

@@ -40,11 +40,13 @@ class Inventory:
       source: what was read.
       tensors: its tensors, in their order.
       facts: what else is known of it: preprocessing, class names.
+      frozen: how many values the network has besides that nobody trained: those of a delta's base.
     """
 
     source: str
     tensors: tuple[Tensor, ...]
     facts: Facts
+    frozen: int = 0
 
     @property
     def count(self) -> int:
@@ -56,6 +58,11 @@ class Inventory:
         """How much memory all tensors take."""
         return sum(row.bytes for row in self.tensors)
 
+    @property
+    def trained(self) -> int:
+        """How many values are parameters that train, of a run."""
+        return sum(row.count for row in self.tensors if row.path.startswith("params/"))
+
     def as_entries(self) -> dict[str, Any]:
         """Returns it as plain data, for JSON."""
         known = self.facts.preprocessing
@@ -65,6 +72,7 @@ class Inventory:
             "total": {"tensors": len(self.tensors), "count": self.count, "bytes": self.bytes},
             "preprocessing": None if known is None else known.as_entries(),
             "class_names": list(self.facts.class_names),
+            **({"trained": self.trained, "frozen": self.frozen} if self.frozen else {}),
         }
 
     def __str__(self):
@@ -77,7 +85,9 @@ class Inventory:
         ]
         types = sorted({row.dtype for row in self.tensors})
         total = f"{len(self.tensors)} tensors, {self.count:,} values, {self.bytes:,} bytes, {', '.join(types)}"
-        more = [] if self.facts.preprocessing is None else [f"preprocessing: {self.facts.preprocessing}"]
+        counts = f"trained: {self.trained:,} values; frozen, in its base: {self.frozen:,}"
+        more = [counts] if self.frozen else []
+        more += [] if self.facts.preprocessing is None else [f"preprocessing: {self.facts.preprocessing}"]
         if names := self.facts.class_names:
             kind = "labels" if self.facts.labels else "classes"
             more.append(f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
@@ -97,9 +107,9 @@ def inspect_weights(source: str | Path | Mapping[str, Any] | Run, *, part: str |
     Raises:
       InputError: where the source can't be read.
     """
-    found = open_source(source, part)
+    found = open_source(source, part, apart=True)
     rows = [
         Tensor(name, tuple(value.shape), np.dtype(value.dtype).name, math.prod(value.shape), value.nbytes)
         for name, value in found.tensors.items()
     ]
-    return Inventory(found.name, tuple(rows), found.facts)
+    return Inventory(found.name, tuple(rows), found.facts, found.frozen)

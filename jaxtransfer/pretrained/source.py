@@ -1,9 +1,11 @@
 """Where weights come from, and what they are: tensors by name, with what is known of them."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxtransfer import tree
@@ -15,6 +17,7 @@ from jaxtransfer.pretrained import hub
 from jaxtransfer.pretrained.facts import Facts, beside
 from jaxtransfer.pretrained.preprocessing import Preprocessing
 from jaxtransfer.pretrained.text_facts import TextFacts, text_facts, weights_folder
+from jaxtransfer.runs.deltas import folded
 from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.runs.no_run import runs_of_seeds
 
@@ -28,6 +31,7 @@ class Source(NamedTuple):
       facts: what is known of them.
       texts: reads what is known of them where they are a text encoder's.
       notes: what else is worth knowing.
+      frozen: how many values beside them a network holds that nobody trained: the base of a delta.
     """
 
     name: str
@@ -35,20 +39,22 @@ class Source(NamedTuple):
     facts: Facts
     texts: Callable[[], TextFacts] = TextFacts
     notes: tuple[str, ...] = ()
+    frozen: int = 0
 
 
-def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) -> Source:
+def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None, *, apart: bool = False) -> Source:
     """Returns the weights behind a name, a path, a run, or those that are in memory.
 
     Args:
       source: see `load_pretrained`.
       part: the key of a checkpoint's state dict that is meant.
+      apart: whether a run of a delta is read without its base; else the weights are the base's with the delta in them.
 
     Raises:
       InputError: where there is nothing to be read.
     """
     if isinstance(source, Run):
-        return _of_run(source)
+        return _of_run(source if apart else folded(source))
     if isinstance(source, Mapping):
         inner = {kind: source[kind] for kind in ("params", "batch_stats") if isinstance(source.get(kind), Mapping)}
         given = tree.leaves_by_path(inner) if "params" in inner else source
@@ -58,7 +64,7 @@ def open_source(source: str | Path | Mapping[str, Any] | Run, part: str | None) 
         raise InputError(f"expected weights, got {type(source).__name__}; {hint}")
     path = hub.fetch(source) if isinstance(source, str) and hub.is_name(source) else Path(source)
     if (path / "checkpoints").is_dir():
-        return _of_run(load_run(path))
+        return open_source(load_run(path), part, apart=apart)
     if several := runs_of_seeds(path):
         raise InputError(several)
     inner = weights_folder(path)
@@ -95,4 +101,5 @@ def _of_run(run: Run) -> Source:
 
     network = {"model": run.config["model"], "model_options": options} if run.config.get("model") else None
     facts = Facts(known, run.class_names, None, "its configuration", network, LABELS in run.knows)
-    return Source(f"the run {run.directory}", tensors, facts, texts)
+    frozen = sum(math.prod(np.shape(leaf)) for handle in run.model.handles for leaf in jax.tree.leaves(handle.tree))
+    return Source(f"the run {run.directory}", tensors, facts, texts, frozen=frozen)

@@ -195,6 +195,12 @@ ENTRIES: dict[str, Rule] = {
     "tokenizer": (lambda value: isinstance(value, dict), "an object that tells the tokenizer"),
     "table": (lambda value: isinstance(value, dict), "an object that tells the table"),
     "preprocessing": (or_none(_preprocessing), "null, or what images become: crop, in (0, 1] or null, interpolation"),
+    "delta": (
+        lambda value: (
+            isinstance(value, dict) and isinstance(value.get("base"), dict) and text(value["base"].get("digest"))
+        ),
+        "an object of the delta's kind and its base, with a digest",
+    ),
     "monitor": (or_none(text), "the name of a metric, or null"),
     "maximize": SWITCH,
 }

@@ -16,6 +16,7 @@ from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.resizing import STRETCH, Resizing, fit, from_entries
 from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.configuration import check_config, check_weights, known
+from jaxtransfer.runs.deltas import DELTA, check_base_of, on_base
 from jaxtransfer.runs.directory import read_config, steps_of
 from jaxtransfer.runs.selection import score_of
 from jaxtransfer.runs.table import kept_table
@@ -170,6 +171,7 @@ def load_run(
     checkpoint: str | int = BEST,
     model: Any = None,
     average: bool | None = None,
+    base: Any = None,
     needs: Sequence[str] = (),
 ) -> Run:
     """Reads a run: of the command line, or of `jt.fit(out=..., model=...)`.
@@ -182,6 +184,8 @@ def load_run(
         made.
       average: whether to read the moving average, `jt.ema`, of the model in place of the model; None as the run was
         noted: `fit(model=jt.ema(model))` says that the run is its average.
+      base: of a run of a delta what it stands on: a run, its directory, or variables. By default it is looked for where
+        the delta noted it. Deltas that are read with one run for a base hold it in memory once.
       needs: entries that its configuration must have.
 
     Returns:
@@ -189,7 +193,8 @@ def load_run(
 
     Raises:
       InputError: where the directory is no run; has no checkpoint yet, or none that is whole; has a configuration that
-        is not what a run writes, or that a later version wrote; holds weights of another model, or no average.
+        is not what a run writes, or that a later version wrote; holds weights of another model, or no average; is a
+        delta whose base is not found, or is another one than it was trained on.
     """
     directory = Path(directory)
     config = known(read_config(directory))
@@ -199,6 +204,8 @@ def load_run(
             config, model, average = {**config, "average": entries[0]}, model.model, True
         if not isinstance(model, Model):
             raise InputError(f"load_run: model= is what was trained, a jt.Model; got a {type(model).__name__}")
+        if DELTA in config:
+            check_base_of(model, config[DELTA], directory)
     else:
         if config.get("model", "") is None:
             raise _not_described(directory)
@@ -206,6 +213,10 @@ def load_run(
         if "model" not in config or not (config.get("class_names") or config.get("outputs")):
             raise _not_described(directory)
         model = rebuild(config)
+        if DELTA in config:
+            model = on_base(model, config[DELTA], directory, base, load_run)
+    if base is not None and (given or DELTA not in config):
+        raise InputError(f"load_run: base= is of a run of a delta that says what it is; {directory} is not read by one")
     found = _read(directory, checkpoint, score_of(config.get("monitor"), config.get("maximize", True)))
     params, state = (checkpoints.nested(found.leaves, part) for part in ("params", "state"))
     if model.shares is not None and not model.shares.own:  # a twin without parameters of its own; nothing is nothing

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxtransfer.deltas import Delta
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.description import describe
 from jaxtransfer.runs.configuration import FEATURES, FORMAT, check_config
+from jaxtransfer.runs.deltas import BASE, DELTA, delta_note
 from jaxtransfer.runs.knowledge import learned_by, named_by
 from jaxtransfer.runs.table import TABLE, table_note
 from jaxtransfer.runs.tokens import TOKENIZER, tokens_note
@@ -32,7 +34,7 @@ def noted(
       objective: what trains.
       model: that which the run is for, of those that the objective trains, or an average of it; None for no entries.
       dataset: what it learns from, or None.
-      config: the caller's own entries, which go before these.
+      config: the caller's own entries, which go before these; of a delta `base` is the directory of its base's run.
       seed: of the run.
       monitor: the metric that chooses the checkpoint.
       maximize: whether more of it is better.
@@ -61,8 +63,12 @@ def noted(
         raise InputError(
             f"fit: the objective trains another model {trained.name!r} than model=; pass the one that it was made of"
         )
-    entries: dict[str, Any] = {"format": FORMAT, "model": None, **(describe(trained) or {})}
-    heads = trained.recipe is not None and trained.recipe.heads
+    of = trained.of if isinstance(trained, Delta) else trained
+    heads = of.recipe is not None and of.recipe.heads
+    known = None if heads and of is not trained else describe(of)  # heads stay behind, and a delta may change them
+    entries: dict[str, Any] = {"format": FORMAT, "model": None, **(known or {})}
+    if isinstance(trained, Delta):
+        entries[DELTA] = delta_note(trained, own.pop(BASE, None))
     learned, outputs = learned_by(objective, trained), entries.get("outputs")
     kind, names = named_by(learned, dataset)
     entries["knows"] = own.get("knows", [FEATURES if heads else kind])
