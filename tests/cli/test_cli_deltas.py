@@ -62,20 +62,27 @@ def test_commands_take_it_like_any_run(run, refused, source, delta_run, tmp_path
     trained = 9 * 2 + 2 * 16 + 144 * 2 + 2 * 32 + 288 * 2 + 2 * 64 + 650
     assert any(f"trained: {trained:,} values; frozen, in its base: 24,058" in line for line in out)
     run("export", delta_run, "--out", tmp_path / "a.safetensors")
-    further = ("finetune", "--from", delta_run, *TRAIN, "--out", tmp_path / "further")
-    run(*further)
-    assert "delta" not in jt.load_run(tmp_path / "further").config
     alone = tmp_path / "alone"
     shutil.copytree(delta_run, alone)
     config = json.loads((alone / "config.json").read_text())
     config["delta"]["base"]["run"] = str(tmp_path / "nowhere")
     (alone / "config.json").write_text(json.dumps(config))
     assert "its base is not where it was" in refused("evaluate", alone)
-    assert "is a delta itself; merge it" in refused(
-        *further[:2], delta_run, *TRAIN, "--delta", "ia3", "--out", tmp_path / "x"
-    )
+    words = ("finetune", "--from", delta_run, *TRAIN, "--delta", "ia3", "--out", tmp_path / "x")
+    assert "is a delta itself; merge it" in refused(*words)
 
 
+@pytest.mark.slow
+def test_training_goes_on_from_it(run, delta_run, tmp_path):
+    run("finetune", "--from", delta_run, *TRAIN, "--lr", "1e-9", "--keep-head", "--out", tmp_path / "further")
+    further, before = jt.load_run(tmp_path / "further"), jt.load_run(delta_run)
+    assert "delta" not in further.config
+    merged = jt.tree.leaves_by_path(jt.deltas.merged(before.model, before.variables)["params"])
+    for path, leaf in jt.tree.leaves_by_path(further.params["model"]).items():
+        np.testing.assert_allclose(leaf, merged[path], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_resuming_goes_to_the_same_bits(run, source, delta_run, tmp_path):
     words = ("finetune", "--from", source, "--delta", "lora", "--rank", "2", "--lr", "0.05", "--out", tmp_path / "run")
     run(*words, *TRAIN[:2], "--batch-size", "32", "--eval-every", "4", "--steps", "4", "--keep", "9")
@@ -95,7 +102,7 @@ WRONG = {
     "alpha": (("--delta", "lora", "--alpha", "-1"), "--alpha must be positive"),
     "no such layer": (("--delta", "lora", "--only", "stage7"), "--only 'stage7' selects no layer"),
     "no kernel": (("--delta", "lora", "--only", "stem_conv/bias"), "--only"),
-    "rank above": (("--delta", "lora", "--rank", "99"), "rank 99 is above that of 'stem_conv/kernel'"),
+    "rank above": (("--delta", "lora", "--rank", "99"), "rank 99 is above that of 'stage1_conv/kernel'"),
     "the new head": (("--delta", "lora", "--only", "head"), "--only selects the head, which is new"),
     "no transformer": (("--delta", "vpt"), "--delta vpt: "),
     "method": (("--delta", "lora", "--method", "l2-sp"), "leave --method out"),
@@ -118,6 +125,7 @@ def test_a_delta_stands_on_a_run_and_not_on_weights(refused, source, tmp_path):
     assert "jaxtransfer convert" in refused("finetune", "--from", tmp_path / "a.safetensors", *words)
 
 
+@pytest.mark.slow
 def test_each_kind_is_made_and_says_how(source):
     """On a small transformer, with a new head and with the source's."""
     import jax

@@ -153,7 +153,7 @@ def test_what_is_in_it_and_what_leaves_it(folder, tmp_path):
     jt.export_weights(root / "sub" / "delta", tmp_path / "a.safetensors")
     base = jt.load_run(root / "base")
     for source in (tmp_path / "a.safetensors", root / "sub" / "delta"):
-        loaded = jt.load_pretrained(source, base.model, image_shape=(4, 4, 1))
+        loaded = jt.load_pretrained(source, base.model, inputs=np.zeros((1, 4, 4, 1), np.uint8))
         np.testing.assert_allclose(
             outputs(loaded.model, loaded.variables), outputs(net, {"params": fitted.state.params["model"]}), rtol=1e-5
         )
