@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.runs.no_run import CONFIG
 
+_R = TypeVar("_R")  # a `Run`, which stands above
 DELTA, BASE = "delta", "base"
 """The entry of a configuration that says what trained on which base; and, within it, the base."""
 
@@ -126,16 +127,18 @@ def with_fresh(params: Any, fresh: Mapping[str, Any]) -> Any:
     return tree.nested(leaves)
 
 
-def folded(run: Any) -> Any:
+def folded(run: _R) -> _R:
     """Returns a run of a delta as one of its base's network, the difference in the weights; another run as it is."""
-    if not isinstance(run.model, Delta):
+    found: Any = run
+    if not isinstance(found.model, Delta):
         return run
-    whole = jax.device_get(merged(run.model, run.variables))
-    params = whole.pop("params")
-    config = {name: value for name, value in run.config.items() if name != DELTA}
-    name = run.model.name
-    return run._replace(
-        config=config, model=run.model.of, params={**run.params, name: params}, state={**run.state, name: whole}
+    whole = jax.device_get(merged(found.model, found.variables))
+    params, name = whole.pop("params"), found.model.name
+    return found._replace(
+        config={entry: value for entry, value in found.config.items() if entry != DELTA},
+        model=found.model.of,
+        params={**found.params, name: params},
+        state={**found.state, name: whole},
     )
 
 

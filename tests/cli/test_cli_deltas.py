@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_each_kind_is_made_and_says_how(source):
     base = jt.load_run(source)._replace(model=model, params={"model": variables["params"]}, state={"model": {}})
     wide = jt.models.vit(8, 2, 2, 5, patch=4)
     for name, row in DELTAS.items():
-        small = {size: 2 for size in row.facts.usual if size != "alpha"}
+        small: dict[str, Any] = {size: 2 for size in row.facts.usual if size != "alpha"}
         options = DeltaOptions(delta=name, **small)
         for target, new_head in ((model, False), (wide, True)):
             net, note = options.made(base, target, (8, 8, 1), new_head=new_head)
