@@ -238,7 +238,7 @@ class _OnStderr(logging.Handler):
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:
     """Returns the words of `launch`, and those of the command that it runs, after --."""
-    if words[:1] != ["launch"] or "--" not in words:
+    if "--" not in words or COMMANDS.get(words[0]) is not Launch:
         return words, []
     place = words.index("--")
     return words[:place], words[place + 1 :]

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxtransfer.devices import processes
-
-LOST = 75
-"""The exit code of a process that lost another one: the same command goes on from the last checkpoint."""
+from jaxtransfer.devices.peers import LOST as LOST
 
 
 @contextlib.contextmanager

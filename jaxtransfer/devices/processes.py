@@ -7,6 +7,7 @@ devices, files and prints, is done by the first process, and the others wait to 
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxtransfer.devices.peers import Watch
 from jaxtransfer.errors import InputError, LostProcessError
 
 HEARTBEAT = 40
@@ -26,6 +28,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 """Variables that say where process 0 listens, how many processes there are, and which one this is."""
 _PAGE = 4096  # bytes that the first process tells at a time
 _LOSS = ("gloo", "nccl", "connection", "heartbeat", "coordination", "unavailable", "deadline", "barrier", "aborted")
+_watch: Watch | None = None
 _alone = 0  # how deep we are in `alone`; for all threads, which make batches for whoever opened them
 
 
@@ -66,6 +69,10 @@ def start() -> None:
             f"pod, SLURM, Open MPI or Kubernetes, or {ADDRESS}=host:port, {COUNT} and {INDEX}; jaxtransfer launch "
             f"--processes 2 -- ... starts them on this machine"
         ) from None
+    global _watch
+    if jax.process_count() > 1:
+        host = os.environ.get(ADDRESS, "").rpartition(":")[0] or socket.gethostname()
+        _watch = Watch(jax.process_index(), jax.process_count(), _broadcast, host)
 
 
 def joined() -> bool:
@@ -278,8 +285,12 @@ def leave(code: int) -> None:
     if not joined():
         sys.exit(code)
     if code == 0:
+        if _watch is not None:
+            _watch.over()
         jax.distributed.shutdown()
         sys.exit(0)
+    if _watch is not None:
+        _watch.leaving()
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():

@@ -68,7 +68,7 @@ def rebuild(config: Mapping[str, Any]) -> Model:
         raise InputError(
             f"model_options {config.get('model_options')}: {name} can't be made with them: {error}"
         ) from None
-    if config.get("tasks"):
+    if isinstance(config.get("tasks"), Mapping):  # those of episodes are a number
         classes = {task: len(names) for task, names in config["tasks"].items()}
         how = {name: config[name] for name in ("image_shape", "experts") if name in config}
         model = task_network(config["architecture"], model, classes, **how)
