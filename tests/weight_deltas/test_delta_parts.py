@@ -64,7 +64,7 @@ def kronecker(m, own):
     one = own["w1"] if "w1" in own else own["a1"] @ own["b1"]
     two = own["w2"] if "w2" in own else own["a2"] @ own["b2"]
     (i1, o1), (i2, o2) = one.shape, two.shape
-    assert i1 * i2, o1 * o2 == m.shape
+    assert (i1 * i2, o1 * o2) == m.shape
     out = m.copy()
     for i in range(m.shape[0]):
         for o in range(m.shape[1]):
