@@ -11,7 +11,19 @@ averages are renewed on the training images.
 
     TFDS_DATA_DIR=... python -m experiments.cifar_soup --weights resnet20-12fca82f.th
 
-Not measured yet: on a machine that twenty others used five runs did not end in time.
+Measured with `--classes 5` (400 training, 100 held-out, 500 test images), five runs, 12 updates each, 1,265 s on two
+cores that twenty others shared, accuracy in %:
+
+                        held out   test     test, statistics not renewed
+    linear probe            70.0   73.0
+    runs 0 to 4             71.0, 70.0, 71.0, 70.0, 68.0   74.2, 75.6, 75.8, 78.6, 76.4
+    uniform soup            73.0   74.4     79.4
+    greedy soup             73.0   74.4     (all five runs: the same)
+    wise-ft                 71.0   74.2     (alpha 1, the best run itself)
+
+The greedy soup is 2 points above its best run on the labels that chose it, and 0.2 on the test images; a hundred
+held-out labels choose badly, run 3 is the best on the test. Statistics of 400 images are worth less here than the mean
+of the runs' own: 12 updates hardly move the weights away from those that these belong to.
 """
 
 import dataclasses
