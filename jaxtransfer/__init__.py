@@ -61,7 +61,16 @@ from jaxtransfer.objectives import selfsupervised as _selfsupervised
 from jaxtransfer.objectives.selfsupervised import *  # noqa: F403
 from jaxtransfer.parts.outputs import shapes_of
 from jaxtransfer.parts.together import together
-from jaxtransfer.pretrained import Pretrained, export_program, export_weights, inspect_weights, load_pretrained
+from jaxtransfer.pretrained import (
+    PeftDelta,
+    Pretrained,
+    export_program,
+    export_weights,
+    inspect_weights,
+    load_peft,
+    load_pretrained,
+    save_peft,
+)
 from jaxtransfer.representation.features import features
 from jaxtransfer.runs.load import Run, load_run
 from jaxtransfer.train import (
@@ -99,6 +108,7 @@ __all__ = [
     "Model",
     "NonFiniteLossError",
     "Objective",
+    "PeftDelta",
     "Pretrained",
     "Refresh",
     "Report",
@@ -142,6 +152,7 @@ __all__ = [
     "inspect_weights",
     "l2",
     "l2_sp",
+    "load_peft",
     "load_pretrained",
     "load_run",
     "losses",
@@ -162,6 +173,7 @@ __all__ = [
     "regression",
     "representation",
     "runs",
+    "save_peft",
     "schedules",
     "shapes_of",
     "together",

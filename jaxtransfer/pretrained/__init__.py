@@ -17,6 +17,9 @@ from jaxtransfer.pretrained.load import Pretrained as Pretrained
 from jaxtransfer.pretrained.load import load_pretrained as load_pretrained
 from jaxtransfer.pretrained.named import load_named as load_named
 from jaxtransfer.pretrained.named import told_network as told_network
+from jaxtransfer.pretrained.peft import PeftDelta as PeftDelta
+from jaxtransfer.pretrained.peft import load_peft as load_peft
+from jaxtransfer.pretrained.peft import save_peft as save_peft
 from jaxtransfer.pretrained.preprocessing import Preprocessing as Preprocessing
 from jaxtransfer.pretrained.report import WeightsReport as WeightsReport
 from jaxtransfer.pretrained.scheme import Rule as Rule

@@ -66,6 +66,14 @@ def tensors_out(leaves: Mapping[str, np.ndarray], scheme: Scheme) -> Names:
     return Names(scheme, out, [path for path in leaves if path not in done], idle)
 
 
+def layer_names(rule: Rule, path: str) -> list[str]:
+    """Returns the names that a rule may give to our layer at a path, the usual one first; none of another rule's."""
+    match = re.fullmatch(_pattern_of_path(rule), path)
+    if match is None:
+        return []
+    return [name.removesuffix(".weight") for name in _names(rule, match, "weight")]
+
+
 def spellings(pattern: str, groups: Mapping[int, str]) -> list[str]:
     """Returns the strings that a pattern of a table stands for, the usual one first.
 
