@@ -15,7 +15,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli.domain_names import part_of
 from jaxtransfer.cli.merge_data import Task, load_tasks, mixed, some_of, streams_of, trained_on, view_of
 from jaxtransfer.cli.merge_report import Scores, merged_config, reported, write_merged
-from jaxtransfer.cli.merge_runs import Member, read_members
+from jaxtransfer.cli.merge_runs import Member, read_deltas, read_members
 from jaxtransfer.cli.options import DataDir, at_least, check_folder
 from jaxtransfer.cli.registry.merging import CONSENSUS, METHODS, Made, Making
 from jaxtransfer.cli.registry.row import choices, listed, row_of
@@ -38,6 +38,8 @@ def _of(option: str) -> str:
 @dataclasses.dataclass(frozen=True)
 class Merge:
     """Fuse the weights of several runs of one architecture into a run of its own.
+
+    A run of a delta is merged into its base by jaxtransfer merge BASE DELTA --method delta.
 
     Classes are matched by name. The labels of test examples choose nothing.
 
@@ -104,7 +106,7 @@ class Merge:
         """Merges, tests, writes and reports."""
         self._check()
         facts = METHODS[self.method].facts
-        members, base = read_members(self.runs, self.base, self.model)
+        members, base = read_deltas(self.runs) if facts.deltas else read_members(self.runs, self.base, self.model)
         first = members[0]
         view, scored = view_of(first.run), CLASSES in first.run.knows
         if (facts.labels or facts.validation) and not scored:
@@ -114,7 +116,7 @@ class Merge:
         if self.data and view == "tokens":
             raise InputError(f"--data: {first.name} takes tokens of texts, which commands don't load; merge in Python")
         statistics = bool(jax.tree.leaves({k: v for k, v in first.variables.items() if k != "params"}))
-        if statistics and not self.data and not self.keep_statistics:
+        if statistics and not self.data and not self.keep_statistics and not (facts.deltas and len(members) == 1):
             raise InputError(
                 f"{first.name} has batch norm, whose statistics are of no use to merged weights: --data NAME renews "
                 f"them, labels are not needed (--keep-statistics leaves their mean)"
@@ -233,7 +235,7 @@ class Merge:
         elif seen:
             where = ", ".join(task.train.title for task in tasks)
             notes.append(f"Batch statistics were renewed on {seen} examples of {where}, without their labels.")
-        elif statistics:
+        elif statistics and not made.untouched:
             notes.append("Batch statistics are the mean of the runs' own, which belong to other weights: renew them.")
         if METHODS[self.method].facts.validation:
             chosen = ", ".join(f"{task.val.title}, {len(task.val)} examples" for task in tasks if task.val is not None)

@@ -13,6 +13,8 @@ from jaxtransfer.cli.sources import is_weights, network_of, read_source
 from jaxtransfer.data.classes import match_classes
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs.deltas import BASE, DELTA, folded
+from jaxtransfer.runs.directory import read_config
 from jaxtransfer.runs.load import Run
 from jaxtransfer.runs.table import TABLE
 from jaxtransfer.runs.tokens import TOKENIZER
@@ -59,12 +61,43 @@ def read_members(sources: Sequence[str], base: str | None, model: str | None) ->
     return members, None if base is None else _alike(f"the base {base}", _read(base, model), first)
 
 
+def read_deltas(sources: Sequence[str]) -> tuple[list[Member], Member | None]:
+    """Returns deltas as runs of their base's network, each with its difference in the weights; of several the base too.
+
+    Args:
+      sources: the base's run, and those of deltas on it.
+
+    Raises:
+      InputError: for a run that is no delta of weights, and one on another base; for deltas of other classes.
+    """
+    base, deltas = jt.load_run(Path(sources[0])), []
+    for source in sources[1:]:
+        if DELTA not in read_config(source):
+            raise InputError(f"--method delta takes a base and deltas on it; {source} is a run of all its weights")
+        deltas.append(jt.load_run(Path(source), base=base))
+        if not isinstance(deltas[-1].model, jt.deltas.Delta):
+            raise InputError(f"{source} has new layers inside of its base's network, which no weights of it stand for")
+    names = _names(sources[1:])
+    first = Member(names[0], folded(deltas[0]), _variables(folded(deltas[0])))
+    members = [first, *(_alike(name, folded(run), first) for name, run in zip(names[1:], deltas[1:], strict=True))]
+    if len(members) == 1:
+        return members, None
+    if len({run.config[DELTA][BASE]["digest"] for run in deltas}) > 1:
+        raise InputError(
+            "some of the deltas have a head of their own on the base and others its head; merge them apart"
+        )
+    params = jax.device_get(jt.deltas.plain(jt.deltas.base_of(deltas[0].model)))
+    return members, Member(f"the base {sources[0]}", first.run, {**first.variables, "params": params})
+
+
 def _read(source: str, model: str | None) -> Run:
     weights = is_weights(source)
     network = network_of(source, model if weights else None)
-    run = jt.load_run(Path(source)) if network is None else read_source(source, network, needs_head=True)
+    run = folded(jt.load_run(Path(source))) if network is None else read_source(source, network, needs_head=True)
     if run.model.frozen:
-        raise InputError(f"{source} is a change of frozen weights; fold it into them first, then merge what that gives")
+        raise InputError(
+            f"{source} has a frozen part besides its weights, new layers in a network say; no mean has that"
+        )
     return run
 
 

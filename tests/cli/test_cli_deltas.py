@@ -161,3 +161,40 @@ def test_each_kind_is_made_and_says_how(source):
                 "full",
                 "norm-tuning",
             ), name
+
+
+def test_it_is_merged_into_its_base(run, refused, source, delta_run, tmp_path):
+    out = tmp_path / "whole"
+    run("merge", source, delta_run, "--method", "delta", "--out", out)
+    whole, apart = jt.load_run(out), jt.load_run(delta_run)
+    assert whole.class_names == apart.class_names
+    expected = jt.deltas.merged(apart.model, apart.variables)
+    for path, leaf in jt.tree.leaves_by_path(whole.variables).items():
+        np.testing.assert_array_equal(leaf, jt.tree.leaves_by_path(expected)[path])
+    words = ("--method", "delta", "--out", tmp_path / "out")
+    assert "is a run of all its weights" in refused("merge", source, source, *words)
+    assert "it is another one, or has changed" in refused("merge", out, delta_run, *words)
+    assert "takes 2 or more runs" in refused("merge", delta_run, *words)
+    assert "has no use for it" in refused("merge", source, delta_run, "--base", source, *words)
+
+
+def test_several_deltas_add_up(run, source, tmp_path):
+    """Two differences of the source's own head, whose sum has both."""
+    import optax
+
+    base = jt.load_run(source)
+    data = jt.data.load("digits/upright", "train", like=base).take(64)
+    for number, place in enumerate(("bias", "kernel")):
+        net = jt.deltas.delta(base.model, base.variables, jt.deltas.full(), only=f"head/{place}")
+        jt.fit(
+            *(jt.classification(net), optax.sgd(0.5), jt.data.pipeline(data, 16)),
+            **{"steps": 1, "out": tmp_path / str(number), "model": net, "config": {"base": source}, "progress": False},
+        )
+    words = (tmp_path / "0", tmp_path / "1", "--method", "delta", "--keep-statistics", "--out", tmp_path / "both")
+    run("merge", source, *words)
+    both = jt.load_run(tmp_path / "both").params["model"]["head"]
+    for number, place in enumerate(("bias", "kernel")):
+        alone = jt.load_run(tmp_path / str(number))
+        expected = jt.deltas.merged(alone.model, alone.variables)["params"]["head"][place]
+        assert np.abs(expected - base.params["model"]["head"][place]).max() > 1e-4
+        np.testing.assert_allclose(both[place], expected, rtol=1e-5, atol=1e-6)

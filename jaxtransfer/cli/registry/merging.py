@@ -81,6 +81,7 @@ class Merging:
       validation: whether it chooses by validation examples.
       options: those of the command line that it takes.
       plain: whether it is the plain average, which others are compared with.
+      deltas: whether the runs are a base and deltas on it.
     """
 
     base: bool = False
@@ -92,6 +93,7 @@ class Merging:
     validation: bool = False
     options: tuple[str, ...] = ()
     plain: bool = False
+    deltas: bool = False
 
 
 CONSENSUS: dict[str, Row[None]] = {
@@ -130,6 +132,15 @@ def _of_changes(method: Callable[..., Any], *, draws: bool = False, **names: str
         return Made(method(make.base, make.runs, weights=make.weights, **given))
 
     return build
+
+
+def _deltas(make: Making) -> Made:
+    if len(make.runs) == 1:
+        return Made(make.runs[0], untouched=True)
+    params = jax.tree.map(
+        lambda w, *runs: w + sum(one - w for one in runs), *(one["params"] for one in (make.base, *make.runs))
+    )
+    return Made({**jt.fusion.average(make.runs), "params": params})
 
 
 def _model_stock(make: Making) -> Made:
@@ -258,6 +269,7 @@ METHODS: dict[str, Row[Merging]] = {
         Merging(base=True, least=1, weights=True, options=(*_CHANGES, "density")),
         "Stoica 2025",
     ),
+    "delta": Row(_deltas, "a base, and deltas of it in its weights", Merging(deltas=True)),
     "model-stock": Row(
         _model_stock, "the mean, drawn to --base by how little runs agree", Merging(base=True), "Jang 2024"
     ),
