@@ -134,20 +134,18 @@ class _Written:
 
     def whole(self, params: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         """Writes layers that train whole."""
-        left = set(params)
         for layer in dict.fromkeys(path.rpartition("/")[0] for path in params):
             name = self._named(f"{layer}/kernel")
-            rule = next(
-                rule for rule in self.rules if isinstance(rule.how, Layout) and re.fullmatch(rule.pattern, name)
+            how: Any = next(
+                rule.how for rule in self.rules if isinstance(rule.how, Layout) and re.fullmatch(rule.pattern, name)
             )
             own = {f"params/{path}": np.asarray(merged[path]) for path in merged if path.startswith(f"{layer}/")}
             if missing := [path for path in own if path.removeprefix("params/") not in params]:
                 raise InputError(
                     f"save_peft: peft saves whole layers, and {missing[0].removeprefix('params/')!r} is not trained"
                 )
-            self.tensors |= {f"{name}.{end}": value for end, value in rule.how.write(layer, own).items()}
+            self.tensors |= {f"{name}.{end}": value for end, value in how.write(layer, own).items()}
             self.saved.append(name)
-            left -= {path.removeprefix("params/") for path in own}
 
     def _named(self, path: str) -> str:
         if (name := module_of(path, self.rules, self.shapes)) is None:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from jaxtransfer.cli import main
+from jaxtransfer.version import VERSION
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,7 +56,8 @@ def refused(capsys):
         capsys.readouterr()
         code = main([str(word) for word in words])
         out, err = capsys.readouterr()
-        lines = [line for line in err.splitlines() if not line.lstrip().startswith("step ")]
+        begun = ("step ", f"jaxtransfer {VERSION}: ")  # a training says that it begins
+        lines = [line for line in err.splitlines() if not line.lstrip().startswith(begun)]
         assert code == 2, (out, err)
         assert len(lines) == 1, err
         assert lines[0].startswith("jaxtransfer: error: ")

@@ -178,6 +178,7 @@ def test_it_is_merged_into_its_base(run, refused, source, delta_run, tmp_path):
     assert "has no use for it" in refused("merge", source, delta_run, "--base", source, *words)
 
 
+@pytest.mark.slow
 def test_several_deltas_add_up(run, source, tmp_path):
     """Two differences of the source's own head, whose sum has both."""
     import optax

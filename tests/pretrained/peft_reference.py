@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import peft
-import torch
-import transformers
+import peft  # pyright: ignore[reportMissingImports]
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.simplefilter("ignore")

@@ -129,7 +129,7 @@ PARTS = {
 def test_what_is_written_is_read_back(base, tmp_path, name):
     part = PARTS[name]
     bare = part.only is None and "head" not in name
-    net = D.delta(*base, part.on("(query|value|fc1)/kernel") if bare else part)
+    net = D.delta(base[0], base[1], part.on("(query|value|fc1)/kernel") if bare else part)
     shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))["params"]
     params = jax.tree.map(lambda leaf: 0.3 * drawn(*leaf.shape), shapes)
     folder = jt.save_peft(tmp_path / "out", net, {"params": params})
@@ -168,7 +168,7 @@ def test_what_is_no_adapter_of_this_network_is_one_line(base, tmp_path):
 
 def test_what_peft_has_no_form_for_is_one_line(base, tmp_path):
     def refused(told, part, scheme="huggingface"):
-        net = D.delta(*base, part)
+        net = D.delta(base[0], base[1], part)
         variables = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))
         params = jax.tree.map(lambda leaf: drawn(*leaf.shape), variables["params"])
         with pytest.raises(jt.InputError, match=told):
