@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.context import named_key
-from jaxtransfer.deltas.part import Part
+from jaxtransfer.deltas.part import Part, nothing
 from jaxtransfer.deltas.weight import Layout, Weights
 from jaxtransfer.errors import InputError
 from jaxtransfer.tree import Patterns
@@ -61,7 +61,10 @@ def chain(**parts: Part) -> Part:
             after = part.begun(after, fixed.get(name, {}))
         return values(weights, after)
 
-    return Part(init, merge, all_for("a chain"), fixed, begin, description=description_of("chain", parts))
+    before = list(parts.values())[:-1]
+    about = None if any(elsewhere(part) for part in before) else description_of("chain", parts)
+    start = begin if any(elsewhere(part) for part in parts.values()) else nothing
+    return Part(init, merge, all_for("a chain"), fixed, start, description=about, parts=parts)
 
 
 def starting(part: Part, params: Any) -> Part:
@@ -105,6 +108,11 @@ def held(part: Part, params: Any) -> Part:
     return dataclasses.replace(
         part, init=lambda key, weights: {}, merge=merge, fixed=fixed, begin=begin, description=None
     )
+
+
+def elsewhere(part: Part) -> bool:
+    """Returns whether a part begins as another function than the base: what stands behind it then depends on that."""
+    return part.begin is not nothing
 
 
 def all_for(what: str):

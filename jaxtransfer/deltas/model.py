@@ -27,10 +27,12 @@ class Delta(Model):
     Attributes:
       of: the model of the base.
       part: what makes the base's parameters those that run.
+      choices: names of the deltas among which each batch chooses; none where it is one alone.
     """
 
     of: Model
     part: Part
+    choices: tuple[str, ...] = ()
 
 
 def delta(
@@ -87,7 +89,7 @@ def delta(
         part = part.on(only, as_matrix=as_matrix)
     weights = weights_of(variables["params"])
     shapes = jax.eval_shape(lambda key: part.fresh(key, weights), jax.random.key(0))
-    places = _places(weights, shapes)
+    places = _places(part, weights, shapes)
     fixed = part.constants(weights)
 
     def init(key, inputs):
@@ -173,7 +175,7 @@ def unmerge(model: Model, variables: Any, weights: Mapping[str, Any]) -> dict[st
 
 def base_of(model: Model) -> Tree:
     """Returns the parameters of the base as they are held, the same arrays; `plain` multiplies each `Int8` out."""
-    return of_delta(model).frozen[BASE].tree
+    return of_delta(model, alone=False).frozen[BASE].tree
 
 
 def merged_params(part: Part, params: Tree, own: Tree, fixed: Tree) -> Tree:
@@ -185,10 +187,15 @@ def merged_params(part: Part, params: Tree, own: Tree, fixed: Tree) -> Tree:
     return plain(whole)
 
 
-def of_delta(model: Model) -> Delta:
-    """Returns a model that `delta` made; raises for another."""
+def of_delta(model: Model, *, alone: bool = True) -> Delta:
+    """Returns a model that `delta` made; raises for another, and with `alone` for one that chooses among deltas."""
     if not isinstance(model, Delta):
         raise InputError(f"model {model.name!r} is no delta; jt.deltas.delta(model, base, part) makes one")
+    if alone and model.choices:
+        raise InputError(
+            f"model {model.name!r} chooses among the deltas {', '.join(model.choices)} with each batch, so it has no "
+            f"weights of its own: take one, jt.deltas.delta(model, base, parts[name]) with its parameters [name]"
+        )
     return model
 
 
@@ -224,11 +231,21 @@ def _check_fits(model: Model, variables: Tree, inputs: Any) -> None:
         raise InputError(f"the base is not one of model {model.name!r} {wrong}")
 
 
-def _places(weights: Mapping[str, Weight], shapes: Tree) -> dict[str, tuple[str, ...]]:
+def _places(part: Part, weights: Mapping[str, Weight], shapes: Tree) -> dict[str, tuple[str, ...]]:
     """Returns for each parameter of the base that the delta trains at the paths of what it trains there."""
-    trained = [f"/{path}/" for path in tree.leaves_by_path(shapes)]
-    found = {path: tuple(one.strip("/") for one in trained if f"/{path}/" in one) for path in weights}
-    return {path: ones for path, ones in found.items() if ones}
+    found: dict[str, tuple[str, ...]] = {}
+    for trained in tree.leaves_by_path(shapes):
+        keys = f"{_below(part, trained)}/".split("/")
+        above = ("/".join(keys[:count]) for count in range(1, len(keys)))
+        for path in (path for path in above if path in weights):
+            found[path] = (*found.get(path, ()), trained)
+    return found
+
+
+def _below(part: Part, path: str) -> str:
+    """Returns the path of a parameter of a delta without the names of the parts that it belongs to."""
+    name = next((name for name in part.parts if path.startswith(f"{name}/")), None)
+    return path if name is None else _below(part.parts[name], path[len(name) + 1 :])
 
 
 def _still(params: Tree, places: Mapping[str, tuple[str, ...]], still: Tree) -> Tree:

@@ -19,7 +19,8 @@ Choose = Callable[[Weights, tree.Patterns | None, Layout | None], dict[str, Weig
 _P = ParamSpec("_P")
 
 
-def _nothing(*_: Any) -> dict[str, Any]:
+def nothing(*_: Any) -> dict[str, Any]:
+    """Returns what a part reads or begins as that has no such thing."""
     return {}
 
 
@@ -39,16 +40,18 @@ class Part:
       only: path patterns of the parameters of the base that it is for; None for what the part is made for.
       as_matrix: input axes by path pattern, for layers that `input_axes` does not know.
       description: how it was made, as JSON holds it; None where an argument is no plain data.
+      parts: those that it is made of, by the first key of their parameters.
     """
 
     init: Callable[[jax.Array, Weights], Tree]
     merge: Callable[[Weights, Tree, Tree], dict[str, Any]]
     choose: Choose
-    fixed: Callable[[Weights], Tree] = _nothing
-    begin: Callable[[Weights, Tree], dict[str, Any]] = _nothing
+    fixed: Callable[[Weights], Tree] = nothing
+    begin: Callable[[Weights, Tree], dict[str, Any]] = nothing
     only: tree.Patterns | None = None
     as_matrix: Layout | None = None
     description: Mapping[str, Any] | None = None
+    parts: Mapping[str, "Part"] = dataclasses.field(default_factory=dict)
 
     def on(self, only: tree.Patterns | None = None, *, as_matrix: Layout | None = None) -> "Part":
         """Returns the same part for other parameters of the base.

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.context import named_key
-from jaxtransfer.deltas.chain import all_for, description_of
+from jaxtransfer.deltas.chain import all_for, description_of, elsewhere
 from jaxtransfer.deltas.model import Delta, delta
-from jaxtransfer.deltas.part import Part
+from jaxtransfer.deltas.part import Part, nothing
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model, given
 
@@ -55,7 +55,8 @@ def weighted(parts: Mapping[str, Part], weights: Sequence[float] | None = None, 
         return mixed(weights, changed, alphas)
 
     about = description_of("weighted", parts, weights=alphas, learned=learned)
-    return Part(init, merge, all_for("a weighted sum"), fixed, begin, description=about)
+    start = begin if any(elsewhere(part) for part in parts.values()) else nothing
+    return Part(init, merge, all_for("a weighted sum"), fixed, start, description=about, parts=dict(parts))
 
 
 def mixed(weights: Any, changed: Sequence[Mapping[str, Any]], alphas: Sequence[Any]) -> dict[str, Any]:
@@ -72,7 +73,11 @@ def choosing(model: Model, base: Any, parts: Mapping[str, Part], **options: Any)
     """Returns the model of several deltas on one base, of which each batch says which one runs, or with what weights.
 
     Its inputs are `{"inputs": ..., "delta": ...}`: integers [B], the place of the delta in `parts`, or weights [B, n].
-    One delta runs for a whole batch, that of its first row. All train where batches of all of them come.
+    One delta runs for a whole batch, that of its first row; where there is none of that number, outputs are NaN. All
+    train where batches of all of them come. Merged is one alone, by its own name among the parameters:
+
+        one = jt.deltas.delta(model, base, parts["a"])
+        jt.deltas.merged(one, {**variables, "params": variables["params"]["a"]})
 
     Args:
       model: the model of the base.
@@ -81,7 +86,8 @@ def choosing(model: Model, base: Any, parts: Mapping[str, Part], **options: Any)
       **options: as for `delta`, but for patterns: `part.on(...)`.
 
     Raises:
-      InputError: as `delta` and `weighted` do; when called, for inputs of another form.
+      InputError: as `delta` and `weighted` do; when called, for inputs of another form. `merged`, `unmerge` and `l2_sp`
+        refuse the model, as only a batch says what its weights are.
     """
     net = delta(model, base, weighted(parts, learned=True), **options)
     count = len(parts)
@@ -89,7 +95,11 @@ def choosing(model: Model, base: Any, parts: Mapping[str, Part], **options: Any)
     def apply(variables, inputs, *, train, key, axis=None, still=None):
         x, which = _apart(inputs, count)
         first = which[0]
-        alphas = jax.nn.one_hot(first, count) if which.ndim == 1 else first
+        if which.ndim == 1:
+            known = (first >= 0) & (first < count)  # another number would run as the base alone
+            alphas = jnp.where(known, jax.nn.one_hot(first, count), jnp.nan)
+        else:
+            alphas = first
         own = {**variables, "params": {**variables["params"], WEIGHTS: alphas}}
         return net.apply(own, x, train=train, key=key, **given(axis=axis, still=still))
 
@@ -97,7 +107,7 @@ def choosing(model: Model, base: Any, parts: Mapping[str, Part], **options: Any)
         variables = net.init(key, _apart(inputs, count)[0])
         return {**variables, "params": {k: v for k, v in variables["params"].items() if k != WEIGHTS}}
 
-    return dataclasses.replace(net, init=init, apply=apply)
+    return dataclasses.replace(net, init=init, apply=apply, choices=tuple(parts))
 
 
 def _apart(inputs: Any, count: int) -> tuple[Any, Any]:

@@ -50,7 +50,8 @@ def eva(grams: Mapping[str, Any]) -> Start:
     of E[x xᵀ], so that a delta moves first what the data of the new task excite.
 
     Args:
-      grams: [I, I] by the path of the kernel, as `jt.fusion.gram_matrices` collects them.
+      grams: [I, I] by the path of the kernel, as `jt.fusion.gram_matrices` collects them: inputs are counted in the
+        order of the kernel's axes, (k, k, C) of a convolution's [k, k, C, D].
     """
 
     def eva_start(key, weight, rank, scale):
@@ -62,6 +63,6 @@ def eva(grams: Mapping[str, Any]) -> Start:
                 f"eva: {weight.path!r} has {weight.rows} inputs, its Gram matrix must be [{weight.rows}, "
                 f"{weight.rows}]; got {list(gram.shape)}"
             )
-        return jnp.linalg.eigh(gram)[1][:, ::-1][:, :rank], None
+        return weight.rows_of(jnp.linalg.eigh(gram)[1][:, ::-1][:, :rank]), None
 
     return eva_start

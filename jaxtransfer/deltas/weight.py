@@ -80,6 +80,12 @@ class Weight:
         order = (*self._inputs, *self.outputs)
         return matrix.reshape([self.shape[axis] for axis in order]).transpose(_inverse(order))
 
+    def rows_of(self, matrix: jax.Array) -> jax.Array:
+        """Returns a matrix [I, n] whose inputs are counted as the axes stand, in the order of `matrix`."""
+        order = sorted(self._inputs)
+        apart = matrix.reshape(*(self.shape[axis] for axis in order), -1)
+        return apart.transpose(*(order.index(axis) for axis in self._inputs), len(order)).reshape(self.rows, -1)
+
     def beside(self, factor: jax.Array, *, of_inputs: bool = False) -> jax.Array:
         """Returns numbers [O] for the outputs, or [I] for the inputs, to be multiplied with the parameter as it is."""
         own = self._inputs if of_inputs else self.outputs

@@ -209,7 +209,7 @@ def test_starts_are_what_they_are_called():
     np.testing.assert_allclose((a @ b)[:3], matrix[:3], rtol=1e-4, atol=1e-5)  # the first inputs, whole
     seen = np.random.default_rng(0).normal(size=(50, 18)) * np.linspace(3, 0.1, 18)
     a, b = D.eva({"c/kernel": seen.T @ seen / 50})(KEY, weight, 2, 1.0)
-    directions = np.linalg.svd(seen)[2][:2]
+    directions = np.linalg.svd(seen)[2][:2].reshape(2, *weight.shape[:3]).transpose(0, 3, 1, 2).reshape(2, 18)
     np.testing.assert_allclose(np.abs(directions @ a), np.eye(2), atol=1e-4)
     assert b is None
     a, _ = D.kaiming(KEY, weight, 4, 1.0)

@@ -1,0 +1,111 @@
+"""Deltas where layers have like names, convolutions have Gram matrices, and a batch names no delta."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtransfer as jt
+
+KEY = jax.random.key(4)
+D = jt.deltas
+
+
+class Block(nn.Module):
+    """A norm, called as its parent's."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.BatchNorm(use_running_average=not train)(x)
+
+
+class Net(nn.Module):
+    """Two norms, of which one's path ends in the other's."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return Block()(nn.BatchNorm(use_running_average=not train)(x), train)
+
+
+OUTER, INNER = "BatchNorm_0", "Block_0/BatchNorm_0"
+NORMS = {
+    "inner": (lambda: D.norm_tuning().on("Block_0"), {INNER}),
+    "outer": (lambda: D.norm_tuning().on("^BatchNorm_0"), {OUTER}),
+    "inner, as full": (lambda: D.full().on("Block_0/.*/scale"), {INNER}),
+    "outer, below a name like a layer": (lambda: D.chain(Block_0=D.norm_tuning().on("^BatchNorm_0")), {OUTER}),
+    "inner, below names": (lambda: D.chain(a=D.chain(BatchNorm_0=D.ssf().on("Block_0"))), {INNER}),
+    "both, one of them held": (
+        lambda: D.weighted({"x": D.norm_tuning().on("Block_0"), "y": D.held(D.full(), PARAMS)}, learned=True),
+        {INNER},
+    ),
+}
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+MODEL = jt.models.linen(Net())
+BASE = MODEL.init(KEY, X)
+PARAMS = jax.tree.map(jnp.zeros_like, BASE["params"])
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_only_the_norm_that_a_delta_trains_follows_the_batches(name):
+    make, expected = NORMS[name]
+    net = D.delta(MODEL, BASE, make())
+    _, state = net.apply(net.complete(net.init(KEY, X)), X, train=True, key=None)
+    before = jt.tree.leaves_by_path(BASE["batch_stats"])
+    moved = {
+        path.rpartition("/")[0]
+        for path, leaf in jt.tree.leaves_by_path(state["batch_stats"]).items()
+        if np.abs(leaf - before[path]).max() > 0
+    }
+    assert moved == expected
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 3), (2, 3)])
+def test_eva_of_a_convolution_takes_the_directions_of_its_patches(rows, columns):
+    """The delta's first factor, run as a convolution, gives the data's leading coordinates: no r others are larger."""
+    model = jt.models.linen(nn.Conv(5, (rows, columns), padding="VALID", name=None))
+    x = np.random.default_rng(1).normal(size=(8, 5, 5, 2)).astype(np.float32) * np.array([4, 0.1], np.float32)
+    base = model.init(KEY, x)
+    seen = jt.models.linear_inputs(model)
+    grams = jt.fusion.gram_matrices(seen, base, [{"image": x}], {"kernel": "kernel"})
+    net = D.delta(model, base, D.lora(2, start=D.eva(grams)))
+    own = net.init(KEY, x)["params"]["kernel"]
+    for direction in (0, 1):
+        b = np.zeros((2, 5), np.float32)
+        b[direction, 0] = 1
+        one = {"params": {"kernel": {"a": own["a"], "b": b}}}
+        change = D.merged(net, one)["params"]["kernel"] - base["params"]["kernel"]
+        outputs = model.apply({"params": {"kernel": change, "bias": jnp.zeros(5)}}, x, train=False, key=None)[0]
+        got = float(jnp.mean(jnp.square(outputs["logits"][..., 0])))
+        assert got == pytest.approx(np.linalg.eigvalsh(grams["kernel"])[-1 - direction], rel=1e-4)
+
+
+def test_a_batch_that_names_no_delta_is_not_run_by_the_base():
+    model = jt.models.linen(nn.Dense(3))
+    base = model.init(KEY, X)
+    parts = {"one": D.lora(1), "two": D.full().on("bias")}
+    net = D.choosing(model, base, parts)
+    own = net.complete(net.init(KEY, {"inputs": X, "delta": np.zeros(6, np.int32)}))
+    run = jax.jit(lambda which: net.apply(own, {"inputs": X, "delta": which}, train=False, key=None)[0]["logits"])
+    for number, known in ((0, True), (1, True), (2, False), (-1, False)):
+        assert np.all(np.isfinite(run(np.full(6, number, np.int32)))) == known
+    for refused in (lambda: D.merged(net, own), lambda: D.l2_sp(net), lambda: D.unmerge(net, own, base)):
+        with pytest.raises(jt.InputError, match="chooses among the deltas one, two with each batch"):
+            refused()
+    assert D.base_of(net) is base["params"]
+    one = D.delta(model, base, parts["two"])
+    merged = D.merged(one, {"params": own["params"]["two"]})
+    np.testing.assert_array_equal(merged["params"]["bias"], base["params"]["bias"])
+
+
+def test_what_a_chain_notes_is_all_that_it_needs():
+    """A part that begins elsewhere changes what a start reads off the weights: that is no longer told by arguments."""
+    moved = jax.tree.map(lambda w: w + 1, PARAMS)
+    further = D.lora(1, start=D.pissa)
+    begun = D.starting(D.full(), moved)
+    assert D.described_part(begun) == D.described_part(D.full())
+    assert D.described_part(D.chain(begun=begun, further=further)) is None
+    assert D.described_part(D.chain(inner=D.chain(begun=begun), further=further)) is None
+    assert D.described_part(D.chain(sum=D.weighted({"begun": begun}), further=further)) is None
+    assert D.described_part(D.chain(further=further, begun=begun)) is not None
+    assert D.described_part(D.chain(inner=D.chain(one=D.full()), further=further)) is not None
