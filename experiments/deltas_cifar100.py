@@ -133,7 +133,7 @@ class Held(NamedTuple):
 
     rate: jax.Array
     steps: jax.Array
-    count: jax.Array
+    step: jax.Array
 
 
 def falling(rate: float, steps: int) -> optax.GradientTransformation:
@@ -148,8 +148,8 @@ def falling(rate: float, steps: int) -> optax.GradientTransformation:
         return Held(jnp.float32(rate), jnp.float32(steps), jnp.float32(0))
 
     def update(updates, state, params=None):
-        factor = -0.5 * state.rate * (1 + jnp.cos(jnp.pi * jnp.minimum(state.count / state.steps, 1)))
-        return jax.tree.map(lambda leaf: factor * leaf, updates), state._replace(count=state.count + 1)
+        factor = -0.5 * state.rate * (1 + jnp.cos(jnp.pi * jnp.minimum(state.step / state.steps, 1)))
+        return jax.tree.map(lambda leaf: factor * leaf, updates), state._replace(step=state.step + 1)
 
     return optax.GradientTransformation(init, update)
 
