@@ -109,9 +109,10 @@ class Merge:
         members, base = read_deltas(self.runs) if facts.deltas else read_members(self.runs, self.base, self.model)
         first = members[0]
         view, scored = view_of(first.run), CLASSES in first.run.knows
-        if (facts.labels or facts.validation) and not scored:
+        if (facts.labels or facts.validation or facts.classes) and not scored:
+            what = "probabilities" if facts.classes else "labels"
             raise InputError(
-                f"--method {self.method} reads labels of classes; {first.name} knows {' and '.join(first.run.knows)}"
+                f"--method {self.method} reads {what} of classes; {first.name} knows {' and '.join(first.run.knows)}"
             )
         if self.data and view == "tokens":
             raise InputError(f"--data: {first.name} takes tokens of texts, which commands don't load; merge in Python")

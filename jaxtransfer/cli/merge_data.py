@@ -12,6 +12,8 @@ from jaxtransfer.cli.domain_names import part_of
 from jaxtransfer.cli.image_options import ImageOptions
 from jaxtransfer.cli.merge_runs import Member
 from jaxtransfer.cli.options import batch_for
+from jaxtransfer.cli.task_data import read_tasks
+from jaxtransfer.cli.task_scores import check_tasks, entries_of
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES
@@ -28,12 +30,14 @@ class Task(NamedTuple):
       train: training examples, with labels where the runs know classes.
       val: to choose by; None where nothing is chosen.
       test: to tell by; None where the runs know no classes.
+      learned: of runs of several tasks those that the data set has labels of.
     """
 
     name: str
     train: jt.data.Dataset
     val: jt.data.Dataset | None
     test: jt.data.Dataset | None
+    learned: tuple[str, ...] = ()
 
 
 def load_tasks(
@@ -66,12 +70,18 @@ def _task(
     run, share = first.run, share_of(val_split)
     scored = CLASSES in run.knows
     part = part_of(name, split, eval_split)
+    entries = [one for one in entries_of(run) if one["data"] == part.name] if run.tasks else []
 
     def load(one: str) -> jt.data.Dataset:
         if part.name.startswith("table:"):
             return jt.data.load(part.name, one, like=run)
         shape, resizing = ImageOptions().for_run(run, part.name, resize=True)
-        found = jt.data.load(part.name, one, data_dir=data_dir, image_shape=shape, resizing=resizing)
+        how: dict[str, Any] = {"data_dir": data_dir, "image_shape": shape, "resizing": resizing}
+        if entries:
+            found = read_tasks(entries, one, lambda data, split, label: jt.data.load(data, split, label=label, **how))
+            check_tasks(run, found, entries)
+            return found
+        found = jt.data.load(part.name, one, **how)
         return labelled_as(run, found, first.name) if scored else found
 
     train, val = load(part.train), None
@@ -80,12 +90,12 @@ def _task(
         val = load(val_split)
     elif share is not None:
         train, val = jt.data.hold_out(train, share, seed=seed)
-    if not scored:
+    if not scored and not entries:
         return Task(name, train, None, None)
     test = load(part.test or eval_split)
     if train.title == test.title:
         raise InputError(f"--data {name}: {test.title} is to test on, and can't be what --split takes statistics of")
-    return Task(name, train, val, test)
+    return Task(name, train, val, test, tuple(one["task"] for one in entries))
 
 
 def _check_apart(name: str, eval_split: str, val_split: str, load: Any) -> None:

@@ -12,8 +12,10 @@ import jaxtransfer as jt
 from jaxtransfer.cli.merge_data import Task, batches_of
 from jaxtransfer.cli.merge_runs import Member
 from jaxtransfer.cli.runs import architecture
+from jaxtransfer.cli.task_data import terms_of
 from jaxtransfer.errors import InputError
 from jaxtransfer.files import read_text
+from jaxtransfer.models.description import TASKS
 from jaxtransfer.runs.checkpoints import Checkpoints
 from jaxtransfer.runs.configuration import FORMAT
 from jaxtransfer.runs.console import facts_of
@@ -26,13 +28,15 @@ from jaxtransfer.runs.tokens import TOKENIZER
 from jaxtransfer.texts import saved
 
 _PICTURE = "merged.png"
-_SAME = ("knows", "class_names", "outputs", "resize", "preprocessing", TABLE, TOKENIZER)
+_SAME = ("knows", "class_names", *TASKS, "sets", "outputs", "resize", "preprocessing", TABLE, TOKENIZER)
 MEAN = "mean"
 Columns = Mapping[str, Mapping[str, float]]
 
 
 class Scores:
     """`scores(variables)`: the accuracy on each data set's test examples, by its name; nothing without classes.
+
+    Of a network of several tasks it is that of each task, by `<data set>/<task>`.
 
     Args:
       model: the architecture.
@@ -42,13 +46,21 @@ class Scores:
     """
 
     def __init__(self, model: jt.Model, view: str, tasks: Sequence[Task], rows: int):
-        self.model, self._evaluate = model, jt.eval_step(jt.classification(model, view=view))
-        self._tests = {task.name: batches_of(task.test, rows) for task in tasks if task.test is not None}
+        self.model, self._classes = model, jt.eval_step(jt.classification(model, view=view))
+        tests = [(task, task.test, batches_of(task.test, rows)) for task in tasks if task.test is not None]
+        self._tests = {task.name: batches for task, _, batches in tests if not task.learned}
         self._vals = [batches_of(task.val, rows) for task in tasks if task.val is not None]
+        self._several = {}
+        for task, test, batches in tests:
+            if terms := terms_of(model, test, task.learned):
+                self._several[task.name] = jt.eval_step(sum(terms[1:], start=terms[0])), task.learned, batches
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns the accuracies by data set, and their mean where there are several."""
         found = {name: self._accuracy(variables, batches) for name, batches in self._tests.items()}
+        for name, (evaluate, learned, batches) in self._several.items():
+            scores = evaluate(self._state(variables), batches)
+            found |= {f"{name}/{task}": float(scores[f"{task}/accuracy"]) for task in learned}
         return found | ({MEAN: float(np.mean(list(found.values())))} if len(found) > 1 else {})
 
     def validation(self, variables: Any) -> float:
@@ -56,9 +68,11 @@ class Scores:
         return float(np.mean([self._accuracy(variables, batches) for batches in self._vals]))
 
     def _accuracy(self, variables: Any, batches: Any) -> float:
+        return float(self._classes(self._state(variables), batches)["accuracy"])
+
+    def _state(self, variables: Any) -> jt.TrainState:
         name, state = self.model.name, {kind: value for kind, value in variables.items() if kind != "params"}
-        found = self._evaluate(jt.TrainState.of({name: variables["params"]}, {name: state}), batches)
-        return float(found["accuracy"])
+        return jt.TrainState.of({name: variables["params"]}, {name: state})
 
 
 def merged_config(first: Member, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The runs that `merge` fuses: of one architecture, one preparation of inputs, and their classes in one order."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,7 +119,9 @@ def _alike(name: str, run: Run, first: Member) -> Member:
             f"that learned the same"
         )
     variables = _variables(run)
-    if run.class_names != first.run.class_names and run.model.head:
+    if run.tasks != first.run.tasks:
+        variables = _with_tasks_of(name, run, variables, first)
+    elif run.class_names != first.run.class_names and run.model.head:
         variables = _with_classes_of(name, run, variables, first)
     try:
         jt.fusion.check_alike([first.variables, variables], names=(first.name, name))
@@ -131,9 +134,34 @@ def _alike(name: str, run: Run, first: Member) -> Member:
 
 def _with_classes_of(name: str, run: Run, variables: Any, first: Member) -> Any:
     """Returns variables with the head in the order of the first run's classes, told by their names."""
-    names, known = run.class_names, first.run.class_names
     if CLASSES not in run.knows and LABELS not in run.knows:
         return variables
+    return _matched(name, run.class_names, variables, first, first.run.class_names, head=f"params/{run.model.head}")
+
+
+def _with_tasks_of(name: str, run: Run, variables: Any, first: Member) -> Any:
+    """Returns variables of several tasks with the head of each in the order of the first run's classes."""
+    if run.tasks.keys() != first.run.tasks.keys():
+        mine, theirs = (", ".join(one.tasks) or "none" for one in (run, first.run))
+        raise InputError(f"{name} has the tasks {mine}, {first.name} {theirs}; runs of the same tasks can be fused")
+    for task, known in first.run.tasks.items():
+        if run.tasks[task] != known:
+            variables = _matched(
+                name,
+                run.tasks[task],
+                variables,
+                first,
+                known,
+                head=f"params/{re.escape(task)}",
+                of=f" in task {task!r}",
+            )
+    return variables
+
+
+def _matched(
+    name: str, names: Sequence[str], variables: Any, first: Member, known: Sequence[str], *, head: str, of: str = ""
+) -> Any:
+    """Returns variables with one head in the order of other classes, told by their names."""
     try:
         found = match_classes(names, known, of=name, whose=first.name)
     except InputError as error:
@@ -141,12 +169,12 @@ def _with_classes_of(name: str, run: Run, variables: Any, first: Member) -> Any:
     if found.same:
         return variables
     if found.by_number:
-        warnings.warn(f"class {names[0]!r} of {name} is {known[found.places[0]]!r} of {first.name}", stacklevel=2)
+        warnings.warn(f"class {names[0]!r} of {name} is {known[found.places[0]]!r} of {first.name}{of}", stacklevel=2)
     as_theirs = [known[place] if place >= 0 else own for own, place in zip(names, found.places, strict=True)]
     try:
-        return jt.fusion.match_heads(variables, as_theirs, known, head=f"params/{run.model.head}")
+        return jt.fusion.match_heads(variables, as_theirs, known, head=head)
     except InputError as error:
-        raise InputError(f"{name} and {first.name} have other classes: {error}") from None
+        raise InputError(f"{name} and {first.name} have other classes{of}: {error}") from None
 
 
 def _variables(run: Run) -> Any:

@@ -101,6 +101,24 @@ def evaluate_tasks(command: Any, run: Run) -> None:
         print_several(rows, command.out)
 
 
+def check_tasks(run: Run, dataset: jt.data.Dataset, entries: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Returns how many examples have a label of each task.
+
+    Raises:
+      InputError: for a task of other classes than the run's, and one without a label.
+    """
+    counted = {}
+    for task, names in classes_of(dataset, entries).items():
+        if names != run.tasks[task]:
+            raise InputError(
+                f"{dataset.title}: the classes of {task!r} are not those of {run.directory}, in their order"
+            )
+        counted[task] = int(known_rows(dataset, task).sum())
+        if not counted[task]:
+            raise InputError(f"{dataset.title} has no label {task!r}, so that there is nothing to measure")
+    return counted
+
+
 def _resizes(command: Any, run: Run) -> bool:
     return command.resize or bool(run.config.get("resize"))
 
@@ -113,16 +131,7 @@ def _facts(run: Run, dataset: jt.data.Dataset, entries: Sequence[Mapping[str, st
             f"--resize to bring them to that shape"
         )
     tasks = [one["task"] for one in entries]
-    counted = {}
-    for task, names in classes_of(dataset, entries).items():
-        if names != run.tasks[task]:
-            raise InputError(
-                f"{dataset.title}: the classes of {task!r} are not those of {run.directory}, in their order"
-            )
-        known = int(known_rows(dataset, task).sum())
-        if not known:
-            raise InputError(f"{dataset.title} has no label {task!r}, so that there is nothing to measure")
-        if known < len(dataset):
-            counted[f"{task}/examples"] = known
+    known = check_tasks(run, dataset, entries)
+    counted = {f"{task}/examples": number for task, number in known.items() if number < len(dataset)}
     scores = TaskScores(run.model, dataset, tasks, batch_for(dataset, command.batch_size))(run)
     return {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **counted, **scores}

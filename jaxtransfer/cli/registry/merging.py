@@ -79,6 +79,7 @@ class Merging:
       data: whether it looks at examples.
       labels: whether at their labels, those of training.
       validation: whether it chooses by validation examples.
+      classes: whether it looks at the probabilities that the runs give classes.
       options: those of the command line that it takes.
       plain: whether it is the plain average, which others are compared with.
       deltas: whether the runs are a base and deltas on it.
@@ -91,6 +92,7 @@ class Merging:
     data: bool = False
     labels: bool = False
     validation: bool = False
+    classes: bool = False
     options: tuple[str, ...] = ()
     plain: bool = False
     deltas: bool = False
@@ -288,13 +290,13 @@ METHODS: dict[str, Row[Merging]] = {
     "ada-merging": Row(
         lambda make: _ada_merging(make, make.runs),
         _ADAPTED,
-        Merging(base=True, data=True, options=("scale", "steps", "lr", "batch-size")),
+        Merging(base=True, data=True, classes=True, options=("scale", "steps", "lr", "batch-size")),
         "Yang 2024",
     ),
     "ada-merging-pp": Row(
         _ada_merging_pp,
         "so, of the changes that ties keeps",
-        Merging(base=True, data=True, options=("scale", "density", "steps", "lr", "batch-size")),
+        Merging(base=True, data=True, classes=True, options=("scale", "density", "steps", "lr", "batch-size")),
         "Yang 2024",
     ),
     "rebasin": Row(
