@@ -17,6 +17,14 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.runs.console import shown
 
 FOLDER, TABLE = "folder:", "table:"
+_TAKEN = {
+    "loss": "the metric of all tasks together",
+    "accuracy": "the metric of all tasks together",
+    "weight": "what batches call how much an example counts",
+    "mask": "what batches tell padding by",
+    "image": "what batches call images",
+    "task": "the column that tells which task an example is of",
+}
 Load = Callable[[str, str, Any], jt.data.Dataset]
 """`load(data, split, label)`, the images in the shape that the network takes."""
 
@@ -48,6 +56,10 @@ class TaskOptions:
         for name in self.data:
             if name.startswith(TABLE):
                 raise InputError(f"multitask takes images; tasks of a table train from Python: jt.balance; got {name}")
+        for task in self.labels if len(self.data) == 1 else map(name_of, self.data):
+            if task in _TAKEN:
+                where = "the column" if len(self.data) == 1 else "the folder"
+                raise InputError(f"a task can't be called {task!r}, which is {_TAKEN[task]}; rename {where}")
         for option, given in (("data", self.data), ("labels", self.labels)):
             if option == "labels" and len(self.data) > 1:  # columns of several data sets may have one name
                 continue

@@ -49,7 +49,8 @@ def joined(
     if not given:
         raise InputError("joined makes one data set of several, got none: joined(letters=letters, digits=digits)")
     for name in given:
-        if name in (inputs, TASK) or name in map(known_column, given):
+        # `weight` and `mask` say how much an example counts, to every loss
+        if name in (inputs, TASK, "weight", "mask") or name in map(known_column, given):
             raise InputError(f"joined: a task can't be called {name!r}, which is another column; call it otherwise")
     found = {}
     for name, part in given.items():

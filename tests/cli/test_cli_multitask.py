@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -129,6 +130,32 @@ def test_a_run_is_read_back(two, faces, run, refused, tmp_path):
     assert run(*words)[0][0].startswith("already done: ")
 
 
+def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused, tmp_path):
+    """The classes of one task stand in another order in the second run; the merged one is a run of several tasks."""
+    one, other, out = two[0], tmp_path / "other", tmp_path / "out"
+    config = json.loads((one / "config.json").read_text())
+    shutil.copytree(one, other)
+    tasks = {"smile": config["tasks"]["smile"], "who": ["eve", "ann", "bob"]}
+    (other / "config.json").write_text(json.dumps({**config, "tasks": tasks}))
+    data = ("--data", "faces", "--data-dir", faces)
+    lines, _ = run("merge", one, other, *data, "--out", out)
+    assert lines[-2].startswith("accuracy of the merged run: faces/who 0.")
+    before, merged = jt.load_run(one), jt.load_run(out)
+    assert merged.tasks == before.tasks
+    heads = [found.variables["params"]["who"]["dense1"]["kernel"] for found in (before, merged)]
+    np.testing.assert_allclose(heads[1], (heads[0] + np.asarray(heads[0])[:, [1, 2, 0]]) / 2, atol=1e-6)
+    same = [found.variables["params"]["smile"]["dense1"]["kernel"] for found in (before, merged)]
+    np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+    scores, result = json.loads(run("evaluate", out, *data[2:])[0][0]), json.loads((out / "result.json").read_text())
+    for task in merged.tasks:
+        assert result["test"][f"faces/{task}"] == pytest.approx(scores[f"{task}/accuracy"])
+    assert result["beside"]["two"]["faces/who"] == pytest.approx(before.result["who/accuracy"])
+    (other / "config.json").write_text(json.dumps({**config, "tasks": {**tasks, "who": ["eve", "ann", "zoe"]}}))
+    assert "in task 'who'" in refused("merge", one, other, "--out", tmp_path / "no")
+    words = ("--base", one, "--method", "ada-merging", *data, "--out", tmp_path / "no")
+    assert "--method ada-merging reads probabilities of classes; two knows tasks" in refused("merge", one, out, *words)
+
+
 def test_other_tasks_of_several_data_sets(run, folder, refused, tmp_path):
     """Of other sizes, grey and colour; one is seen more often than its size; a share chooses the step."""
     small, out = f"folder:{folder('small', classes=2, each=6, shape=(8, 8, 3))}", tmp_path / "out"
@@ -190,6 +217,7 @@ def test_several_seeds_make_a_mean(run, faces, tmp_path):
         (("--labels", "who", "kind"), "'kind' has one class, 'face'"),
         (("--labels", "who", "still"), "'still' has one class, 'calm'"),
         (("--labels", "who", "who"), "'who' is there twice"),
+        (("--labels", "who", "weight"), "a task can't be called 'weight', which is what batches call how much"),
         (("--labels", "who", "smile", "--method", "pcgrd"), "unknown method 'pcgrd' (did you mean 'pcgrad'?)"),
         (("--labels", "who", "smile", "--architecture", "mmoo"), "unknown architecture 'mmoo' (did you mean 'mmoe'?)"),
         (("--labels", "who", "smile", "--architecture", "attention"), "Choose a convolutional network, or another"),
@@ -214,6 +242,13 @@ def test_what_it_refuses(refused, faces, tmp_path, words, expected):
     ("data", "words", "expected"),
     [
         (("table:a.csv",), (), "multitask takes images"),
+        (
+            ("folder:a/accuracy", "folder:b"),
+            (),
+            "can't be called 'accuracy', which is the metric of all tasks together",
+        ),
+        (("folder:a/loss", "folder:b"), (), "can't be called 'loss', which is the metric of all tasks together"),
+        (("folder:a/weight", "folder:b"), (), "can't be called 'weight', which is what batches call how much"),
         (("folder:a",), ("--labels", "a", "b"), "folder:a has one label for each image"),
         (("digits/upright", "digits/upright"), (), "'digits/upright' is there twice"),
         (("folder:a/pets", "folder:b/pets"), (), "two tasks would be called 'pets'; rename a folder"),

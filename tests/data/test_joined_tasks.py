@@ -111,6 +111,7 @@ def test_what_has_no_meaning_is_refused(rng):
     for call, message in (
         (lambda: jt.data.joined(), "got none"),
         (lambda: jt.data.joined(image=one), "can't be called 'image'"),
+        (lambda: jt.data.joined(weight=one, other=one), "can't be called 'weight'"),
         (lambda: jt.data.joined(task=one), "can't be called 'task'"),
         (lambda: jt.data.joined({"a": one, "has_a": one}), "can't be called 'has_a'"),
         (lambda: jt.data.joined(a=one, b=made(rng, 2, 2, side=5)), "must be alike"),
