@@ -17,6 +17,8 @@ from jaxtransfer.runs.result import write_result
 
 _PICTURE = "tasks.png"
 SINGLE = "single"
+_NAMED = 6
+"""Pairs that a picture names."""
 
 
 class Outcome(NamedTuple):
@@ -103,7 +105,7 @@ def reported(outcome: Outcome, facts: Mapping[str, Any]) -> tuple[Path, str]:
         ]
         heading = "Do the tasks fight? Cosines of their gradients, on what they share"
         tables.append((heading, ("pair", "mean", "last", "records below 0"), rows))
-    picture = _draw(outcome.out / _PICTURE, weights, fights)
+    picture = draw(outcome.out / _PICTURE, weights, fights)
     paper = f" ({row.paper})" if row.paper else ""
     page = write_report(
         outcome.out,
@@ -172,7 +174,7 @@ def _verdict(fights: Sequence[Fight]) -> list[str]:
     ]
 
 
-def _draw(path: Path, weights: Mapping[str, Any], fights: Sequence[Fight]) -> bool:
+def draw(path: Path, weights: Mapping[str, Any], fights: Sequence[Fight]) -> bool:
     """Draws weights and cosines against the step; returns whether there were any."""
     if not weights and not fights:
         return False
@@ -188,8 +190,10 @@ def _draw(path: Path, weights: Mapping[str, Any], fights: Sequence[Fight]) -> bo
         axis.legend(frameon=False, fontsize="small")
     if fights:
         axis = next(axes)
-        for one in fights:
-            axis.plot(one.steps, one.cosines, label=" and ".join(one.pair), linewidth=1.4)
+        least = sorted(fights, key=lambda one: float(np.mean(one.cosines)))[:_NAMED]
+        for one in fights:  # of eight tasks there are 28 pairs: names for the least alike, a table has them all
+            name = " and ".join(one.pair) if one in least else None
+            axis.plot(one.steps, one.cosines, label=name, linewidth=1.4 if name else 0.5)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title="cosines of their gradients", xlabel="step", ylim=(-1.02, 1.02))
         axis.legend(frameon=False, fontsize="small")

@@ -32,7 +32,7 @@ def average(models: Sequence[Any], *, weights: Sequence[float] | None = None, no
     if normalize:
         total = shares.sum()
         if abs(total) < 1e-8 * max(1.0, float(np.abs(shares).sum())):
-            raise InputError(f"weights must not sum to 0, by which they are divided; got {list(shares)}")
+            raise InputError(f"weights must not sum to 0, by which they are divided; got {shares.tolist()}")
         shares = shares / total
     kept = shares / shares.sum() if np.all(shares >= 0) and np.any(shares > 0) else None  # variances stay positive
     state = None if kept is None else lambda path, values, _: weighted_sum(values, kept)

@@ -47,7 +47,7 @@ def fisher(
       A tree of the same structure and types. Batch statistics are to be renewed: `jt.fusion.renewed`.
 
     Raises:
-      InputError: where F does not fit, or is negative; and for models of different architectures.
+      InputError: where F does not fit, is negative or not finite; and for models of different architectures.
     """
     check_alike(as_list(models))
     check_number(floor, "floor")
@@ -57,7 +57,7 @@ def fisher(
         raise InputError(f"expected the Fisher information of each of {len(models)} models; got {len(information)}")
     shares = weights_of(weights, len(models))
     if np.any(shares < 0) or not np.any(shares > 0):
-        raise InputError(f"weights must not be negative, and not all 0; got {list(shares)}")
+        raise InputError(f"weights must not be negative, and not all 0; got {shares.tolist()}")
     found = [_checked(number, model, own) for number, (model, own) in enumerate(zip(models, information, strict=True))]
     if normalize:
         lengths = [np.sqrt(sum(float(np.sum(double(leaf) ** 2)) for leaf in own.values())) for own in found]
@@ -80,6 +80,9 @@ def _checked(number: int, model: Any, own: Any) -> dict[str, np.ndarray]:
     if any(wrong := tree.differences(ours, given)):
         raise InputError(f"the Fisher information of model {number} must match its parameters {wrong}")
     for path, value in given.items():
-        if not np.all(wide(value) >= 0):
-            raise InputError(f"Fisher information is a mean of squares; that of model {number} at {path!r} is negative")
+        if not np.all((wide(value) >= 0) & np.isfinite(wide(value))):
+            raise InputError(
+                f"Fisher information is a mean of squares; that of model {number} at {path!r} is negative, or not "
+                f"finite: has it diverged?"
+            )
     return {path: wide(value) for path, value in given.items()}

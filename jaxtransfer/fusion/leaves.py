@@ -154,5 +154,5 @@ def check_share(value: float, what: str, *, above: bool = False) -> None:
 
 def check_number(value: float, what: str) -> None:
     """Raises unless something is a finite number."""
-    if not np.isscalar(value) or not np.isfinite(value):
+    if not np.isscalar(value) or isinstance(value, str | bytes) or not np.isfinite(value):
         raise InputError(f"{what} must be a finite number; got {value!r}")

@@ -30,7 +30,8 @@ def regmean(models: Sequence[Any], grams: Sequence[Mapping[str, Any]], *, off_di
       A tree of the same structure and types. Batch statistics are to be renewed: `jt.fusion.renewed`.
 
     Raises:
-      InputError: for a Gram matrix of no kernel, of another size or shape; and for models of different architectures.
+      InputError: for a Gram matrix of no kernel, of another size or shape, or not finite; and for models of different
+        architectures.
     """
     check_alike(as_list(models))
     check_share(off_diagonal, "off_diagonal")
@@ -49,6 +50,8 @@ def regmean(models: Sequence[Any], grams: Sequence[Mapping[str, Any]], *, off_di
             if path not in paths:
                 raise InputError(f"grams has {path!r}, which is no leaf; there are {tree.listed(paths)}")
             _check_fits(gram, leaves[paths[path]].shape, path)
+            if not np.all(np.isfinite(gram)):
+                raise InputError(f"the Gram matrix of {path!r} of model {number} is not finite: has it diverged?")
 
     def combine(path: str, values: list[np.ndarray], _: Any) -> np.ndarray:
         mean = np.asarray(sum(double(value) for value in values) / len(values))

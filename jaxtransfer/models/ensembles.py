@@ -299,7 +299,7 @@ def _log_shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
     """Returns the logarithms of weights that add up to 1, −∞ of 0."""
     known = np.ones(members) if weights is None else _numbers(weights, members)
     if np.any(known < 0):
-        raise InputError(f"weights of a mean must not be negative; got {list(known)}. jt.models.added takes any")
+        raise InputError(f"weights of a mean must not be negative; got {known.tolist()}. jt.models.added takes any")
     return np.where(known > 0, np.log(np.where(known > 0, known / known.sum(), 1)), -np.inf)
 
 

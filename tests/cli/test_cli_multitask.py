@@ -1,8 +1,10 @@
 """`multitask` learns several labels at once, counts those that are missing, and is read back by other commands."""
 
 import io
+import itertools
 import json
 import shutil
+import warnings
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli.registry.multitask import ARCHITECTURES, METHODS
 from jaxtransfer.cli.registry.row import listed
 from jaxtransfer.cli.task_data import TaskOptions, load_tasks, name_of
-from jaxtransfer.cli.task_report import fights_of, weights_of
+from jaxtransfer.cli.task_report import Fight, draw, fights_of, weights_of
 from tests.cli.test_cli_registry import help_of
 
 SIZES = {"train": 24, "test": 10}
@@ -128,6 +130,14 @@ def test_a_run_is_read_back(two, faces, run, refused, tmp_path):
     run("finetune", "--from", out, "--data", "digits/upright", *SMALL[:4], "--eval-split", "test[:16]", "--out", fine)
     assert json.loads((fine / "config.json").read_text())["class_names"] == [str(digit) for digit in range(10)]
     assert run(*words)[0][0].startswith("already done: ")
+
+
+def test_the_picture_of_eight_tasks_has_room_for_its_curves(tmp_path):
+    tasks = [f"a_long_name_of_a_task_{number}" for number in range(8)]
+    fights = [Fight(pair, [1, 2], [0.1, -0.1]) for pair in itertools.combinations(tasks, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of Matplotlib, where the names of 28 pairs leave none
+        assert draw(tmp_path / "tasks.png", {task: ([1, 2], [1.0, 0.5]) for task in tasks}, fights)
 
 
 def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused, tmp_path):

@@ -199,13 +199,14 @@ REFUSED = {
     "a tree": (lambda: F.average(BASE), "list of trees"),
     "weights": (lambda: F.average(MODELS, weights=[1, 2]), "3 finite numbers"),
     "no weights": (lambda: F.average(MODELS, weights="abc"), "3 numbers, one a model"),
-    "weights of 0": (lambda: F.average(MODELS, weights=[1, -1, 0]), "must not sum to 0"),
+    "weights of 0": (lambda: F.average(MODELS, weights=[1, -1, 0]), r"must not sum to 0, .* got \[1.0, -1.0, 0.0\]"),
     "alpha": (lambda: F.wise_ft(BASE, BASE, alpha=1.5), r"alpha must be in \[0, 1\]; got 1.5"),
     "t": (lambda: F.slerp(BASE, BASE, t=float("nan")), r"t must be in \[0, 1\]"),
     "a path": (lambda: F.average([BASE["params"], {}]), "differ at 'head/bias': float32\\[3\\] against nothing"),
     "a type": (lambda: F.average([{"w": np.ones(2)}, {"w": np.ones(2, np.float32)}]), "float64.* against float32"),
     "no arrays": (lambda: F.average([{"w": 1.0}]), "model 0/w is a float"),
     "scale": (lambda: F.task_arithmetic(BASE, MODELS, scale=float("inf")), "scale must be a finite number"),
+    "a scale of letters": (lambda: F.task_arithmetic(BASE, MODELS, scale="2"), "scale must be a finite number"),
     "density": (lambda: F.ties(BASE, MODELS, density=2), "density must be in"),
     "gamma": (lambda: F.breadcrumbs(BASE, MODELS, gamma=-1), "gamma must be in"),
     "nothing kept": (lambda: F.dare(BASE, MODELS, key=0, density=0), r"in \(0, 1\]"),
@@ -217,6 +218,10 @@ REFUSED = {
     "filters": (lambda: F.model_stock(BASE, MODELS, filters=2), "no axis of a leaf"),
     "no Fisher": (lambda: F.fisher(MODELS, FISHERS[:1]), "of each of 3 models"),
     "another Fisher": (lambda: F.fisher(MODELS, [{}] * 3), "must match its parameters"),
+    "a Fisher of a run that diverged": (
+        lambda: F.fisher(MODELS, [FISHERS[0], FISHERS[1], jax.tree.map(lambda leaf: leaf * np.inf, FISHERS[2])]),
+        "of model 2 at .* or not finite",
+    ),
     "a negative Fisher": (
         lambda: F.fisher(MODELS, [jax.tree.map(np.negative, own) for own in FISHERS]),
         "of model 0 at 'params/head/bias' is negative",
@@ -225,6 +230,10 @@ REFUSED = {
     "no gram": (lambda: F.regmean(MODELS, [GRAM]), "of each of 3 models"),
     "a gram of nothing": (lambda: F.regmean(MODELS, [{"hed/kernel": np.eye(8)}] * 3), "which is no leaf"),
     "a gram of another size": (lambda: F.regmean(MODELS, [{"head/kernel": np.eye(7)}] * 3), r"must be \[D, D\]"),
+    "a gram of a run that diverged": (
+        lambda: F.regmean(MODELS, [GRAM, GRAM, {"head/kernel": np.full((8, 8), np.nan)}]),
+        "of 'head/kernel' of model 2 is not finite",
+    ),
     "grams of others": (lambda: F.regmean(MODELS, [GRAM, GRAM, {}]), "of the same kernels"),
 }
 
