@@ -170,7 +170,7 @@ def _matched(
         return variables
     if found.by_number:
         warnings.warn(f"class {names[0]!r} of {name} is {known[found.places[0]]!r} of {first.name}{of}", stacklevel=2)
-    as_theirs = [known[place] if place >= 0 else own for own, place in zip(names, found.places, strict=True)]
+    as_theirs = [known[int(place)] if place >= 0 else own for own, place in zip(names, found.places, strict=True)]
     try:
         return jt.fusion.match_heads(variables, as_theirs, known, head=head)
     except InputError as error:
