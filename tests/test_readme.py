@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import optax
 import pytest
@@ -44,6 +45,7 @@ def test_formulas(formula):
     names |= {"phi": model, "psi": jt.models.mlp(10, name="psi"), "v": [1.0] * 10}
     names |= {"net": model, "v0": {"params": {}}, "eta": 1e-3, "both": model}  # what a step would need isn't looked at
     names |= {"with_heads": jt.models.with_heads, "head": jt.models.head}
+    names |= {"base": model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))}
     names |= {"logits": np.zeros((100, 10)), "labels": np.arange(100)}
     assert isinstance(eval(formula, names), jt.Objective)
 
