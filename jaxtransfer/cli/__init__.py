@@ -86,9 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = _parse(words)
             if isinstance(command, Launch):
                 return command.run_words(after)
-            _begin(words, command)
             keeps = keeps and not isinstance(command, _COMPILE_NOTHING)
-            with together(command), _programs(keeps=keeps), written_nowhere(command) as one:
+            with _begun(words, command), together(command), _programs(keeps=keeps), written_nowhere(command) as one:
                 one.run()
             sys.stdout.flush()
         except DryRunEnd:
@@ -138,6 +137,7 @@ def run() -> None:
 
 
 _COMPILE_NOTHING = (Inspect, Datasets, Models)
+_SOON = 1.0  # seconds until a training says that it has begun
 _NO_PROGRAMS, _PROGRAMS = "--no-program-cache", "JAXTRANSFER_PROGRAM_CACHE"
 _TRAINING = (Pretrain, Finetune, Distill, Contrast, Meta, Adapt, Multitask)
 _LOGGERS = ("absl", "asyncio")
@@ -156,11 +156,24 @@ def _without_switch(words: Sequence[str]) -> tuple[list[str], bool]:
     return left, len(left) == len(words) and not off
 
 
-def _begin(words: Sequence[str], command: Any) -> None:
-    """Prints the first line of a training, before data are read, devices are made and programs compiled."""
-    if isinstance(command, _TRAINING):
-        where = "a dry run" if command.training.dry_run else f"into {command.training.out}"
-        print(f"jaxtransfer {VERSION}: {words[0]}, {where}", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _begun(words: Sequence[str], command: Any) -> Iterator[None]:
+    """Prints the first line of a training while data are read, devices made and programs compiled.
+
+    It waits a moment, as what a command refuses at once is to be one line, the error.
+    """
+    if not isinstance(command, _TRAINING):
+        yield
+        return
+    where = "a dry run" if command.training.dry_run else f"into {command.training.out}"
+    line = f"jaxtransfer {VERSION}: {words[0]}, {where}"
+    timer = threading.Timer(_SOON, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _programs(*, keeps: bool) -> contextlib.AbstractContextManager:

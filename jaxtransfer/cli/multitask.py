@@ -24,7 +24,7 @@ from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.resizing import STRETCH
-from jaxtransfer.runs.configuration import TASKS
+from jaxtransfer.runs.configuration import TASK_CLASSES, TASKS
 from jaxtransfer.runs.console import announcer, facts_of, print_results
 
 NONE = "none"
@@ -168,7 +168,7 @@ class Multitask:
             compare=self.compare,
             cosines=self.cosines,
             knows=[TASKS],
-            tasks={task: list(names) for task, names in sets.tasks.items()},
+            task_classes={task: list(names) for task, names in sets.tasks.items()},
             sets=self.data.entries,
             data=" + ".join(self.data.data),
             model=self.model,
@@ -189,7 +189,12 @@ class Multitask:
         for entry in self.data.entries:
             task = entry["task"]
             own = sets.alone(task)
-            more = {"tasks": {task: config["tasks"][task]}, "sets": [entry], "method": "equal", "compare": NONE}
+            more = {
+                TASK_CLASSES: {task: config[TASK_CLASSES][task]},
+                "sets": [entry],
+                "method": "equal",
+                "compare": NONE,
+            }
             more |= {"architecture": SHARED, "data": entry["data"], "cosines": False}
             alone = {name: value for name, value in config.items() if name != "experts"} | more
             trained = Training(alone, own, training, training.out / SINGLE / task, cosines=False)

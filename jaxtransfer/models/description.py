@@ -12,7 +12,7 @@ from jaxtransfer.models.zoo import ZOO, create
 
 ENTRIES = ("model", "model_options", "model_name", "mean", "std")
 """What says which network a run has; the number of its outputs comes from its classes, or is `outputs`."""
-TASKS = ("tasks", "architecture", "experts")
+TASKS = ("task_classes", "architecture", "experts")
 """What says, beside these, which network of several tasks it is the encoder of; see `task_network`."""
 
 
@@ -54,8 +54,8 @@ def rebuild(config: Mapping[str, Any]) -> Model:
     """Returns the model that a configuration describes.
 
     Args:
-      config: what `describe` wrote; `class_names` count the outputs where `outputs` is left out. With `tasks`, class
-        names by task, and an `architecture` the network of these is the encoder of one with an output for each task.
+      config: what `describe` wrote; `class_names` count the outputs where `outputs` is left out. With `task_classes`,
+        class names by task, and an `architecture` the network of these is the encoder of one with an output for each.
 
     Raises:
       InputError: for a name that the zoo has not, or options that it doesn't take.
@@ -68,8 +68,8 @@ def rebuild(config: Mapping[str, Any]) -> Model:
         raise InputError(
             f"model_options {config.get('model_options')}: {name} can't be made with them: {error}"
         ) from None
-    if isinstance(config.get("tasks"), Mapping):  # those of episodes are a number
-        classes = {task: len(names) for task, names in config["tasks"].items()}
+    if "task_classes" in config:
+        classes = {task: len(names) for task, names in config["task_classes"].items()}
         how = {name: config[name] for name in ("image_shape", "experts") if name in config}
         model = task_network(config["architecture"], model, classes, **how)
     return model if config.get("mean") is None else normalize(model, config["mean"], config["std"])

@@ -17,6 +17,7 @@ from jaxtransfer.resizing import from_entries
 FORMAT = 1
 """Of what is written; a later version of the library raises it where this one couldn't read what it writes."""
 FEATURES, EPISODES, TASKS = "features", "episodes", "tasks"
+TASK_CLASSES = "task_classes"  # `tasks` of a few-shot run is how many episodes an update has
 KNOWS = (CLASSES, LABELS, FEATURES, EPISODES, TASKS)
 """What a run may have learned: to name classes; labels, any number of which hold together; features alone; to learn the
 classes of an episode; or to name the classes of several tasks, by an output each."""
@@ -57,11 +58,11 @@ def check_config(config: Mapping[str, Any], directory: str | Path, *, needs: tup
     for name, rule in ({**ENTRIES, **more}).items():
         if name in config:
             check_entry(config, name, rule, directory)
-        elif (name in needs and not (name == "class_names" and "tasks" in config)) or name in more:
+        elif (name in needs and not (name == "class_names" and TASK_CLASSES in config)) or name in more:
             raise lacks(directory, name)
     if config.get("model") is not None and config["model"] not in models.ZOO:
         raise InputError(f"{directory}: {unknown('model', config['model'], models.ZOO)}")
-    if "tasks" in config:
+    if TASK_CLASSES in config:
         for name in ("architecture", "image_shape"):
             if name not in config:
                 raise lacks(directory, name)
@@ -169,7 +170,7 @@ SHAPE: Rule = (
 )
 ENTRIES: dict[str, Rule] = {
     "command": (lambda value: isinstance(value, str), "the name of a command"),
-    "tasks": (
+    TASK_CLASSES: (
         lambda value: isinstance(value, dict) and bool(value) and all(map(list_of(text), value.values())),
         "an object of class names by task",
     ),

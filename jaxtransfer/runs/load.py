@@ -15,7 +15,7 @@ from jaxtransfer.models.description import rebuild
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.resizing import STRETCH, Resizing, fit, from_entries
 from jaxtransfer.runs import checkpoints
-from jaxtransfer.runs.configuration import check_config, check_weights, known
+from jaxtransfer.runs.configuration import TASK_CLASSES, check_config, check_weights, known
 from jaxtransfer.runs.deltas import DELTA, check_base_of, on_base
 from jaxtransfer.runs.directory import read_config, steps_of
 from jaxtransfer.runs.selection import score_of
@@ -92,7 +92,7 @@ class Run(NamedTuple):
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
         """The class names of each of its tasks, whose logits are the output of that name; empty of other runs."""
-        return {task: tuple(names) for task, names in self.config.get("tasks", {}).items()}
+        return {task: tuple(names) for task, names in self.config.get(TASK_CLASSES, {}).items()}
 
     @property
     def preprocessing(self) -> Preprocessing:

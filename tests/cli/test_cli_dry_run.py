@@ -45,7 +45,7 @@ def test_it_reads_no_pmap(tmp_path, capsys):
     assert "choose mode='jit'" in capsys.readouterr().err
 
 
-def test_the_first_line_is_there_at_once(tmp_path, monkeypatch):
+def test_the_first_line_is_soon_there(tmp_path, monkeypatch):
     class Stream:
         first = None
 

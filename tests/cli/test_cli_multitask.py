@@ -83,7 +83,7 @@ def test_the_report_tells_each_task_its_weight_and_who_fights(two):
         assert rows[f"| {task}"][1:3] == [classes, labelled]
         assert float(rows[f"| {task}"][4]) == pytest.approx(test[f"{task}/accuracy"], abs=1e-3)
         alone = json.loads((out / "single" / task / "config.json").read_text())
-        assert (alone["method"], list(alone["tasks"])) == ("equal", [task])
+        assert (alone["method"], list(alone["task_classes"])) == ("equal", [task])
         single = jt.load_run(out / "single" / task).result["accuracy"]
         assert test[f"single: {task}/accuracy"] == pytest.approx(single)
         assert float(rows[f"| {task}"][5]) == pytest.approx(single, abs=1e-3)
@@ -275,7 +275,7 @@ def test_every_rule_and_network_has_a_row(capsys):
     words = help_of(capsys, "multitask")
     assert " ".join(listed(METHODS).split()) in words
     assert " ".join(listed(ARCHITECTURES).split()) in words
-    rules = set(jt.multitask.__all__) - {"balance", "masked", "of_values", "remembers", "random_weights"}
+    rules = set(jt.multitask.__all__) - {"averages", "balance", "masked", "of_values", "remembers", "random_weights"}
     assert {name.replace("-", "_") for name in METHODS} == rules | {"random"}
     assert set(ARCHITECTURES) == set(jt.models.NETWORKS)
 
