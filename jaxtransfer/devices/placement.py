@@ -1,7 +1,8 @@
-"""Where arrays live: whole on every device, or split by rows over the devices of a mesh."""
+"""Where arrays live: whole on every device, split by rules, or by rows over the devices of a mesh."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.sharding import Rule, Shards
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.weights import Frozen
@@ -23,8 +25,8 @@ def check_whole(values: Any, what: str) -> None:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, jax.sharding.Sharding) and not sharding.is_fully_replicated:
             raise InputError(
-                f"{what}: leaf {path!r} is split over {len(sharding.device_set)} devices, and training keeps every "
-                f"leaf whole on each; there are no rules for split weights yet. Gather them first, by jax.device_get"
+                f"{what}: leaf {path!r} is split over {len(sharding.device_set)} devices, and without rules every "
+                f"leaf is whole on each. Say how it is split, shard={{pattern: axis}}, or gather it by jax.device_get"
             )
 
 
@@ -36,12 +38,14 @@ class Placement:
         explicit axes, on which shardings are part of the types and every model would have to handle them; the
         placement uses the same devices as one line with an automatic axis, the devices of process 0 first.
       mode: `"jit"` or `"pmap"`.
+      shard: rules by which parameters are split over the axes of the mesh, which are kept then; see `Shards`.
 
     Raises:
-      InputError: for another mode, and where several processes train together for `pmap`, or a mesh over some of them.
+      InputError: for another mode, and where several processes train together for `pmap`, or a mesh over some of them;
+        for rules without a mesh, under `pmap` or in several processes.
     """
 
-    def __init__(self, mesh: Mesh | None, mode: str):
+    def __init__(self, mesh: Mesh | None, mode: str, shard: Mapping[str, Rule] | None = None):
         if mode not in ("jit", "pmap"):
             raise InputError(f"mode is 'jit' or 'pmap'; got {mode!r}")
         self._several = processes.count() > 1
@@ -50,8 +54,13 @@ class Placement:
                 f"mode 'pmap' runs in one process, and this is one of {processes.count()}; leave it out: 'jit'"
             )
         self.mode = mode
-        self.devices = self.replicated = self.split = None
-        if mode == "pmap" or mesh is not None or self._several:
+        self.devices = self.replicated = self.split = self.shards = None
+        if shard is not None:
+            self.shards = Shards(shard, self._check_shards(mesh))
+            self.devices = list(self.shards.mesh.devices.ravel())
+            self.replicated = NamedSharding(self.shards.mesh, PartitionSpec())
+            self.split = NamedSharding(self.shards.mesh, PartitionSpec(self.shards.rows))
+        elif mode == "pmap" or mesh is not None or self._several:
             devices = mesh.devices.ravel() if mesh is not None else np.array(jax.local_devices())
             if self._several:
                 devices = processes.in_order(np.array(jax.devices()) if mesh is None else devices)
@@ -59,6 +68,20 @@ class Placement:
             self.devices = list(devices)
             self.replicated = NamedSharding(line, PartitionSpec())
             self.split = NamedSharding(line, PartitionSpec(AXIS))
+
+    def _check_shards(self, mesh: Mesh | None) -> Mesh:
+        if self.mode == "pmap":
+            raise InputError("shard splits weights in one program over the mesh; leave mode='pmap' out: 'jit'")
+        if self._several:
+            raise InputError(
+                f"shard splits weights over the devices of one process, and this is one of {processes.count()}: leave "
+                f"it out, which keeps them whole on each device"
+            )
+        if not isinstance(mesh, Mesh):
+            raise InputError(
+                "shard names axes of a mesh: give mesh=jax.make_mesh((jax.device_count(),), ('data',)) too"
+            )
+        return mesh
 
     @functools.cached_property
     def where_cpus_are_several(self) -> bool:
@@ -86,12 +109,48 @@ class Placement:
             check_whole(values, what)
         return self._everywhere(values)
 
+    def state(self, state: Any) -> Any:
+        """Returns a state where it lives: whole on every device, or split by the rules; a placed one as it is.
+
+        Raises:
+          InputError: names a leaf that is split without rules, or that the rules can't split.
+        """
+        if self.shards is None:
+            return self.whole(state, "state")
+        leaves, wanted = jax.tree.leaves(state), jax.tree.leaves(shardings := self.shards.state(state))
+        if all(getattr(leaf, "sharding", None) == one for leaf, one in zip(leaves, wanted, strict=True)):
+            return state
+        return jax.device_put(state, shardings)
+
+    def stored(self, values: Any, params: Any) -> Any:
+        """Returns values of a program split as the parameters of their paths are stored."""
+        if self.shards is None:
+            return values
+        return jax.lax.with_sharding_constraint(values, self.shards.follow(values, params))
+
+    def read(self, values: Any, params: Any, *, frozen: bool = False) -> Any:
+        """Returns values of a program as it computes with them: gathered over the axes that split the batch.
+
+        Without that the compiler may as well move the batch to the weights.
+        """
+        if self.shards is None:
+            return values
+        stored = self.shards.follow(values, params, frozen=frozen)
+        return jax.lax.with_sharding_constraint(values, self.shards.in_use(stored))
+
     def _everywhere(self, values: Any) -> Any:
         assert self.replicated is not None
         return processes.put(values, self.replicated) if self._several else jax.device_put(values, self.replicated)
 
-    def frozen(self, handles: Sequence[Frozen]) -> tuple[Any, ...]:
-        """Returns the frozen trees whole on every device; each array is written there once, whoever asks."""
+    def frozen(self, handles: Sequence[Frozen], params: Any = None) -> tuple[Any, ...]:
+        """Returns the frozen trees where they live; each array is written there once, whoever asks.
+
+        Args:
+          handles: on the trees.
+          params: the parameters, as whose they are split where there are rules.
+        """
+        if self.shards is not None:
+            return self._split_frozen(self.shards, handles, params)
         known: dict[int, Any] = {}  # what is there already, by leaf: a delta's base may be a teacher's weights, too
         for handle in handles:
             if self.replicated in handle.placed:
@@ -106,6 +165,22 @@ class Placement:
                 known |= self.whole(jax.device_put(new))
                 handle.placed[self.replicated] = jax.tree.unflatten(structure, [known[id(leaf)] for leaf in leaves])
         return tuple(handle.placed[self.replicated] for handle in handles)
+
+    def _split_frozen(self, shards: Shards, handles: Sequence[Frozen], params: Any) -> tuple[Any, ...]:
+        known: dict[Any, Any] = {}
+        for handle in handles:
+            if shards.name in handle.placed:
+                there = jax.tree.leaves(handle.placed[shards.name])
+                known |= {id(leaf): one for leaf, one in zip(jax.tree.leaves(handle.tree), there, strict=True)}
+        for handle in handles:
+            if shards.name not in handle.placed:
+                leaves, structure = jax.tree.flatten(handle.tree)
+                where = jax.tree.leaves(shards.follow(handle.tree, params, frozen=True))
+                for leaf, sharding in zip(leaves, where, strict=True):
+                    if id(leaf) not in known:
+                        known[id(leaf)] = jax.device_put(leaf, sharding)
+                handle.placed[shards.name] = jax.tree.unflatten(structure, [known[id(leaf)] for leaf in leaves])
+        return tuple(handle.placed[shards.name] for handle in handles)
 
     def batch(self, batch: Any) -> Any:
         """Returns the batch on the devices, its rows split over them.
@@ -150,12 +225,15 @@ class Placement:
 
     def _check_divides(self, batch: Any, *, traced: bool = False) -> None:
         assert self.devices is not None
+        parts = len(self.devices)
+        if self.shards is not None:
+            parts = math.prod(self.shards.mesh.shape[axis] for axis in self.shards.rows)
         hosts = 1 if self.mode == "pmap" else len({device.process_index for device in self.devices})
         for path, leaf in tree.leaves_by_path(batch).items():
             on_all_hosts = traced or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable)
             rows = leaf.shape[0] * (1 if on_all_hosts else hosts)
-            if rows % len(self.devices):
+            if rows % parts:
                 raise InputError(
-                    f"a batch must divide by the devices: {path!r} has {rows} rows for {len(self.devices)} devices; "
-                    f"choose a batch size that is a multiple of {len(self.devices)}"
+                    f"a batch must divide by the devices: {path!r} has {rows} rows for {parts} devices; choose a batch "
+                    f"size that is a multiple of {parts}"
                 )

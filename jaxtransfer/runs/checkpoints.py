@@ -240,6 +240,8 @@ def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
             return old
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(leaves[path]), impl=jax.random.key_impl(old))
+        if isinstance(old, jax.Array) and not old.is_fully_replicated:  # each part goes to its device
+            return jax.device_put(leaves[path], old.sharding, may_alias=False)
         return jnp.array(leaves[path], copy=True)
 
     return jax.tree_util.tree_map_with_path(pick, like)

@@ -23,12 +23,12 @@ _STEPS_PER_CALL = 100
 class FromHost:
     """Steps on batches that come from the host, the transfer of the next one under way."""
 
-    def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key):
+    def __init__(self, objective, optimizer, data: Any, where: dict[str, Any], transform, key):
         first, self._iterate = _first(data)
         self._drawn = processes.gathered(first)
         self._data, self._transform = data, transform
         self.first = _seen(transform, key, self._drawn)
-        self._step = train_step(objective, optimizer, mesh=mesh, mode=mode, transform=transform, watch=True)
+        self._step = train_step(objective, optimizer, **where, transform=transform, watch=True)
         self._stream: Generator[Batch] | None = None
 
     def facts(self, key: jax.Array) -> dict[str, Any]:
@@ -64,8 +64,8 @@ class FromHost:
 class DrawnInside:
     """Steps whose batches are drawn inside the program, several in one call."""
 
-    def __init__(self, objective, optimizer, data: Any, mesh, mode, transform, key, sample):
-        options = {"mesh": mesh, "mode": mode, "sample": sample, "transform": transform, "watch": True}
+    def __init__(self, objective, optimizer, data: Any, where: dict[str, Any], transform, key, sample):
+        options = {**where, "sample": sample, "transform": transform, "watch": True}
         self._step_of = functools.cache(lambda size: train_step(objective, optimizer, steps_per_call=size, **options))
         self._data = self._step_of(None).place(jax.device_put(data))
         self._in_loops = True

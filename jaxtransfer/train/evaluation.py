@@ -13,6 +13,7 @@ from jaxtransfer.devices import processes
 from jaxtransfer.devices.ahead import compile_ahead
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
+from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.measures.measure import Measure, as_measures
 from jaxtransfer.objective import Batch, Context, Mean, Objective
@@ -31,6 +32,7 @@ def eval_step(
     objective: Objective,
     *,
     mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
     mode: str = "jit",
     measures: Measure | Sequence[Measure] = (),
 ) -> Evaluation:
@@ -39,12 +41,13 @@ def eval_step(
     several = as_measures(measures)
     more = tuple(forward for measure in several for forward in measure.forwards)
     runs = dataclasses.replace(objective, forwards=(*objective.forwards, *more)) if more else objective
-    placement = Placement(mesh, mode)
+    placement = Placement(mesh, mode, shard)
     axis = AXIS if mode == "pmap" else None
 
     def totals(state, batch, frozen):
-        params, state, (step, steps) = state
-        read = dict(zip(runs.frozen, frozen, strict=True))
+        stored, state, (step, steps) = state
+        params, state = placement.read(stored, stored), placement.read(state, stored)
+        read = dict(zip(runs.frozen, placement.read(frozen, stored, frozen=True), strict=True))
         ctx = Context(step, None, read, axis, train=False, steps=steps)
         for measure in several:
             _check_views(measure, objective, batch)
@@ -77,8 +80,8 @@ def eval_step(
     def run(state: TrainState, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         check_state(state)
         check_batches(batches, "evaluate")
-        frozen = placement.frozen(runs.frozen)
-        state, sums, in_flight = placement.whole(state, "state"), None, InFlight()
+        frozen = placement.frozen(runs.frozen, state.params)
+        state, sums, in_flight = placement.state(state), None, InFlight()
         rows = Rows()
         optimizers = getattr(state, "opt_state", ())
         steps = updates_made(state.step, optimizers), steps_of(optimizers, state.step)
@@ -155,6 +158,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
     mode: str = "jit",
     measures: Measure | Sequence[Measure] = (),
 ) -> dict[str, Any]:
@@ -171,6 +175,7 @@ def evaluate(
       state: of which `params` and `state` are used.
       batches: an iterable of batches of one shape, such as `jt.data.eval_batches` gives.
       mesh: as for `train_step`.
+      shard: as for `train_step`.
       mode: as for `train_step`.
       measures: what else to measure in the same pass and the same program, a measure of `jt.measures` or several:
         scores per class, calibration, average precision. A model that the objective runs is not run again for them.
@@ -182,4 +187,4 @@ def evaluate(
       InputError: where there is no batch, and where the state lacks a model or an average that the objective runs;
         what a measure raises, where nothing counts say, or logits are not finite.
     """
-    return eval_step(objective, mesh=mesh, mode=mode, measures=measures)(state, batches)
+    return eval_step(objective, mesh=mesh, shard=shard, mode=mode, measures=measures)(state, batches)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
 from jaxtransfer.runs import loggers, selection
@@ -94,6 +95,7 @@ def fit(
     keep: int = 2,
     log_every: int | None = None,
     mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
     mode: str = "jit",
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int | None = None,
@@ -146,6 +148,7 @@ def fit(
       keep: how many of the newest checkpoints stay, besides the best.
       log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
       mesh: as for `train_step`.
+      shard: as for `train_step`; it may change when the run goes on.
       mode: as for `train_step`.
       sample: `sample(key, data) -> batch` draws each batch inside the compiled step from `data`, arrays that live on
         the devices, such as `jt.data.Episodes.on_device` gives.
@@ -210,12 +213,14 @@ def fit(
             stack.callback(checkpoints.close)
         trace = Trace(folder_of(out, profile=profile and not dry_run))
         stack.callback(trace.close)
+        where = {"mesh": mesh, "shard": shard, "mode": mode}
         source = (
-            FromHost(objective, optimizer, data, mesh, mode, transform, key)
+            FromHost(objective, optimizer, data, where, transform, key)
             if sample is None
-            else DrawnInside(objective, optimizer, data, mesh, mode, transform, key, sample)
+            else DrawnInside(objective, optimizer, data, where, transform, key, sample)
         )
-        current = init(objective, optimizer, key, source.first, params=params, state=state)
+        split = {} if shard is None else {"mesh": mesh, "shard": shard}
+        current = init(objective, optimizer, key, source.first, params=params, state=state, **split)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
         if refresh is not None:
             together = refresh.calls_of(together, asked=steps_per_call is not None)
@@ -249,7 +254,7 @@ def fit(
         bar = stack.enter_context(loggers.progress_bar(steps, start, show=progress if processes.is_first() else False))
         evaluate = None
         if eval_data is not None:
-            evaluate = eval_step(eval_objective or objective, mesh=mesh, mode=mode)
+            evaluate = eval_step(eval_objective or objective, **where)
 
         clock = Clock(rows=rows_in(data, source.first), measure=profile)
         stack.callback(source.close)

@@ -1,14 +1,17 @@
 """What a run is at a moment: one pytree, from which everything that follows is determined."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxtransfer import tree
-from jaxtransfer.devices.placement import check_whole
+from jaxtransfer.devices.placement import Placement, check_whole
+from jaxtransfer.devices.sharding import Rule, Shards
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
@@ -52,6 +55,8 @@ def init(
     *,
     params: Any = None,
     state: Any = None,
+    mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
 ) -> TrainState:
     """Makes the first state of a run and checks that the objective fits the batch, before anything is compiled.
 
@@ -64,6 +69,10 @@ def init(
       state: what else to start from, for some or all entries of the state: batch statistics, queues, moving averages;
         copied. An average that isn't given starts as the model does. A model with batch statistics whose weights are
         given needs its own here; fresh ones, `model.init(key, inputs)["batch_stats"]`, are a choice to make.
+
+      mesh: with `shard`, as for `train_step`; without, the state begins on the default device and a step places it.
+      shard: as for `train_step`: what is drawn, and what the optimiser begins with, is made split, so that no device
+        ever holds the whole; weights that are given go from the host, or from where they lie, into their parts.
 
     Returns:
       The state at step 0.
@@ -82,11 +91,13 @@ def init(
     drawn = key_of(key)
     _check_batch(batch)
     batch = jax.tree.map(_local, batch)
-    fresh, fresh_state = objective.init(drawn, batch)  # not in one jit: initialisers compile once per shape
+    placement = Placement(mesh, "jit", shard) if shard is not None else None
+    shards = placement.shards if placement is not None else None
+    fresh, fresh_state = _fresh(objective, drawn, batch, shards)
     _check_complete(params, state, fresh_state)
-    params = _owned(_replaced(fresh, params, "params"))
+    params = _owned(_replaced(fresh, params, "params", split=shards is not None))
     given = state or {}
-    state = _replaced(fresh_state, state, "state")
+    state = _replaced(fresh_state, state, "state", split=shards is not None)
     for average in objective.averages:  # of the weights that the run starts from, which needn't be the fresh ones
         as_begun = average.init(params, state, moves=_MANY if average.name in given else 0)
         state = {**state, **{name: entry for name, entry in as_begun.items() if name not in given}}
@@ -95,7 +106,19 @@ def init(
     opt_state = jax.eval_shape(lambda params: first_states(turns, params, key, batch), params)
     for turn in turns:
         _check_update(turn, objective, params, state, opt_state, key, batch)
-    return TrainState(jnp.zeros((), jnp.int32), key, params, state, first_states(turns, params, key, batch))
+    if placement is None or shards is None:
+        return TrainState(jnp.zeros((), jnp.int32), key, params, state, first_states(turns, params, key, batch))
+    opt_state = first_states(turns, params, key, batch, lambda shapes: shards.follow(shapes, params))
+    return placement.state(TrainState(jnp.zeros((), jnp.int32), key, params, state, opt_state))
+
+
+def _fresh(objective: Objective, key: jax.Array, batch: Batch, shards: Shards | None) -> tuple[Any, Any]:
+    """Returns fresh parameters and state, each leaf where it will live."""
+    if shards is None:
+        return objective.init(key, batch)  # not in one jit: initialisers compile once per shape
+    params, state = jax.eval_shape(objective.init, key, batch)
+    where = shards.follow(params, params), shards.follow(state, params)
+    return jax.jit(objective.init, out_shardings=where)(key, batch)
 
 
 def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_state: Any, key: Any, batch: Any) -> None:
@@ -137,23 +160,27 @@ def _local(leaf: Any) -> Any:
     return np.asarray(leaf) if placed and leaf.is_fully_addressable else leaf
 
 
-def _replaced(fresh: Any, given: Any, what: str) -> Any:
+def _replaced(fresh: Any, given: Any, what: str, *, split: bool) -> Any:
     if given is None:
         return fresh
     if unknown := sorted(given.keys() - fresh.keys()):
         raise InputError(f"{what}: no model is named {unknown[0]!r}; the objective trains {sorted(fresh)}")
-    check_whole(given, what)
+    if not split:
+        check_whole(given, what)
     for name, replacement in given.items():
         if any(wrong := tree.differences(tree.leaves_by_path(fresh[name]), tree.leaves_by_path(replacement))):
             raise InputError(
                 f"{what}[{name!r}] does not fit the model {wrong}. jt.transfer(source, into, reinit=...) merges "
                 f"weights of another head"
             )
+
+    def put(old: Any, new: Any) -> jax.Array:
+        if not split:
+            return jnp.asarray(_local(new), old.dtype)
+        return jax.device_put(np.asarray(new).astype(old.dtype), old.sharding, may_alias=False)
+
     return {  # the structure and dtypes are the model's own
-        name: jax.tree.map(lambda old, new: jnp.asarray(_local(new), old.dtype), old, _like(old, given[name]))
-        if name in given
-        else old
-        for name, old in fresh.items()
+        name: jax.tree.map(put, old, _like(old, given[name])) if name in given else old for name, old in fresh.items()
     }
 
 

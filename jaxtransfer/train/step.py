@@ -1,6 +1,6 @@
 """One compiled update that serves every objective."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtransfer.devices.ahead import Cost, compile_ahead, cost_of
 from jaxtransfer.devices.in_flight import InFlight
 from jaxtransfer.devices.placement import AXIS, Placement
+from jaxtransfer.devices.sharding import Rule, shape_of
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective, named_key
 from jaxtransfer.train.arguments import check_kind, check_objective, check_optimizer, check_rows, check_takes
@@ -38,6 +39,7 @@ class TrainStep:
         self._frozen = frozen
         self._in_flight = InFlight()
         self._extra = ()
+        self._update, self._by_shape = update, {}
         if placement.mode == "pmap":
             assert placement.devices is not None
             self._extra = (np.arange(len(placement.devices)),)  # pmap needs a split argument, also where data are whole
@@ -49,7 +51,7 @@ class TrainStep:
                 devices=placement.devices,
                 donate_argnums=0,
             )
-        elif placement.devices is not None:
+        elif placement.devices is not None and placement.shards is None:
             rep, split = placement.replicated, placement.split
             data = rep if whole_data else split
             self._compiled = jax.jit(update, donate_argnums=0, in_shardings=(rep, data, rep), out_shardings=(rep, rep))
@@ -66,15 +68,15 @@ class TrainStep:
     def placed(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update from what `place(batch)` gave: the batch on the devices, transferred ahead of the step."""
         if not self.placement.where_cpus_are_several:
-            return self._compiled(*self._arguments(state, batch))
+            return self._program(state)(*self._arguments(state, batch))
         self._in_flight.wait()
-        state, metrics = self._compiled(*self._arguments(state, batch))
+        state, metrics = self._program(state)(*self._arguments(state, batch))
         self._in_flight.add(jnp.copy(metrics["loss"]))  # its own: a caller may donate or delete the metrics
         return state, metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Returns the lowered program, to look at: `step.lower(state, batch).compile().as_text()`."""
-        return self._compiled.lower(*self._arguments(state, self.place(batch)))
+        return self._program(state).lower(*self._arguments(state, self.place(batch)))
 
     def compile(self, state: TrainState, data: Any, **options: Any) -> Cost | None:
         """Compiles the step ahead of its first call with what `place(batch)` gave; None under `pmap`, which can't.
@@ -86,15 +88,24 @@ class TrainStep:
         """
         if self.placement.mode == "pmap":
             return None
-        return cost_of(compile_ahead(self._compiled.lower(*self._arguments(state, data)), **options))
+        return cost_of(compile_ahead(self._program(state).lower(*self._arguments(state, data)), **options))
 
     def has_convolutions(self, state: TrainState, batch: Batch) -> bool:
         """Returns whether the program holds a convolution; it is traced, not compiled."""
-        jaxpr = self._compiled.trace(*self._arguments(state, self.place(batch))).jaxpr
+        jaxpr = self._program(state).trace(*self._arguments(state, self.place(batch))).jaxpr
         return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr.jaxpr))
 
+    def _program(self, state: TrainState) -> Any:
+        """Returns the jitted function; where the state is split, that for states of this structure."""
+        if (shards := self.placement.shards) is None:
+            return self._compiled
+        if (shape := shape_of(state)) not in self._by_shape:
+            out = (shards.state(state), self.placement.replicated)
+            self._by_shape[shape] = jax.jit(self._update, donate_argnums=0, out_shardings=out)
+        return self._by_shape[shape]
+
     def _arguments(self, state: TrainState, batch: Batch) -> tuple:
-        return self.placement.whole(state, "state"), batch, self.placement.frozen(self._frozen), *self._extra
+        return self.placement.state(state), batch, self.placement.frozen(self._frozen, state.params), *self._extra
 
 
 def _equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Any]:
@@ -124,6 +135,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
     mode: str = "jit",
     sample: Callable[[jax.Array, Any], Batch] | None = None,
     steps_per_call: int | None = None,
@@ -145,6 +157,13 @@ def train_step(
         optimiser that `jt.alternate` gives with an objective makes a step of several updates.
       mesh: the devices, any mesh: the batch is split over all its axes, the state is whole on each. None is the
         default device under `jit` and all local devices under `pmap`.
+      shard: rules by which parameters are split over the axes of `mesh`, `{".*": jt.devices.fsdp("data")}` say: by
+        pattern of their paths, the first one that selects a parameter, an axis, over which its largest dimension that
+        divides is split; `jt.devices.fsdp(axis)`, likewise as far as that pays; an entry per dimension, as of a
+        `PartitionSpec`; or None, whole. Each parameter needs one. What the optimiser, averages and frozen trees hold of
+        the shape of a parameter lies as it does. The batch is split over the axes that `fsdp` or a bare axis names,
+        and those that no rule does, and weights are gathered over them where they are read; axes of partition specs
+        alone hold parts of layers. For `"jit"` in one process. `jt.devices.placement_table(state)` shows the outcome.
       mode: `"jit"`: one program over the mesh, in which the batch is global by itself. `"pmap"`: one program per
         device, in which losses and normalisation gather over the axis. Same signature, same state, same global
         batch, and the same numbers to rounding where nothing is drawn.
@@ -163,17 +182,19 @@ def train_step(
       on the device: `loss` and each term under its own name.
 
     Raises:
-      InputError: from the step, before compilation, for a batch that doesn't divide by the devices.
+      InputError: for rules of `shard` that are none; from the step, before compilation, for a batch that doesn't
+        divide by the devices, for a rule that selects nothing or can't split what it selects, a parameter without one.
     """
     check_objective(objective)
     check_optimizer(optimizer)
     check_takes(sample, "sample", "key", "data")
     check_takes(transform, "transform", "key", "batch", "rows")
     axis = AXIS if mode == "pmap" else None
-    updates = [(turn, update_of(turn, axis, watch=watch)) for turn in turns_of(objective, optimizer)]
+    placement = Placement(mesh, mode, shard)
+    updates = [(turn, update_of(turn, axis, placement, watch=watch)) for turn in turns_of(objective, optimizer)]
 
     def update(state: TrainState, batch: Batch, frozen: tuple):
-        read = dict(zip(objective.frozen, frozen, strict=True))
+        read = dict(zip(objective.frozen, placement.read(frozen, state.params, frozen=True), strict=True))
         batch = transformed(transform, state.key, state.step, batch, axis)
         now, values = state, {}
         for turn, one in updates:
@@ -182,9 +203,9 @@ def train_step(
                 values = {**values, **told}  # of a turn's last repetition
         if "loss" not in values:
             values["loss"] = sum(values[f"{turn.name}/loss"] for turn, _ in updates)
-        return now._replace(step=state.step + 1), values
+        kept = placement.stored({"params": now.params, "state": now.state, "opt_state": now.opt_state}, state.params)
+        return now._replace(step=state.step + 1, **kept), values
 
-    placement = Placement(mesh, mode)
     if sample is None:
         if steps_per_call not in (None, 1):
             raise InputError("steps_per_call needs sample=..., which draws the batches inside the program")

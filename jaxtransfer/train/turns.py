@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -205,10 +205,25 @@ def turns_of(objective: Objective, optimizer: optax.GradientTransformation) -> t
     return optimizer.turns
 
 
-def first_states(turns: tuple[Turn, ...], params: Any, key: jax.Array, batch: Batch) -> Any:
-    """Returns the first state of the optimisers: that of the only one, or those of the turns by name."""
+def first_states(
+    turns: tuple[Turn, ...], params: Any, key: jax.Array, batch: Batch, where: Callable[[Any], Any] = lambda _: None
+) -> Any:
+    """Returns the first state of the optimisers: that of the only one, or those of the turns by name.
+
+    Args:
+      turns: with the optimisers.
+      params: of all models.
+      key: of the run.
+      batch: an example.
+      where: gives the shardings of a tree of shapes, or None, as it comes.
+    """
+
+    def begun(turn: Turn, params: Any) -> Any:
+        shardings = where(jax.eval_shape(turn.optimizer.init, params))
+        return jax.jit(turn.optimizer.init, out_shardings=shardings)(params)
+
     if turns[0].name == "":
-        return jax.jit(turns[0].optimizer.init)(params)
+        return begun(turns[0], params)
 
     def own(turn: Turn) -> TurnState:
         alone = dataclasses.replace(turn.objective, peers=())  # others train them
@@ -220,7 +235,7 @@ def first_states(turns: tuple[Turn, ...], params: Any, key: jax.Array, batch: Ba
                 f"turn {turn.name!r} would move nothing: its objective trains no model. A penalty goes beside the "
                 f"terms that it is for, in their turn: jt.classification(model) + jt.l2()"
             )
-        return TurnState(names, jax.jit(turn.optimizer.init)({name: params[name] for name in names}))
+        return TurnState(names, begun(turn, {name: params[name] for name in names}))
 
     return {turn.name: own(turn) for turn in turns}
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxtransfer.devices.placement import Placement
 from jaxtransfer.objective import Batch, Context, named_key
 from jaxtransfer.optim import held_still
 from jaxtransfer.terms import check_total
@@ -16,7 +17,7 @@ from jaxtransfer.train.updates import accumulates, per_update, updates_made
 from jaxtransfer.train.watch import watched
 
 
-def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
+def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool) -> Callable:
     """Returns `update(state, batch, frozen, number, later) -> (state, values)`: of a turn, its step not counted.
 
     `number` is that of the repetition; `later` is true where another update of the step came before.
@@ -24,6 +25,7 @@ def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
     Args:
       turn: what is lowered, and how.
       axis: of the devices, under `pmap`.
+      placement: of what the update reads and gives.
       watch: as for `train_step`.
     """
     objective = turn.objective
@@ -39,12 +41,14 @@ def update_of(turn: Turn, axis: str | None, *, watch: bool) -> Callable:
 
         def loss_fn(own):
             params = own if turn.name == "" else {**state.params, **own}
-            loss, new_state, metrics = objective(params, state.state, batch, ctx)
+            params = placement.read(params, state.params)
+            loss, new_state, metrics = objective(params, placement.read(state.state, state.params), batch, ctx)
             return loss, (new_state, metrics)
 
         (loss, (new_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
         if axis is not None:  # the loss is global on each device, so the mean of its gradients is the gradient
             grads = jax.lax.pmean(grads, axis)
+        grads = placement.stored(grads, state.params)
         known = {"value": loss, "grad": grads, "value_fn": _global(lambda own: loss_fn(own)[0], axis)}
         updates, opt_state = optimizer.update(grads, opt_state, own, **taken(optimizer, known))
         own: Any = optax.apply_updates(own, updates)
