@@ -93,8 +93,11 @@ def _task(
     if not scored and not entries:
         return Task(name, train, None, None)
     test = load(part.test or eval_split)
-    if train.title == test.title:
-        raise InputError(f"--data {name}: {test.title} is to test on, and can't be what --split takes statistics of")
+    if jt.data.share_examples(part.train, part.test or eval_split, lambda one: len(load(one))):
+        raise InputError(
+            f"--data {name}: {test.title} is to test on, and can't share examples with {part.train}, which --split "
+            f"takes statistics of, and labels for some methods; slice them apart"
+        )
     return Task(name, train, val, test, tuple(one["task"] for one in entries))
 
 

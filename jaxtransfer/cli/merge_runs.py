@@ -183,12 +183,12 @@ def _variables(run: Run) -> Any:
 
 def _names(sources: Sequence[str]) -> list[str]:
     """Returns short names: the last parts of the paths, as many as tell them apart."""
+    places = [str(Path(source).expanduser().resolve()) for source in sources]
+    if len(set(places)) < len(places):
+        raise InputError(f"expected each run once; got {' '.join(sources)}")
     parts = [Path(source).parts or (source,) for source in sources]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"expected each run once; got {' '.join(sources)}")
+    several = (["/".join(one[-depth:]) for one in parts] for depth in range(1, max(map(len, parts)) + 1))
+    return next(names for names in several if len(set(names)) == len(names))
 
 
 def _same(one: Any, other: Any) -> bool:

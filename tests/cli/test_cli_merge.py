@@ -202,6 +202,7 @@ def test_what_can_not_be_fused_is_one_clear_line(refused, runs, tmp_path):
     write(tmp_path / "linear", linear, variables_of(linear, 1))
     assert "differ at" in refused("merge", folder / "one", tmp_path / "linear", *out)
     assert "expected each run once" in refused("merge", folder / "one", folder / "one", *out)
+    assert "expected each run once" in refused("merge", folder / "one", folder / "two" / ".." / "one", *out)
     assert "expected a run directory" in refused("merge", folder / "one", folder / "none", *out)
 
 
@@ -223,6 +224,11 @@ def test_what_can_not_be_fused_is_one_clear_line(refused, runs, tmp_path):
         (("--data", "digits/nosy"), "unknown data set 'digits/nosy'"),
         (("--data", "digits/noisy", "digits/noisy"), "expected each data set once"),
         (("--data", "digits/noisy", "--split", "test"), "is to test on"),
+        (
+            ("--method", "fisher", "--data", "digits/noisy", "--eval-split", "train[:50]"),
+            "can't share examples with train",
+        ),
+        (("--data", "digits/noisy@train[:60]", "--eval-split", "train[50:70]"), "can't share examples with train[:60]"),
         (("--data", "digits/noisy", "--keep-statistics"), "leave one of the two out"),
         (("--method", "slerp", "--t", "1.5"), "t must be in [0, 1]; got 1.5"),
     ],
