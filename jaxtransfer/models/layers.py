@@ -1,7 +1,10 @@
 """What the networks share: layers of one precision, pooling, and the checks of an image batch."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.batch_norm import BatchNorm
 
+_KEPT: contextvars.ContextVar[bool] = contextvars.ContextVar("kept whole", default=False)
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -25,12 +29,24 @@ class Layers:
       dtype: type of the computation; None infers it from inputs and parameters.
       param_dtype: type of the parameters.
       axis: name of the device axis over which batch norm averages, or None.
+      remat: whether blocks are computed anew in the backward pass.
     """
 
     train: bool
     dtype: Any = None
     param_dtype: Any = jnp.float32
     axis: str | None = None
+    remat: bool = False
+
+    def block(self, kind: type[nn.Module], inside: nn.Module) -> Any:
+        """Returns the class of a block `inside` a network: `kind`, which with `remat` keeps its inputs alone.
+
+        What lies in a block is then computed again when its gradient is (Chen et al. 2016, arXiv 1604.06174): the same
+        parameters under the same names, the same draws of dropout. Not while weights are drawn, which needs no
+        gradient: the program that draws them is to tell that they don't depend on the inputs. XLA's CPU compiler undoes
+        it: memory is saved on accelerators.
+        """
+        return _again(kind) if self.remat and not inside.is_initializing() and not _KEPT.get() else kind
 
     def conv(self, filters: int, size: int = 3, *, stride: int = 1, bias: bool = False, name: str) -> nn.Conv:
         """Returns a convolution with He-normal (fan out) weights (He et al. 2015, arXiv 1502.01852)."""
@@ -71,6 +87,22 @@ class Layers:
         dtype = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
         logits = nn.Dense(classes, dtype=dtype, param_dtype=self.param_dtype, name="head")(features)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+@contextlib.contextmanager
+def kept_whole() -> Iterator[None]:
+    """Runs what is applied inside without rematerialisation: for what takes values out of the middle of blocks."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+@functools.cache
+def _again(kind: type[nn.Module]) -> Any:
+    """Returns the block's class with rematerialisation, one for each."""
+    return nn.remat(kind)
 
 
 def check_images(x) -> None:

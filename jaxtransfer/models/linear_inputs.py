@@ -11,6 +11,7 @@ from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model, given
 from jaxtransfer.models.convolution import Conv, ConvHalve
+from jaxtransfer.models.layers import kept_whole
 
 
 def linear_inputs(model: Model) -> Model:
@@ -49,7 +50,7 @@ def linear_inputs(model: Model) -> Model:
                     seen[path], called[path] = rows, called.get(path, 0) + 1
             return call(*args, **kwargs)
 
-        with nn.intercept_methods(intercept):
+        with kept_whole(), nn.intercept_methods(intercept):
             _, state = model.apply(variables, inputs, train=train, key=key, **given(axis=axis))
         shapes = {path: leaf.shape for path, leaf in tree.leaves_by_path(variables["params"]).items()}
         found = {

@@ -53,12 +53,13 @@ class ResNet(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     axis: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
         """Returns the outputs for `x` [B, H, W, C]: `stem`, `stage1` ... `stage4`, features and logits."""
         check_images(x)
-        layers = Layers(train, self.dtype, self.param_dtype, self.axis)
+        layers = Layers(train, self.dtype, self.param_dtype, self.axis, self.remat)
         size, stride = (3, 1) if self.small_images else (7, 2)
         x = layers.conv(64, size, stride=stride, name="stem_conv")(x)
         x = nn.relu(layers.norm("stem_norm")(x))
@@ -70,7 +71,8 @@ class ResNet(nn.Module):
             for i in range(1, blocks + 1):
                 stride = 2 if stage > 1 and i == 1 else 1
                 name = f"stage{stage}_block{i}"
-                x = ResidualBlock(32 * 2**stage, stride, self.depth >= 50, layers, self.wider, name=name)(x)
+                kind = layers.block(ResidualBlock, self)
+                x = kind(32 * 2**stage, stride, self.depth >= 50, layers, self.wider, name=name)(x)
             outputs[f"stage{stage}"] = x
         features = global_avg_pool(x)
         return outputs | {"features": features, "logits": layers.logits(features, self.classes)}
@@ -86,6 +88,7 @@ def resnet(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns a residual net (He et al. 2016, arXiv 1512.03385), bottlenecks as in torchvision ("v1.5").
 
@@ -99,12 +102,13 @@ def resnet(
       name: key of the model's weights.
       dtype: type of the computation; None infers it.
       param_dtype: type of the parameters.
+      remat: compute each block anew in the backward pass: less memory, about a third more time.
     """
     if depth not in BLOCKS:
         raise InputError(f"expected a depth of {', '.join(map(str, BLOCKS))} layers; got {depth}")
     if wider < 1 or (wider > 1 and depth < 50):
         raise InputError(f"expected wider of 1, or more from 50 layers on, where bottlenecks are; got {wider}")
-    module = ResNet(depth, classes, small_images, wider, dtype=dtype, param_dtype=param_dtype)
+    module = ResNet(depth, classes, small_images, wider, dtype=dtype, param_dtype=param_dtype, remat=remat)
     return linen(module, name=name, stages=("stem_.*", *(f"stage{i}_.*" for i in range(1, 5)), "head"))
 
 
@@ -115,9 +119,11 @@ def resnet18(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-18, 11.7 million parameters at 1000 classes; see `resnet`."""
-    return resnet(18, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(18, classes, small_images=small_images, **options)
 
 
 def resnet34(
@@ -127,9 +133,11 @@ def resnet34(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-34, 21.8 million parameters at 1000 classes; see `resnet`."""
-    return resnet(34, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(34, classes, small_images=small_images, **options)
 
 
 def resnet50(
@@ -139,9 +147,11 @@ def resnet50(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-50, 25.6 million parameters at 1000 classes; see `resnet`."""
-    return resnet(50, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(50, classes, small_images=small_images, **options)
 
 
 def resnet101(
@@ -151,9 +161,11 @@ def resnet101(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-101, 44.5 million parameters at 1000 classes; see `resnet`."""
-    return resnet(101, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(101, classes, small_images=small_images, **options)
 
 
 def resnet152(
@@ -163,9 +175,11 @@ def resnet152(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-152, 60.2 million parameters at 1000 classes; see `resnet`."""
-    return resnet(152, classes, small_images=small_images, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(152, classes, small_images=small_images, **options)
 
 
 def wide_resnet50_2(
@@ -175,9 +189,11 @@ def wide_resnet50_2(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-50 twice as wide in its bottlenecks, 68.9 million parameters at 1000 classes; see `resnet`."""
-    return resnet(50, classes, small_images=small_images, wider=2, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(50, classes, small_images=small_images, wider=2, **options)
 
 
 def wide_resnet101_2(
@@ -187,6 +203,8 @@ def wide_resnet101_2(
     name: str = "model",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Model:
     """Returns ResNet-101 twice as wide in its bottlenecks, 126.9 million parameters at 1000 classes; see `resnet`."""
-    return resnet(101, classes, small_images=small_images, wider=2, name=name, dtype=dtype, param_dtype=param_dtype)
+    options = {"name": name, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return resnet(101, classes, small_images=small_images, wider=2, **options)

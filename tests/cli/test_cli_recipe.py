@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxtransfer as jt
+from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.runs.loggers import read_jsonl
 
 NOISY = ("--data", "digits/noisy", "--split", "train[:64]", "--eval-split", "test[:32]", "--batch-size", "16")
@@ -147,3 +148,16 @@ def test_every_network_computes_in_bfloat16_and_keeps_float32(name):
     wide = 1 + 12 * name.startswith("vit")  # the head, and what attention weighs by a softmax in float32
     assert len(narrow) >= len(products) - wide
     assert narrow or name == "linear"
+
+
+def test_rematerialisation_is_an_option_of_the_network_beside_its_type(refused, source, tmp_path):
+    described = {"model_options": {"dtype": "bfloat16", "width": 2}}
+    assert RecipeOptions(remat=True).entries(described) == {
+        "model_options": {"dtype": "bfloat16", "width": 2, "remat": True}
+    }
+    both = RecipeOptions(remat=True, dtype="float32").entries(described)
+    assert both == {"model_options": {"width": 2, "remat": True}}
+    assert RecipeOptions().entries(described) == {}
+    told = refused("finetune", "--from", source, *NOISY, *SHORT, "--out", tmp_path / "out", "--remat")
+    assert "unknown option of " in told
+    assert "'remat'" in told
