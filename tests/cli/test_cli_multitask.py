@@ -145,8 +145,8 @@ def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused,
     one, other, out = two[0], tmp_path / "other", tmp_path / "out"
     config = json.loads((one / "config.json").read_text())
     shutil.copytree(one, other)
-    tasks = {"smile": config["tasks"]["smile"], "who": ["eve", "ann", "bob"]}
-    (other / "config.json").write_text(json.dumps({**config, "tasks": tasks}))
+    tasks = {"smile": config["task_classes"]["smile"], "who": ["eve", "ann", "bob"]}
+    (other / "config.json").write_text(json.dumps({**config, "task_classes": tasks}))
     data = ("--data", "faces", "--data-dir", faces)
     lines, _ = run("merge", one, other, *data, "--out", out)
     assert lines[-2].startswith("accuracy of the merged run: faces/who 0.")
@@ -160,7 +160,7 @@ def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused,
     for task in merged.tasks:
         assert result["test"][f"faces/{task}"] == pytest.approx(scores[f"{task}/accuracy"])
     assert result["beside"]["two"]["faces/who"] == pytest.approx(before.result["who/accuracy"])
-    (other / "config.json").write_text(json.dumps({**config, "tasks": {**tasks, "who": ["eve", "ann", "zoe"]}}))
+    (other / "config.json").write_text(json.dumps({**config, "task_classes": {**tasks, "who": ["eve", "ann", "zoe"]}}))
     assert "in task 'who'" in refused("merge", one, other, "--out", tmp_path / "no")
     words = ("--base", one, "--method", "ada-merging", *data, "--out", tmp_path / "no")
     assert "--method ada-merging reads probabilities of classes; two knows tasks" in refused("merge", one, out, *words)
