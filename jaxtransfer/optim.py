@@ -19,6 +19,8 @@ import optax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
+from jaxtransfer.loss_scale import LossScaled as LossScaled
+from jaxtransfer.loss_scale import loss_scaled as loss_scaled
 
 Optimizer = optax.GradientTransformation
 

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"errors", "version"},
     {"tree", "files", "formats", "parts.learns", "parts.masking", "parts.split_statistics", "parts.view", "resizing"},
-    {"parts.twins", "parts.gradient_averages", "texts"},
+    {"loss_scale", "parts.twins", "parts.gradient_averages", "texts"},
     {"model"},
     {"weights"},
     {"losses", "forward", "micro_batches", "devices"},

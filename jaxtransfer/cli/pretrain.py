@@ -75,7 +75,7 @@ class Pretrain:
         model = build_model(config)
         optimizer = training.optimizer_for(training.updates)
         loss = {"label_smoothing": training.label_smoothing, "weight": self.recipe.weights(train)}
-        stages, evaluated = self.recipe.applied(jt.methods.full(model, optimizer, **loss), model)
+        stages, evaluated = self.recipe.applied(jt.methods.full(model, optimizer, **loss), model, config)
         train_stages(
             stages,
             config,

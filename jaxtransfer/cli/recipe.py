@@ -13,7 +13,7 @@ from jaxtransfer.cli.values import positive
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Phase
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 _BALANCED = "balanced"
 _AVERAGE = "average"
 
@@ -36,7 +36,8 @@ class RecipeOptions:
     dtype: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32, or the source's)")
     ] = None
-    """bfloat16 computes in half the memory; weights, statistics, losses and averages stay float32."""
+    """bfloat16 computes in half the memory; weights, statistics, losses and averages stay float32. float16 does
+    so too, with a loss whose scale follows its overflows."""
     remat: bool = False
     """Compute each block of the network anew in the backward pass: less memory on accelerators, about a third more time
     (ViT, ResNets, text encoders)."""
@@ -98,9 +99,19 @@ class RecipeOptions:
         """The metric that chooses the best step; None for the usual one."""
         return None if self.ema is None else f"{_AVERAGE}/accuracy"
 
-    def applied(self, phases: Sequence[Phase], model: jt.Model) -> tuple[tuple[Phase, ...], jt.Objective]:
-        """Returns the phases of a method, which keep the average, and what is evaluated."""
+    def applied(
+        self, phases: Sequence[Phase], model: jt.Model, config: Mapping[str, Any]
+    ) -> tuple[tuple[Phase, ...], jt.Objective]:
+        """Returns the phases of a method, which keep the average, and what is evaluated.
+
+        Args:
+          phases: of the method.
+          model: that they train.
+          config: that of the network: with float16 the optimisers scale the loss.
+        """
         evaluated = jt.classification(model)
+        if (config.get("model_options") or {}).get("dtype") == "float16":
+            phases = [phase._replace(optimizer=jt.optim.loss_scaled(phase.optimizer)) for phase in phases]
         if self.ema is None:
             return tuple(phases), evaluated
         average = jt.ema(model, self.ema, warm_up=True)

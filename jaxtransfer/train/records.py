@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxtransfer.errors import InputError, NonFiniteLossError, unknown
+from jaxtransfer.loss_scale import LOSS_SCALE, is_skip
 from jaxtransfer.runs.checkpoints import Checkpoints
 from jaxtransfer.train.watch import is_of_a_moment, is_watched
 
@@ -24,13 +25,22 @@ class Call(NamedTuple):
 
 
 def finite(pending: Iterable[Call], checkpoints: Checkpoints | None) -> list[Call]:
-    """Returns the calls with their metrics on the host; raises at the first that is not finite."""
+    """Returns the calls with their metrics on the host; raises at the first that is not finite.
+
+    It needn't be where an update was skipped, for the scale of its loss was too large.
+    """
     calls = [call._replace(metrics=jax.device_get(call.metrics)) for call in pending]
     for first, last, row in calls:
-        if bad := [name for name, value in row.items() if not math.isfinite(value) and not is_watched(name)]:
+        bad = [name for name, value in row.items() if not math.isfinite(value) and not is_watched(name)]
+        if bad and not _skips(row):
             where = f"at step {last}" if first == last else f"within steps {first} to {last}"
             raise _not_finite(f"the loss is not finite {where}", row, bad, checkpoints)
     return calls
+
+
+def _skips(row: Mapping[str, Any]) -> bool:
+    """Whether all updates were skipped whose metrics these are; those of some alone are finite: see `means`."""
+    return any(value >= 1 for name, value in row.items() if is_skip(name))
 
 
 def as_json(calls: Iterable[Call]) -> list[Any]:
@@ -45,12 +55,14 @@ def flush(pending: deque[Call], checkpoints: Checkpoints | None) -> dict[str, An
     """
     calls = finite(pending, checkpoints)
     pending.clear()
-    sizes = [call.last - call.first + 1 for call in calls]
     means = {}
     for name in calls[0].metrics:
         if not all(name in call.metrics for call in calls):
             continue  # a checkpoint of an earlier version, which watched less
-        values = [call.metrics[name] for call in calls]
+        told = [call for call in calls if math.isfinite(call.metrics[name]) or not _skips(call.metrics)]
+        if not told:
+            continue
+        values, sizes = [call.metrics[name] for call in told], [call.last - call.first + 1 for call in told]
         value = float(values[-1] if is_of_a_moment(name) else np.average(values, weights=sizes))
         if math.isfinite(value):  # an optimiser may mend a gradient that is not
             means[f"train/{name}"] = value
@@ -92,9 +104,10 @@ def _not_finite(what: str, values: dict[str, Any], bad: list[str], checkpoints: 
     terms, last = [name for name in bad if name != "loss"] or bad, ""
     if checkpoints is not None:
         last = f"; {checkpoints.last_good()}"
+    scaled = ", with the smallest scale of the loss, too" if any(name.startswith(LOSS_SCALE) for name in values) else ""
     return NonFiniteLossError(
-        f"{what}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning rate or "
-        f"check the data"
+        f"{what}{scaled}: term {', '.join(map(repr, terms))} is {float(values[terms[0]])}{last}. Lower the learning "
+        f"rate or check the data"
     )
 
 

@@ -20,7 +20,7 @@ from jaxtransfer.train.arguments import check_kind, check_objective, check_optim
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import turns_of
 from jaxtransfer.train.update import update_of
-from jaxtransfer.train.watch import is_of_a_moment
+from jaxtransfer.train.watch import means
 
 Transform = Callable[[jax.Array, Any, jax.Array], Batch]
 
@@ -224,6 +224,6 @@ def train_step(
             return one(state, key_of(state.step))
         keys = jax.vmap(key_of)(state.step + jnp.arange(steps_per_call))  # at once: in the loop each costs two hashes
         state, metrics = jax.lax.scan(one, state, keys)
-        return state, {n: values[-1] if is_of_a_moment(n) else jnp.mean(values) for n, values in metrics.items()}
+        return state, means(metrics)
 
     return TrainStep(draw_and_update, objective.frozen, placement, whole_data=True)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxtransfer.devices.placement import Placement
+from jaxtransfer.loss_scale import chosen, scale_of, told_of_scale
 from jaxtransfer.objective import Batch, Context, named_key
 from jaxtransfer.optim import held_still
 from jaxtransfer.terms import check_total
@@ -33,6 +35,7 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
 
     def update(state: TrainState, batch: Batch, read: dict[Any, Any], number: int, later: bool):
         own, opt_state = moved_by(turn, state.opt_state, state.params)
+        scale = scale_of(opt_state)
         slow, made = accumulates(opt_state), updates_made(state.step, opt_state)
         key = jax.random.fold_in(state.key, state.step) if slow else state.key  # else batches of an update draw alike
         if turn.name:
@@ -45,20 +48,32 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
             loss, new_state, metrics = objective(params, placement.read(state.state, state.params), batch, ctx)
             return loss, (new_state, metrics)
 
-        (loss, (new_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
+        def scaled(own):
+            loss, told = loss_fn(own)
+            return loss if scale is None else loss * scale, (loss, *told)
+
+        (_, (loss, new_state, metrics)), grads = jax.value_and_grad(scaled, has_aux=True)(own)
+        if scale is not None:
+            grads = jax.tree.map(lambda leaf: (leaf / scale).astype(leaf.dtype), grads)
         if axis is not None:  # the loss is global on each device, so the mean of its gradients is the gradient
             grads = jax.lax.pmean(grads, axis)
         grads = placement.stored(grads, state.params)
         known = {"value": loss, "grad": grads, "value_fn": _global(lambda own: loss_fn(own)[0], axis)}
         updates, opt_state = optimizer.update(grads, opt_state, own, **taken(optimizer, known))
         own: Any = optax.apply_updates(own, updates)
+        after: Any = opt_state
         if slow:
             updated = updates_made(state.step, opt_state) != made
             new_state = per_update(objective.per_update, state.state, new_state, updated)
+        if scale is not None:
+            new_state = chosen(~after.overflowed, new_state, state.state)
+            loss = jnp.where(after.floored, jnp.nan, loss)  # no scale helps: what stops a run
         told = watched(objective, made, grads, opt_state, turn=turn.name) if watch else {}
         check_total(metrics)
         named = {"loss": loss, **{name: metric.value for name, metric in metrics.items()}}
         values = {**told, **{f"{turn.name}/{name}" if turn.name else name: value for name, value in named.items()}}
+        if scale is not None:
+            values |= told_of_scale(scale, after, turn.name)
         params = own if turn.name == "" else {**state.params, **own}
         opt_state = kept_by(turn, state.opt_state, opt_state)
         return state._replace(params=params, state=new_state, opt_state=opt_state), values

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.loss_scale import LOSS_SCALE, is_skip
 from jaxtransfer.objective import Objective
 
 _RATE, _NORM, _WEIGHT = "learning_rate", "gradient_norm", "weight"
@@ -39,12 +40,30 @@ def _of_turn(name: str, turn: str) -> str:
 
 def is_watched(name: str) -> bool:
     """Whether a metric is one of these, and none that a term reports."""
-    return name.partition("/")[0] in (_RATE, _NORM) or name.startswith(f"{_WEIGHT}/")
+    return name.partition("/")[0] in (_RATE, _NORM, LOSS_SCALE) or name.startswith(f"{_WEIGHT}/")
 
 
 def is_of_a_moment(name: str) -> bool:
     """Whether the last value counts, and not the mean over several steps."""
-    return is_watched(name) and name.partition("/")[0] != _NORM
+    return is_watched(name) and name.partition("/")[0] != _NORM and not is_skip(name)
+
+
+def means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns what is told of several steps, whose metrics are stacked: their means, or the last value.
+
+    A value that is not finite is left out where its update was skipped, unless none is left: the scale of the loss was
+    too large.
+    """
+    skips = [values for name, values in metrics.items() if is_skip(name)]
+    skipped = sum(skips, start=jnp.zeros(())) > 0
+
+    def mean(values):
+        if not skips:
+            return jnp.mean(values)
+        counts = jnp.isfinite(values) | ~skipped
+        return jnp.mean(values, where=counts)
+
+    return {name: values[-1] if is_of_a_moment(name) else mean(values) for name, values in metrics.items()}
 
 
 def _tells(node: Any) -> bool:

@@ -161,3 +161,14 @@ def test_rematerialisation_is_an_option_of_the_network_beside_its_type(refused, 
     told = refused("finetune", "--from", source, *NOISY, *SHORT, "--out", tmp_path / "out", "--remat")
     assert "unknown option of " in told
     assert "'remat'" in told
+
+
+def test_float16_scales_the_loss_and_keeps_weights_in_float32(run, source, tmp_path):
+    out = tmp_path / "out"
+    run("finetune", "--from", source, *NOISY, *SHORT, "--out", out, "--dtype", "float16")
+    records = [record for record in read_jsonl(out / "metrics.jsonl") if "train/loss" in record]
+    assert [record["train/loss_scale"] for record in records]
+    assert all(record["train/loss_scale"] == 2 ** round(np.log2(record["train/loss_scale"])) for record in records)
+    assert all("train/loss_scale/skipped" in record for record in records)
+    assert json.loads((out / "config.json").read_text())["model_options"]["dtype"] == "float16"
+    assert {leaf.dtype for leaf in jax.tree.leaves(dict(jt.load_run(out).variables))} == {np.dtype("float32")}
