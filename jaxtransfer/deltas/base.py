@@ -17,6 +17,9 @@ def digest(base: Mapping[str, Any]) -> str:
     Args:
       base: variables `{"params": ..., **state}`; the running state does not count.
     """
+    if not isinstance(base, Mapping) or "params" not in base:
+        came = sorted(base) if isinstance(base, Mapping) else f"a {type(base).__name__}"
+        raise InputError(f"a digest is of variables {{'params': ..., **state}}; got {came}")
     found = hashlib.blake2b(digest_size=16)
     for path, leaf in sorted(tree.leaves_by_path(base["params"]).items()):
         array = np.ascontiguousarray(jax.device_get(leaf))

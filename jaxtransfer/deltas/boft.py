@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.deltas.oft import cayley, check_block, rotated
-from jaxtransfer.deltas.part import Part, described, leafwise
+from jaxtransfer.deltas.part import Part, check_whole, described, leafwise
 from jaxtransfer.errors import InputError
 
 
@@ -23,8 +23,10 @@ def boft(block: int, *, factors: int = 1) -> Part:
     Raises:
       InputError: for blocks below 2, an odd one with several factors, no factor; on a base where they don't divide.
     """
-    if block < 2 or factors < 1 or (factors > 1 and block % 2):
-        raise InputError(f"boft takes blocks of 2 inputs or more, even ones with several factors; got {block}")
+    check_whole(block, "boft: the width of its blocks", 2)
+    check_whole(factors, "boft: the number of its factors")
+    if factors > 1 and block % 2:
+        raise InputError(f"boft takes even blocks with several factors; got blocks of {block}")
 
     def init(key, weight):
         check_block(block, weight)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.context import named_key
-from jaxtransfer.deltas.part import Part, nothing
+from jaxtransfer.deltas.part import Part, check_params, check_parts, nothing
 from jaxtransfer.deltas.weight import Layout, Weights
 from jaxtransfer.errors import InputError
 from jaxtransfer.tree import Patterns
@@ -31,6 +31,7 @@ def chain(**parts: Part) -> Part:
     """
     if not parts:
         raise InputError("a chain of deltas needs one part or more: jt.deltas.chain(low=jt.deltas.lora(8))")
+    check_parts(parts, "a chain")
 
     def init(key, weights):
         own = {}
@@ -73,9 +74,15 @@ def starting(part: Part, params: Any) -> Part:
     Args:
       part: the part.
       params: as it has them: those of an earlier run.
+
+    Raises:
+      InputError: for what is no part; on a base, for parameters that are not the part's.
     """
 
+    check_parts({"part": part}, "starting")
+
     def init(key, weights):
+        check_params(part, weights, params, "starting")
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
 
     def begin(weights, fixed):
@@ -94,9 +101,15 @@ def held(part: Part, params: Any) -> Part:
     Args:
       part: the part.
       params: as it has them: those of an earlier run.
+
+    Raises:
+      InputError: for what is no part; on a base, for parameters that are not the part's.
     """
 
+    check_parts({"part": part}, "held")
+
     def fixed(weights):
+        check_params(part, weights, params, "held")
         return {"params": params, "fixed": part.fixed(weights)}
 
     def merge(weights, _, read):

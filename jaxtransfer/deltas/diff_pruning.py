@@ -43,7 +43,8 @@ def sparsity(*, strength: float = 1.0) -> Objective:
     """
 
     def loss(outputs, params, state, batch, ctx):
-        gates = [leaf for path, leaf in tree.leaves_by_path(params).items() if path.split("/")[-1] == "gate"]
+        leaves = tree.leaves_by_path(params)
+        gates = [leaves[f"{above}gate"] for above in _gated(leaves)]
         if not gates:
             raise InputError("sparsity: nothing that trains has gates; jt.deltas.diff_pruning() makes them")
         whole = jnp.concatenate([gate.reshape(-1) for gate in gates])
@@ -64,7 +65,7 @@ def pruned(params: Any, density: float) -> Any:
       InputError: for another density, and where nothing has gates.
     """
     leaves = tree.leaves_by_path(params)
-    pairs = {path[:-4]: path[:-4] + "delta" for path in leaves if path.split("/")[-1] == "gate"}
+    pairs = {above: f"{above}delta" for above in _gated(leaves)}
     if not pairs or not 0 <= density <= 1:
         raise InputError(f"pruned takes parameters with gates and a density in [0, 1]; got {len(pairs)} and {density}")
     sizes = {own: jnp.abs(_open(leaves[above + "gate"]) * leaves[own]) for above, own in pairs.items()}
@@ -77,6 +78,12 @@ def pruned(params: Any, density: float) -> Any:
         return jnp.where(sizes[path] >= least, leaf, 0) if path in sizes else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def _gated(leaves: Any) -> list[str]:
+    """Returns the paths, up to the last slash, under which a difference and its gate stand."""
+    found = [path[: -len("gate")] for path in leaves if path.split("/")[-1] == "gate"]
+    return [above for above in found if f"{above}delta" in leaves]
 
 
 def _open(gate: jax.Array) -> jax.Array:

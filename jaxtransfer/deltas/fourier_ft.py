@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxtransfer.deltas.part import Part, described, leafwise
+from jaxtransfer.deltas.part import Part, check_whole, described, leafwise
 from jaxtransfer.errors import InputError
 
 Places = Callable[..., Any]
@@ -26,17 +27,26 @@ def fourier_ft(entries: int, *, scale: float = 150.0, seed: int = 0, places: Pla
       places: `places(O, I) -> [n]`, integers o · I + i, in place of drawn ones.
 
     Raises:
-      InputError: for n below 1; on a base for more entries than a matrix has.
+      InputError: for n below 1; on a base for more entries than a matrix has, and for places that it has not.
     """
-    if entries < 1:
-        raise InputError(f"fourier_ft: the number of entries must be 1 or more; got {entries}")
+    check_whole(entries, "fourier_ft: the number of entries")
 
     def fixed(weight):
         size = weight.rows * weight.columns
         if entries > size:
             raise InputError(f"fourier_ft: {weight.path!r} has {size} entries, fewer than {entries}")
         if places is not None:
-            return {"places": jnp.asarray(places(weight.columns, weight.rows), jnp.int32)}
+            chosen = np.asarray(places(weight.columns, weight.rows))
+            if (
+                chosen.shape != (entries,)
+                or set(chosen.tolist()) - set(range(size))
+                or len(set(chosen.tolist())) < entries
+            ):
+                raise InputError(
+                    f"fourier_ft: the places of {weight.path!r} must be {entries} integers from 0 to {size - 1}, each "
+                    f"once; got {chosen.tolist()[:6]}"
+                )
+            return {"places": jnp.asarray(chosen, jnp.int32)}
         return {"places": jax.random.permutation(jax.random.key(seed), size)[:entries].astype(jnp.int32)}
 
     def merge(weight, own, read):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.deltas.lo_ha import uniform
 from jaxtransfer.deltas.lora import scale_of
-from jaxtransfer.deltas.part import Part, described, leafwise
-from jaxtransfer.errors import InputError
+from jaxtransfer.deltas.part import Part, check_whole, described, leafwise
 
 
 @described
@@ -28,8 +27,8 @@ def lo_kr(rank: int, *, alpha: float | None = None, factor: int | None = None, b
       InputError: for a rank or a factor below 1.
     """
     scale = scale_of(rank, alpha)
-    if factor is not None and factor < 1:
-        raise InputError(f"lo_kr: the factor must be 1 or more; got {factor}")
+    if factor is not None:
+        check_whole(factor, "lo_kr: the factor")
 
     def sizes(weight):
         channels = split(weight.rows // weight.taps, factor)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer import tree
-from jaxtransfer.deltas.part import Part, check_rank, described, leafwise
+from jaxtransfer.deltas.part import Part, check_rank, check_whole, described, leafwise
 from jaxtransfer.deltas.starts import Start, kaiming
 from jaxtransfer.deltas.weight import Weight
 from jaxtransfer.errors import InputError
@@ -42,8 +42,7 @@ def lora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False
 
 def scale_of(rank: int, alpha: float | None, *, rank_stabilized: bool = False) -> float:
     """Returns s = α/r, or α/√r; α = r by default."""
-    if rank < 1:
-        raise InputError(f"the rank of a delta must be 1 or more; got {rank}")
+    check_whole(rank, "the rank of a delta")
     if alpha is not None and not alpha > 0:
         raise InputError(f"alpha must be positive; got {alpha}")
     return (rank if alpha is None else alpha) / (rank**0.5 if rank_stabilized else rank)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtransfer import tree
 from jaxtransfer.deltas.base import check_base
 from jaxtransfer.deltas.int8 import Int8, plain
-from jaxtransfer.deltas.part import Part
+from jaxtransfer.deltas.part import Part, check_params, check_parts
 from jaxtransfer.deltas.weight import Layout, Weight, weights_of
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import FROZEN, Model, given, state_of
@@ -76,6 +76,12 @@ def delta(
       InputError: for a pattern that selects nothing, a layer whose inputs can't be told, a rank above a kernel's,
         another base than the digest's; at init, for variables that are not the model's.
     """
+    if not isinstance(model, Model):
+        raise InputError(
+            f"a delta is of a jt.Model and its weights; got a {type(model).__name__}: jt.models.linen makes one of a "
+            f"module of Flax"
+        )
+    check_parts({"part": part}, "delta(model, base, part)")
     if isinstance(model, Delta):
         raise InputError(
             f"model {model.name!r} is a delta already: stack them by jt.deltas.chain(first=..., second=...), or begin "
@@ -167,7 +173,7 @@ def unmerge(model: Model, variables: Any, weights: Mapping[str, Any]) -> dict[st
       InputError: for a model that is no delta, and for weights of another architecture.
     """
     whole, base = merged(model, variables), plain(of_delta(model).frozen[BASE].tree)
-    inside, given_to = whole["params"], weights["params"]
+    inside, given_to = whole["params"], variables_of(model, weights)["params"]
     if any(wrong := tree.differences(tree.leaves_by_path(inside), tree.leaves_by_path(given_to))):
         raise InputError(f"the weights are not those of model {model.name!r} {wrong}")
     return {**weights, "params": jax.tree.map(lambda w, m, b: (w - m) + b, given_to, inside, base)}
@@ -212,10 +218,7 @@ def variables_of(model: Model, variables: Any) -> dict[str, Any]:
 
 
 def _check_params(net: Delta, params: Tree) -> None:
-    weights, part = weights_of(net.frozen[BASE].tree), net.part
-    shapes = jax.eval_shape(lambda key: part.fresh(key, weights), jax.random.key(0))
-    if any(wrong := tree.differences(tree.leaves_by_path(shapes), tree.leaves_by_path(params))):
-        raise InputError(f"the parameters are not those of this delta on this base {wrong}")
+    check_params(net.part, net.part.chosen(weights_of(net.frozen[BASE].tree)), params, f"the delta {net.name!r}")
 
 
 def _check_fits(model: Model, variables: Tree, inputs: Any) -> None:

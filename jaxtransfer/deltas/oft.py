@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.deltas.part import Part, described, leafwise
+from jaxtransfer.deltas.part import Part, check_whole, described, leafwise
 from jaxtransfer.deltas.weight import Weight
 from jaxtransfer.errors import InputError
 
@@ -27,8 +27,9 @@ def oft(block: int, *, shared: bool = False, terms: int | None = None) -> Part:
     Raises:
       InputError: for blocks below 2 and fewer than 2 terms; on a base where a block does not divide the inputs.
     """
-    if block < 2 or (terms is not None and terms < 2):
-        raise InputError(f"oft takes blocks of 2 inputs or more, and 2 terms or more; got {block} and {terms}")
+    check_whole(block, "oft: the width of its blocks", 2)
+    if terms is not None:
+        check_whole(terms, "oft: the number of terms", 2)
     count = block * (block - 1) // 2
 
     def init(key, weight):

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.context import named_key
@@ -163,6 +164,26 @@ def anything(weights: Weights, only: tree.Patterns | None, as_matrix: Layout | N
     """Chooses every floating-point parameter that the patterns select."""
     found = {path: weight for path, weight in weights.items() if only is None or tree.matches(path, only)}
     return some({p: w for p, w in found.items() if jnp.issubdtype(w.held.dtype, jnp.inexact)}, weights, only, "nothing")
+
+
+def check_whole(value: Any, what: str, least: int = 1) -> None:
+    """Raises for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{what} must be a whole number, {least} or more; got {value!r}")
+
+
+def check_parts(parts: Mapping[str, Any], what: str) -> None:
+    """Raises where what should be a part is something else."""
+    for name, part in parts.items():
+        if not isinstance(part, Part):
+            raise InputError(f"{what} takes parts, such as jt.deltas.lora(8); {name!r} is a {type(part).__name__}")
+
+
+def check_params(part: "Part", weights: Weights, params: Tree, what: str) -> None:
+    """Raises where parameters are not those that a part has on the chosen weights, by path and shape."""
+    expected = jax.eval_shape(lambda key: part.init(key, weights), jax.random.key(0))
+    if any(wrong := tree.differences(tree.leaves_by_path(expected), tree.leaves_by_path(params))):
+        raise InputError(f"{what}: the parameters are not those of this part on this base {wrong}")
 
 
 def check_rank(rank: int, weight: Weight, limit: int | None = None) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtransfer.context import named_key
 from jaxtransfer.deltas.chain import all_for, description_of, elsewhere
 from jaxtransfer.deltas.model import Delta, delta
-from jaxtransfer.deltas.part import Part, nothing
+from jaxtransfer.deltas.part import Part, check_parts, nothing
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model, given
 
@@ -26,7 +26,7 @@ def weighted(parts: Mapping[str, Part], weights: Sequence[float] | None = None, 
       learned: whether α trains: beside the parts, as the parameter `weights` [n].
 
     Raises:
-      InputError: for no part, one that is called `weights`, and another number of weights.
+      InputError: for no part, what is none, one that is called `weights`, and another number of weights.
     """
     names = list(parts)
     alphas = [1 / max(len(names), 1)] * len(names) if weights is None else [float(weight) for weight in weights]
@@ -35,6 +35,8 @@ def weighted(parts: Mapping[str, Part], weights: Sequence[float] | None = None, 
             f"weighted takes parts by names other than {WEIGHTS!r}, and a weight for each of them; got {names} and "
             f"{alphas}"
         )
+
+    check_parts(parts, "weighted")
 
     def init(key, weights):
         own: dict[str, Any] = {name: part.fresh(named_key(key, name), weights) for name, part in parts.items()}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer import tree
-from jaxtransfer.deltas.part import Part, at, described, matrices
+from jaxtransfer.deltas.part import Part, at, check_whole, described, matrices
 from jaxtransfer.errors import InputError
 
 
@@ -26,8 +26,7 @@ def vera(rank: int, *, initial: float = 0.1, seed: int = 0, shared: Any = None) 
     Raises:
       InputError: for a rank below 1; on a base for matrices that are too small.
     """
-    if rank < 1:
-        raise InputError(f"the rank of a delta must be 1 or more; got {rank}")
+    check_whole(rank, "the rank of a delta")
 
     def fixed(weights):
         rows, columns = (max(getattr(weight, side) for weight in weights.values()) for side in ("rows", "columns"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
@@ -168,7 +169,17 @@ def _handle_on(model: Model, base: Any, what: str) -> Any:
     if not isinstance(handle.tree, Mapping) or not isinstance(handle.tree.get("params"), Mapping):
         keys = sorted(handle.tree) if isinstance(handle.tree, Mapping) else _kind(handle.tree)
         raise InputError(f"{what}: expected the base's weights, {{'params': ..., **state}}; got {keys}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(handle.tree["params"], is_leaf=_no_branch):
+        if not hasattr(leaf, "shape") or not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+            raise InputError(
+                f"{what}: the base's weights must be arrays; {tree.path_of(path)!r} is an {_kind(leaf)}. Of a base in "
+                f"eight bits jt.deltas.plain makes arrays; jt.deltas.delta takes it as it is"
+            )
     return handle
+
+
+def _no_branch(node: Any) -> bool:
+    return not isinstance(node, Mapping | list | tuple)
 
 
 def _kind(value: Any) -> str:

@@ -255,7 +255,7 @@ def test_how_a_part_was_made_is_noted():
 def test_what_has_no_meaning_is_refused():
     weights = weights_of(drawn(BASE))
     cases = {
-        "the rank of a delta must be 1 or more; got 0": lambda: D.lora(0),
+        "the rank of a delta must be a whole number, 1 or more; got 0": lambda: D.lora(0),
         "alpha must be positive; got -1": lambda: D.dora(1, alpha=-1),
         r"rank 4 is above that of 'head/kernel', a matrix 5 × 3 whose rank is 3": lambda: D.lora(4).fresh(KEY, weights),
         "only: the pattern 'nowhere' selects no parameter": lambda: D.lora(1).on("nowhere").chosen(weights),

@@ -109,3 +109,48 @@ def test_what_a_chain_notes_is_all_that_it_needs():
     assert D.described_part(D.chain(sum=D.weighted({"begun": begun}), further=further)) is None
     assert D.described_part(D.chain(further=further, begun=begun)) is not None
     assert D.described_part(D.chain(inner=D.chain(one=D.full()), further=further)) is not None
+
+
+def test_arguments_of_another_kind_are_told_in_a_line():
+    model = jt.models.linen(nn.Dense(3))
+    base = model.init(KEY, X)
+    two = D.delta(model, base, D.lora(2)).init(KEY, X)["params"]
+    full = D.full()
+    cases = {
+        "the rank of a delta must be a whole number, 1 or more; got 1.5": lambda: D.lora(1.5),
+        "the rank of a delta must be a whole number, 1 or more; got '8'": lambda: D.dora("8"),
+        "the rank of a delta must be a whole number, 1 or more; got True": lambda: D.vera(True),
+        "oft: the width of its blocks must be a whole number, 2 or more; got 1": lambda: D.oft(1),
+        "boft: the number of its factors must be a whole number": lambda: D.boft(2, factors=0),
+        r"delta\(model, base, part\) takes parts, such as jt.deltas.lora\(8\); 'part' is a function": lambda: D.delta(
+            model, base, D.lora
+        ),
+        "a chain takes parts, .* 'a' is a int": lambda: D.chain(a=3),
+        "weighted takes parts, .* 'b' is a dict": lambda: D.weighted({"a": full, "b": {}}),
+        "starting takes parts": lambda: D.starting(two, D.lora(2)),
+        "held takes parts": lambda: D.held(two, D.lora(2)),
+        "a delta is of a jt.Model and its weights; got a Dense": lambda: D.delta(nn.Dense(3), base, full),
+        r"held: the parameters are not those of this part on this base .*kernel/a: expected \(4, 1\), got \(4, 2\)": (
+            lambda: D.delta(model, base, D.held(D.lora(1), two))
+        ),
+        r"starting: the parameters are not those .*- kernel/a \(4, 2\)": lambda: D.delta(
+            model, base, D.chain(one=D.starting(D.lora(2), {}))
+        ),
+        r"must be 2 integers from 0 to 11, each once; got \[0, 12\]": lambda: D.delta(
+            model, base, D.fourier_ft(2, places=lambda o, i: [0, o * i])
+        ),
+        r"must be 2 integers .* got \[3, 3\]": lambda: D.delta(
+            model, base, D.fourier_ft(2, places=lambda o, i: [3, 3])
+        ),
+        r"must be 2 integers .* got \[3\]": lambda: D.delta(model, base, D.fourier_ft(2, places=lambda o, i: [3])),
+        r"a digest is of variables .* got \['bias', 'kernel'\]": lambda: D.digest(base["params"]),
+        "expected the variables of model 'model'": lambda: D.unmerge(D.delta(model, base, full), base, 3),
+        "the base's weights must be arrays; 'kernel' is an Int8. .* jt.deltas.plain": lambda: jt.models.side_tuning(
+            model, D.quantize(base), model
+        ),
+        "pruned takes parameters with gates": lambda: D.pruned({"experts": {"gate": X}}, 0.5),
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(jt.InputError, match=message) as error:
+            wrong()
+        assert "\n" not in str(error.value)

@@ -480,12 +480,12 @@ def test_what_a_kind_cannot_do_is_told():
         "boft: 2 factors need a multiple of 2 blocks, but 'dense/kernel' has 3": lambda: (
             D.boft(2, factors=2).on("dense").fresh(KEY, weights)
         ),
-        "boft takes blocks of 2": lambda: D.boft(3, factors=2),
-        "oft takes blocks of 2": lambda: D.oft(4, terms=1),
+        "boft takes even blocks with several factors": lambda: D.boft(3, factors=2),
+        "oft: the number of terms must be a whole number, 2 or more; got 1": lambda: D.oft(4, terms=1),
         "'dense/kernel' has 48 entries, fewer than 49": lambda: D.fourier_ft(49).on("dense").constants(weights),
-        "the number of entries must be 1 or more": lambda: D.fourier_ft(0),
-        "the factor must be 1 or more": lambda: D.lo_kr(1, factor=0),
-        "the rank of a delta must be 1": lambda: D.vera(0),
+        "the number of entries must be a whole number, 1 or more": lambda: D.fourier_ft(0),
+        "the factor must be a whole number, 1 or more": lambda: D.lo_kr(1, factor=0),
+        "the rank of a delta must be a whole number": lambda: D.vera(0),
         r"vera: the shared matrices must be \[12, 3\] and \[3, 8\]": lambda: D.vera(
             3, shared=(np.ones((8, 3)), np.ones((3, 8)))
         ).constants(weights),
