@@ -27,11 +27,13 @@ class Delta(Model):
     Attributes:
       of: the model of the base.
       part: what makes the base's parameters those that run.
+      base: the handle on the base's parameters.
       choices: names of the deltas among which each batch chooses; none where it is one alone.
     """
 
     of: Model
     part: Part
+    base: Frozen
     choices: tuple[str, ...] = ()
 
 
@@ -114,7 +116,8 @@ def delta(
             still = None
         return model.apply(inner, inputs, train=train, key=key, **given(axis=axis, still=still if train else None))
 
-    frozen: dict[str, Any] = {BASE: Frozen(variables["params"])}
+    held = Frozen(variables["params"])
+    frozen: dict[str, Any] = {BASE: held}
     if jax.tree.leaves(fixed):
         frozen[FIXED] = Frozen(fixed)
     if model.frozen:
@@ -128,6 +131,7 @@ def delta(
         shares_key=model.shares_key,
         of=model,
         part=part,
+        base=held,
     )
 
 
@@ -197,6 +201,11 @@ def of_delta(model: Model, *, alone: bool = True) -> Delta:
     """Returns a model that `delta` made; raises for another, and with `alone` for one that chooses among deltas."""
     if not isinstance(model, Delta):
         raise InputError(f"model {model.name!r} is no delta; jt.deltas.delta(model, base, part) makes one")
+    if model.frozen.get(BASE) != model.base:
+        raise InputError(
+            f"model {model.name!r} is made of a delta and is none itself: give the delta and its own variables, of "
+            f"heads jt.models.encoder_of(variables)"
+        )
     if alone and model.choices:
         raise InputError(
             f"model {model.name!r} chooses among the deltas {', '.join(model.choices)} with each batch, so it has no "
@@ -208,9 +217,9 @@ def of_delta(model: Model, *, alone: bool = True) -> Delta:
 def variables_of(model: Model, variables: Any) -> dict[str, Any]:
     """Returns a model's variables, those of its name where a training state is given."""
     if hasattr(variables, "params") and hasattr(variables, "state"):
-        if model.name not in variables.params:
-            raise InputError(f"no model {model.name!r} was trained in that state; it has {sorted(variables.params)}")
-        variables = {"params": variables.params[model.name], **variables.state.get(model.name, {})}
+        if missing := [one.name for one in model.family if one.name not in variables.params]:
+            raise InputError(f"no model {missing[0]!r} was trained in that state; it has {sorted(variables.params)}")
+        variables = {"params": model.whole(variables.params), **variables.state.get(model.name, {})}
     if not isinstance(variables, Mapping) or "params" not in variables:
         came = sorted(variables) if isinstance(variables, Mapping) else f"a {type(variables).__name__}"
         raise InputError(f"expected the variables of model {model.name!r}, {{'params': ..., **state}}; got {came}")

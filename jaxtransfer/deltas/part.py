@@ -183,7 +183,7 @@ def check_params(part: "Part", weights: Weights, params: Tree, what: str) -> Non
     """Raises where parameters are not those that a part has on the chosen weights, by path and shape."""
     expected = jax.eval_shape(lambda key: part.init(key, weights), jax.random.key(0))
     if any(wrong := tree.differences(tree.leaves_by_path(expected), tree.leaves_by_path(params))):
-        raise InputError(f"{what}: the parameters are not those of this part on this base {wrong}")
+        raise InputError(f"{what}: the parameters are not those of this delta on this base {wrong}")
 
 
 def check_rank(rank: int, weight: Weight, limit: int | None = None) -> None:

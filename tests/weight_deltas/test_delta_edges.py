@@ -130,7 +130,7 @@ def test_arguments_of_another_kind_are_told_in_a_line():
         "starting takes parts": lambda: D.starting(two, D.lora(2)),
         "held takes parts": lambda: D.held(two, D.lora(2)),
         "a delta is of a jt.Model and its weights; got a Dense": lambda: D.delta(nn.Dense(3), base, full),
-        r"held: the parameters are not those of this part on this base .*kernel/a: expected \(4, 1\), got \(4, 2\)": (
+        r"held: the parameters are not those of this delta on this base .*kernel/a: expected \(4, 1\), got \(4, 2\)": (
             lambda: D.delta(model, base, D.held(D.lora(1), two))
         ),
         r"starting: the parameters are not those .*- kernel/a \(4, 2\)": lambda: D.delta(
@@ -154,3 +154,20 @@ def test_arguments_of_another_kind_are_told_in_a_line():
         with pytest.raises(jt.InputError, match=message) as error:
             wrong()
         assert "\n" not in str(error.value)
+
+
+def test_a_twin_is_merged_and_what_is_made_of_a_delta_is_not():
+    model = jt.models.mlp(3, hidden=(4,))
+    base = model.init(KEY, X)
+    net = D.delta(model, base, D.full().on("head"))
+    own = jax.tree.map(lambda leaf: leaf + 1, net.init(KEY, X))
+    state = jt.TrainState(jnp.zeros((), int), KEY, {"model": own["params"], "twin": {}}, {}, ())
+    merged = D.merged(net.twin("twin"), state)
+    np.testing.assert_array_equal(merged["params"]["head"]["bias"], base["params"]["head"]["bias"] + 1)
+    heads = jt.models.with_heads(net, projection=jt.models.head(4, 2))
+    variables = heads.init(KEY, X)
+    adapted = jt.models.side_tuning(net, own, model)
+    for wrong in (heads, adapted):
+        with pytest.raises(jt.InputError, match=r"is made of a delta and is none itself|is no delta"):
+            D.merged(wrong, variables)
+    D.merged(net, jt.models.encoder_of(variables))

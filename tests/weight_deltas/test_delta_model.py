@@ -247,7 +247,7 @@ def test_misuse_is_told():
         "'twin'|is a twin": lambda: D.delta(model.twin("twin"), variables, D.lora(1)),
         "expected the variables of model 'model'": lambda: D.delta(model, variables["params"], D.lora(1)),
         "model 'model' is no delta": lambda: D.merged(model, variables),
-        "the delta 'model': the parameters are not those of this part": lambda: D.merged(net, variables),
+        "the delta 'model': the parameters are not those of this delta": lambda: D.merged(net, variables),
         "the weights are not those of model": lambda: D.unmerge(net, net.init(KEY, image), narrow),
     }
     for message, wrong in cases.items():
