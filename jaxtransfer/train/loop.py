@@ -148,7 +148,9 @@ def fit(
       keep: how many of the newest checkpoints stay, besides the best.
       log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
       mesh: as for `train_step`.
-      shard: as for `train_step`; it may change when the run goes on.
+      shard: as for `train_step`; the devices may change when the run goes on. A run that began with rules and goes on
+        without, or the other way round, may be refused for its starting weights: drawn in parts, by one program, they
+        can differ in their last bits. Give params= where that matters.
       mode: as for `train_step`.
       sample: `sample(key, data) -> batch` draws each batch inside the compiled step from `data`, arrays that live on
         the devices, such as `jt.data.Episodes.on_device` gives.
