@@ -276,9 +276,8 @@ def _parse(words: Sequence[str]) -> Any:
                 description=(
                     "Transfer learning for JAX. `jaxtransfer COMMAND --help` teaches each command.\n\n"
                     "`jaxtransfer --version` prints the version.\n\n"
-                    "Compiled programs are kept in the cache folder (~/.cache/jaxtransfer/programs, at most 2 GiB), "
-                    "so that the same command compiles next to nothing when it starts again; with "
-                    f"{_NO_PROGRAMS} after it, or {_PROGRAMS}=0 in the environment, none are."
+                    "Compiled programs are kept in ~/.cache/jaxtransfer/programs, at most 2 GiB.\n\n"
+                    f"With {_NO_PROGRAMS} or {_PROGRAMS}=0 none are."
                 ),
                 args=words,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),

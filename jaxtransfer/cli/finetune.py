@@ -155,7 +155,7 @@ class Finetune:
         self.difference.check()
         if self.difference.delta is None:
             return
-        if self.method != "full":
+        if self.method != type(self).method:
             raise InputError(f"--delta {self.difference.delta} trains a difference alone; leave --method out")
         if self.frozen.freeze or self.frozen.freeze_bn:
             raise InputError(

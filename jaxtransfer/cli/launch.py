@@ -26,11 +26,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Run a command that trains, or a Python script, in several processes on this machine.
+    """Run a training, or a Python script, in several processes on this machine.
 
-    They train one model together, over the devices of all. The words after -- are the command.
+    They train one model together, over the devices of all.
 
-    Example: jaxtransfer launch --processes 2 -- finetune --from runs/a --data digits/noisy --out runs/b
+    The words after -- are the command.
+
+    Example: jaxtransfer launch --processes 2 -- finetune --from a --data b --out c
     """
 
     processes: int = 2

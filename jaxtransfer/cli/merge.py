@@ -39,7 +39,7 @@ def _of(option: str) -> str:
 class Merge:
     """Fuse the weights of several runs of one architecture into a run of its own.
 
-    A run of a delta is merged into its base by jaxtransfer merge BASE DELTA --method delta.
+    A delta goes into its base: jaxtransfer merge BASE DELTA --method delta.
 
     Classes are matched by name. The labels of test examples choose nothing.
 

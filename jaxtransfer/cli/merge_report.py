@@ -167,18 +167,25 @@ def _floats(leaf: Any) -> Any:
     return value if value.dtype.kind in "fc" else np.zeros(0)
 
 
+def _shown(name: str, most: int = 32) -> str:
+    """Returns a name's end, which tells paths apart, so that pictures have room for it."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def _plot(columns: Columns, path: Path) -> None:
     """Draws the accuracies as bars, a group for each data set."""
     from matplotlib.figure import Figure
 
     tasks = list(next(iter(columns.values())))
-    figure = Figure(figsize=(max(5.0, 1.2 * len(tasks) * max(1.0, len(columns) / 4)), 3.6), layout="constrained")
+    rows = -(-len(columns) // 2)  # of the legend
+    size = max(6.4, 1.2 * len(tasks) * max(1.0, len(columns) / 4)), 3.6 + 0.2 * rows
+    figure = Figure(figsize=size, layout="constrained")
     axis, width = figure.subplots(), 0.8 / len(columns)
     for number, (name, found) in enumerate(columns.items()):
         places = np.arange(len(tasks)) + (number - (len(columns) - 1) / 2) * width
-        axis.bar(places, [found[task] for task in tasks], width, label=name)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=20 if len(tasks) > 2 else 0)
+        axis.bar(places, [found[task] for task in tasks], width, label=_shown(name))
+    axis.set_xticks(range(len(tasks)), list(map(_shown, tasks)), rotation=20 if len(tasks) > 2 else 0)
     axis.set(ylabel="accuracy", ylim=(0, 1), title="on test examples")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, fontsize="small", ncols=2)
+    figure.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=2)
     save_figure(figure, path)

@@ -28,7 +28,9 @@ from jaxtransfer.runs.loggers import progress_bar
 class Predict:
     """Classify image files; prints a JSON line for each, with the runners-up.
 
-    Of a run whose labels hold together: the probability of each label. Of a run of several tasks: a class of each.
+    Of a run whose labels hold together: the probability of each label.
+
+    Of a run of several tasks: a class of each.
 
     A file that can't be read gets a line with an error; the exit code is then 2.
 

@@ -73,7 +73,7 @@ def test_what_is_refused(refused, source, tmp_path):
 def test_a_run_that_diverged_says_so(source, tmp_path, capsys, monkeypatch):
     broken = jt.load_run(source)
     broken = broken._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, broken.params))
-    monkeypatch.setattr("jaxtransfer.cli.evaluate.load_run", lambda directory: broken)
+    monkeypatch.setattr("jaxtransfer.cli.evaluate.load_run", lambda directory, **_: broken)
     assert main(["evaluate", str(source), "--split", "test[:20]"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -121,7 +121,7 @@ def test_methods_that_look_at_examples(run, runs, tmp_path, method):
 
 
 def test_every_method_is_tried():
-    assert set(GIVEN) | set(LOOKING) == set(METHODS)
+    assert set(GIVEN) | set(LOOKING) | {"delta"} == set(METHODS)  # delta: test_cli_deltas.py
 
 
 def test_the_merged_run_is_a_run(run, runs, tmp_path):

@@ -116,7 +116,7 @@ def test_what_is_refused(refused, source, pictures, monkeypatch):
     assert "pip install 'jaxtransfer[tables]'" in refused("predict", source, photo, "--out", folder / "out.parquet")
     broken = jt.load_run(source)
     broken = broken._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, broken.params))
-    monkeypatch.setattr("jaxtransfer.cli.predict.load_run", lambda directory: broken)
+    monkeypatch.setattr("jaxtransfer.cli.predict.load_run", lambda directory, **_: broken)
     assert "is not finite" in refused("predict", source, photo)
     assert "is not finite" in refused("predict", source, photo, "--out", folder / "out.csv")
     assert not (folder / "out.csv").exists()

@@ -16,6 +16,7 @@ from jaxtransfer import models
 from jaxtransfer.cli import COMMANDS, main
 from jaxtransfer.cli.registry.finetuning import METHODS
 from jaxtransfer.runs import checkpoints
+from jaxtransfer.version import VERSION
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")  # which the other commands here don't see
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")
@@ -37,20 +38,25 @@ def test_a_run_directory_is_complete(source):
     assert len(np.unique(picture.astype(int) @ [1, 256, 65536])) > 20  # colours
 
 
+def told(lines):
+    """All that a command tells but that it begins, which it says after a second."""
+    return [line for line in lines if not line.startswith(f"jaxtransfer {VERSION}: ")]
+
+
 def test_the_same_command_again_is_done(run, source):
     before = {file: file.read_bytes() for file in source.glob("*.json*")}
     words = ("pretrain", "--data", "digits/upright", "--steps", "20", "--batch-size", "32", "--out", source)
     out, err = run(*words)
     assert out[0] == f"already done: {source} has its 20 steps"
     assert out[-1] == f"report: {source}/report.md"
-    assert err == []
+    assert told(err) == []
     assert before == {file: file.read_bytes() for file in source.glob("*.json*")}
 
 
 def test_streams_of_a_training(run, tmp_path):
     out, err = run("pretrain", "--data", "digits/upright", *SMALL, "--eval-every", "2", "--out", tmp_path / "out")
-    assert [line.split()[:2] for line in err] == [["step", "2"], ["step", "4"]]
-    assert "accuracy" in err[0]
+    assert [line.split()[:2] for line in told(err)] == [["step", "2"], ["step", "4"]]
+    assert "accuracy" in told(err)[0]
     assert out[0].startswith("best evaluation, at step ")
     assert out[-1].startswith("report: ")
 
@@ -243,19 +249,19 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(run, capsys, monkeypatch, tmp_path, number, code):
     words = ["pretrain", "--data", "digits/upright", "--model", "linear", "--steps", "12", "--batch-size", "16"]
     words += ["--eval-every", "6", "--eval-split", "test[:64]", "--out"]
-    killed, whole, made = tmp_path / "killed", tmp_path / "whole", jt.data.Pipeline.batch
+    killed, whole, made = tmp_path / "killed", tmp_path / "whole", jt.data.Pipeline._part
     handlers = [signal.getsignal(one) for one, _ in SIGNALS]
 
-    def batch(self, i):
+    def part(self, own, i):
         if i == 9:
             os.kill(os.getpid(), number)  # from whichever thread makes the batch
-        return made(self, i)
+        return made(self, own, i)
 
     with monkeypatch.context() as patched:
-        patched.setattr(jt.data.Pipeline, "batch", batch)
+        patched.setattr(jt.data.Pipeline, "_part", part)
         assert main([*words, str(killed)]) == code
     err = capsys.readouterr().err
-    at_once, line = [line for line in err.splitlines() if not line.startswith("step ")]
+    at_once, line = [line for line in told(err.splitlines()) if not line.startswith("step ")]
     name = signal.Signals(number).name
     assert at_once == f"{name}: the step under way is finished and saved first; once more ends it at once"
     step = checkpoints.steps(killed / "checkpoints")[-1]
@@ -266,7 +272,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(run, capsys, monke
     assert 1 <= step < 12
     assert [signal.getsignal(one) for one, _ in SIGNALS] == handlers
     _, err = run(*words, killed)
-    assert err[0] == f"{killed}: resumes from step {step} of 12"
+    assert told(err)[0] == f"{killed}: resumes from step {step} of 12"
     run(*words, whole)
     _assert_same_runs(killed, whole)
 
