@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.image_options import CropOptions, noted
 from jaxtransfer.cli.options import TrainOptions, at_least, check_memory, config_of, statistics
 from jaxtransfer.cli.registry.augmentations import MIXES, augmentation
@@ -20,8 +21,10 @@ from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.cli.task_data import TaskOptions, TaskSets, load_tasks, terms_of
 from jaxtransfer.cli.task_report import SINGLE, Outcome, reported
 from jaxtransfer.cli.task_scores import ACCURACY, TaskScores
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.values import check_network
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.resizing import STRETCH
 from jaxtransfer.runs.configuration import TASK_CLASSES, TASKS
@@ -105,11 +108,16 @@ class Multitask:
             print(note, file=sys.stderr)
         training.say_steps()
         fitted = trained.fit()
+        end_dry_run(training, fitted)
         single = self._single(config, sets, training) if self.compare == SINGLE else {}
+        by_first(self._reported)(trained, fitted, single)
+
+    def _reported(self, trained: "Training", fitted: jt.Fitted, single: dict[str, Any]) -> None:
+        """Tests the step that was chosen and writes the report."""
         step, test = trained.tested()
-        outcome = Outcome(training.out, self.method, self.architecture, fitted, step, test, single, sets)
-        page, told = reported(outcome, facts_of(config))
-        print_results(training.out, fitted, page)
+        outcome = Outcome(trained.out, self.method, self.architecture, fitted, step, test, single, trained.sets)
+        page, told = reported(outcome, facts_of(trained.config))
+        print_results(trained.out, fitted, page)
         print(told)
 
     def _check(self) -> None:
@@ -199,7 +207,7 @@ class Multitask:
             alone = {name: value for name, value in config.items() if name != "experts"} | more
             trained = Training(alone, own, training, training.out / SINGLE / task, cosines=False)
             trained.fit(prefix=f"{SINGLE} {task}")
-            found[task] = trained.tested()[1]
+            found[task] = processes.first_tells(lambda trained=trained: trained.tested()[1])
         return found
 
 
@@ -217,7 +225,6 @@ class Training:
     def __init__(self, config: dict[str, Any], sets: TaskSets, options: TrainOptions, out: Path, *, cosines: bool):
         self.config, self.sets, self.options, self.out = config, sets, options, out
         self.model = build_model(config)
-        self.mesh = device_mesh() if options.mode == "jit" else None
         row, network = METHODS[config["method"]], ARCHITECTURES[config["architecture"]].facts
         transform = augmentation(options.augment, sets.train)
         self.batches = jt.data.pipeline(
@@ -233,9 +240,13 @@ class Training:
         check_model_takes(self.model, self.config["model"], self.sets.train)
 
     def scores(self, dataset: jt.data.Dataset) -> TaskScores:
-        """Returns what measures a state on examples."""
-        where = {"mesh": self.mesh, "mode": self.options.mode}
-        return TaskScores(self.model, dataset, list(self.sets.tasks), self.options.batch_size, **where)
+        """Returns what measures a state on examples; of several processes the first one does, on its own devices."""
+        with processes.alone():
+            where = {"mesh": self._mesh(), "mode": self.options.mode}
+            return TaskScores(self.model, dataset, list(self.sets.tasks), self.options.batch_size, **where)
+
+    def _mesh(self) -> Any:
+        return device_mesh() if self.options.mode == "jit" else None
 
     def fit(self, prefix: str = "") -> jt.Fitted:
         """Trains, or resumes."""
@@ -253,9 +264,10 @@ class Training:
             out=self.out,
             config=self.config,
             keep=options.keep,
-            mesh=self.mesh,
+            mesh=self._mesh(),
             mode=options.mode,
             log=announcer(prefix),
+            **options.looked_at,
         )
 
     def tested(self) -> tuple[int, dict[str, float]]:

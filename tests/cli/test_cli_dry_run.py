@@ -40,6 +40,16 @@ def test_it_prints_the_memory_and_writes_nothing(tmp_path, capsys):
     assert errors.splitlines()[0] == f"jaxtransfer {jt.__version__}: pretrain, a dry run"
 
 
+@pytest.mark.slow
+def test_several_tasks_are_not_trained_either(tmp_path, capsys):
+    words = ["multitask", "--data", "digits/upright", "digits/noisy", *PRETRAIN[3:], "--no-cosines"]
+    assert cli.main([*words, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert row(told, "arguments") > 0
+    assert "accuracy" not in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_reads_no_pmap(tmp_path, capsys):
     assert cli.main([*PRETRAIN, "--out", str(tmp_path / "run"), "--dry-run", "--mode", "pmap"]) == 2
     assert "choose mode='jit'" in capsys.readouterr().err

@@ -24,6 +24,10 @@ ROWS = {
     "simclr": ("contrast", *UPRIGHT, "--batch-size", "16", "--knn-every", "2"),
     "moco": ("contrast", *UPRIGHT, "--batch-size", "16", "--method", "moco", "--queue", "64"),
     "maml": ("meta", *UPRIGHT, "--method", "maml", "--tasks", "4", *EPISODES),
+    "pcgrad": (
+        *("multitask", "--data", "digits/upright", "digits/noisy", *FEW, "--batch-size", "16"),
+        *("--method", "pcgrad", "--model", "mlp"),
+    ),
     "dann": ("adapt", *DOMAINS, *FEW, "--batch-size", "16", "--method", "dann", "--model", "mlp", "--compare", "none"),
 }
 
@@ -51,10 +55,15 @@ def two_tasks(out: Path, mesh=None, **options) -> jt.Fitted:
 
 def without_reports() -> None:
     """Leaves out what the first process does alone, once training is over, where it takes longer than all else."""
-    from jaxtransfer.cli import adapt, contrast, meta
+    from jaxtransfer.cli import adapt, contrast, meta, multitask
     from jaxtransfer.runs import report
 
-    for command, name in ((contrast.Contrast, "_reported"), (meta.Meta, "_tested"), (adapt.Adapt, "_reported")):
+    for command, name in (
+        (contrast.Contrast, "_reported"),
+        (meta.Meta, "_tested"),
+        (adapt.Adapt, "_reported"),
+        (multitask.Multitask, "_reported"),
+    ):
         setattr(command, name, lambda *_: None)
     report.plot_curves = lambda _, path: path.write_bytes(b"")
 

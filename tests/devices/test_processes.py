@@ -1,9 +1,7 @@
 """Several processes train the model that one would: each row of data once, one writer, one step at which all stop."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 import jaxtransfer as jt
-from jaxtransfer.cli.launch import free_port
 from jaxtransfer.cli.together import LOST
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.placement import Placement
@@ -22,55 +19,9 @@ from jaxtransfer.runs import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
 import commands
+from jobs import assert_alike, ended, start, until
 
-ROOT = Path(jt.__file__).parents[1]
 STEPS = 4
-
-
-def start(*words, count=2, devices=2, **more):
-    """Starts the processes of a job, of a Python program each; without a launcher, to see how each one ends."""
-    address = f"localhost:{free_port()}"
-    made = []
-    for index in range(count):
-        told = {processes.ADDRESS: address, processes.COUNT: str(count), processes.INDEX: str(index)}
-        environment = {**os.environ, **told, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT), **more}
-        words = [str(word) for word in words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        made.append(subprocess.Popen([sys.executable, *words], env=environment, **pipes))
-    return made
-
-
-def ended(jobs, timeout=300):
-    """Waits for the processes; returns the exit code and stderr of each."""
-    try:
-        told = [job.communicate(timeout=timeout)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    return [job.returncode for job in jobs], told
-
-
-def leaves(out, step=None):
-    return checkpoints.read(Path(out) / "checkpoints", step).leaves
-
-
-def records(out):
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_alike(one, other, tolerance=1e-5, *, scores=True):
-    mine, theirs = leaves(one), leaves(other)
-    assert mine.keys() == theirs.keys()
-    for path, leaf in mine.items():
-        np.testing.assert_allclose(theirs[path], leaf, rtol=0, atol=tolerance, err_msg=path)
-    for mine, theirs in zip(records(one), records(other), strict=True):
-        assert mine.keys() == theirs.keys()
-        if not scores and "eval/loss" in mine:
-            continue
-        for name, value in mine.items():
-            assert theirs[name] == pytest.approx(value, rel=1e-4, abs=tolerance), name
-
-
 PROGRAM = Path(commands.__file__)
 
 
@@ -93,24 +44,6 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     commands.two_tasks(tmp_path / "two-tasks", steps=STEPS + 3)
     commands.two_tasks(tmp_path / "one", steps=STEPS + 3)
     assert_alike(tmp_path / "one", tmp_path / "two-tasks")
-
-
-@pytest.mark.slow
-def test_all_methods_by_their_commands(tmp_path):
-    names = [*commands.ROWS, "two-tasks"]
-    jobs = {
-        "one": lambda: start(PROGRAM, tmp_path / "one", "alone", *names, count=1, devices=1),
-        "four": lambda: start(PROGRAM, tmp_path / "four", "alone", *names, count=1, devices=4),
-        "two": lambda: start(PROGRAM, tmp_path / "two", *names),
-    }
-    for name, job in jobs.items():
-        codes, told = ended(job(), timeout=1800)
-        assert not any(codes), (name, told)
-        assert not any(told[1:]), told  # the first one speaks
-    for name in names:
-        for other in ("four", "two"):
-            # of episodes, how many make a batch depends on the devices, and by that which ones validate
-            assert_alike(tmp_path / "one" / name, tmp_path / other / name, scores=name != "maml")
 
 
 ENDLESS = f"""
@@ -139,11 +72,7 @@ processes.leave(main(["two-tasks"]))
 
 def begun(out, steps):
     jobs = start("-c", ENDLESS, out, steps)
-    until = time.monotonic() + 240
-    while not (Path(out).parent / "began").exists():
-        assert time.monotonic() < until
-        assert all(job.poll() is None for job in jobs), ended(jobs)
-        time.sleep(0.05)
+    until((Path(out).parent / "began").exists, jobs)
     return jobs
 
 
