@@ -27,7 +27,7 @@ from jaxtransfer import (
     tree,
 )
 from jaxtransfer.adaptation.self_training import co_training, tri_training
-from jaxtransfer.errors import InputError, LostProcessError, NonFiniteLossError
+from jaxtransfer.errors import InputError, LostProcessError, NonFiniteLossError, StuckDataError
 from jaxtransfer.former import keep_former_names
 from jaxtransfer.forward import Average, Forward, Frozen, FrozenModel, ema, frozen
 from jaxtransfer.meta import maml
@@ -113,6 +113,7 @@ __all__ = [
     "Refresh",
     "Report",
     "Run",
+    "StuckDataError",
     "TrainState",
     "TrainStep",
     "Transferred",

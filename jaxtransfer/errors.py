@@ -16,6 +16,10 @@ class LostProcessError(RuntimeError):
     """Another process of the job ended or can't be reached; what was saved is there, and the same call goes on."""
 
 
+class StuckDataError(RuntimeError):
+    """A batch that did not come; what was saved is there, and the same call goes on."""
+
+
 def unknown(kind: str, name: str, known) -> InputError:
     """Returns the error for a name that is not among the `known` ones, with the closest of them."""
     import difflib

@@ -38,7 +38,7 @@ from jaxtransfer.data.cache import cache_dir
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.ahead import compiling
 from jaxtransfer.devices.programs import programs_kept
-from jaxtransfer.errors import InputError, LostProcessError
+from jaxtransfer.errors import InputError, LostProcessError, StuckDataError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
 from jaxtransfer.version import VERSION
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       0 on success, 2 on unusable input, with one line on stderr; 130 when interrupted, 143 when terminated, 1 when the
-      reader of our output went away, 75 where another process of the job is lost.
+      reader of our output went away, 75 where another process of the job is lost or no data came: to be run again.
     """
     command = None
     with warnings.catch_warnings(), _quiet_libraries():
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refuse(error)
         except Terminated as stop:
             return _stopped(stop, 128 + signal.SIGTERM)
-        except LostProcessError as error:
+        except (LostProcessError, StuckDataError) as error:
             says(f"error: {_one_line(error)}", agreed=False)
             return LOST
         except SystemExit as stop:  # --help, and completions, which end with no code
@@ -128,7 +128,8 @@ def run() -> None:
     """The console script."""
     _hush_libraries()  # until the process ends
     code = main()
-    if compiling() and not processes.joined():  # after Ctrl-C: it can't be cut off otherwise
+    # a compilation after Ctrl-C, or a thread that waits for data, can't be cut off otherwise
+    if (compiling() or code == LOST) and not processes.joined():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -245,8 +246,9 @@ class _OnStderr(logging.Handler):
     """Prints what the library tells of a run, such as where it resumes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a line."""
-        print(record.getMessage(), file=sys.stderr)
+        """Prints a line; of the silent ones among several processes, too, where it is about one of them."""
+        of_any = getattr(record, "of_any_process", False) and processes.joined()
+        print(record.getMessage(), file=sys.__stderr__ if of_any else sys.stderr)
 
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:

@@ -79,6 +79,9 @@ class RunOptions(RateOptions, Length):
     distributed: bool = False
     """This is one of several processes that train together, as a TPU pod, SLURM, Open MPI or Kubernetes start them;
     jaxtransfer launch does on this machine."""
+    data_patience: float = 60.0
+    """Seconds without a batch until a warning says what is waited for; after ten times as many the command ends with
+    exit code 75, to be given again. inf waits for ever."""
     profile: bool = False
     """Write a trace of a few steps to profile/ in --out, for TensorBoard, XProf or Perfetto."""
     dry_run: bool = False
@@ -92,7 +95,7 @@ class RunOptions(RateOptions, Length):
     @property
     def looked_at(self) -> dict[str, Any]:
         """Arguments of `jt.fit` that change nothing of what comes out."""
-        return {"profile": self.profile, "dry_run": self.dry_run}
+        return {"data_patience": self.data_patience, "profile": self.profile, "dry_run": self.dry_run}
 
     def for_data(self, examples: int, rows: int) -> Self:
         """Returns the options with their steps, counted from the epochs where these are given.
@@ -122,6 +125,8 @@ class RunOptions(RateOptions, Length):
         at_least(self, 1, "steps", "keep", "eval_every", "patience")
         at_least(self, 0, "seed")
         positive(self, "epochs")
+        if not self.data_patience > 0:
+            raise InputError(f"--data-patience must be positive seconds, or inf; got {self.data_patience}")
         if self.steps is not None and self.epochs is not None:
             raise InputError("--steps and --epochs both say how long to train; give one of them")
         if self.seed >= 2**32:
@@ -206,7 +211,7 @@ def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     return size
 
 
-_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed", "profile", "dry_run")
+_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed", "data_patience", "profile", "dry_run")
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:

@@ -14,17 +14,20 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective, view_of
 from jaxtransfer.train import identity
 from jaxtransfer.train.arguments import check_rows
+from jaxtransfer.train.patience import Patience
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.step import TrainStep, train_step, transformed
 
 _STEPS_PER_CALL = 100
+_TRAINING = "the training data"
 
 
 class FromHost:
     """Steps on batches that come from the host, the transfer of the next one under way."""
 
-    def __init__(self, objective, optimizer, data: Any, where: dict[str, Any], transform, key):
-        first, self._iterate = _first(data)
+    def __init__(self, objective, optimizer, data: Any, where: dict[str, Any], transform, key, patience: Patience):
+        self._patience = patience
+        first, self._iterate = _first(data, patience)
         self._drawn = processes.gathered(first)
         self._data, self._transform = data, transform
         self.first = _seen(transform, key, self._drawn)
@@ -47,7 +50,7 @@ class FromHost:
 
     def open(self, start: int, steps: int) -> None:
         """Begins to read at step `start` of `steps`."""
-        self._stream = _placed(self._iterate(start), self._step, steps - start)
+        self._stream = _placed(self._iterate(start), self._step, range(start, steps), self._patience)
 
     def next(self, size: int) -> Callable:
         """Returns the next update of a state; waits for the batch."""
@@ -163,10 +166,11 @@ def _seen(transform, key: jax.Array, batch: Batch) -> Batch:
     return batch if transform is None else jax.jit(lambda batch: transformed(transform, key, 0, batch))(batch)
 
 
-def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
+def _first(data: Any, patience: Patience) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
     """Returns the first batch and how to iterate from a position; an iterator is read only once."""
-    stream = iter(data.iterate(0) if hasattr(data, "iterate") else data)
-    first = next(stream, None)
+    with patience.on(_TRAINING, 1):
+        stream = iter(data.iterate(0) if hasattr(data, "iterate") else data)
+        first = next(stream, None)
     if first is None:
         raise InputError("expected batches to train on; the data is empty")
     if hasattr(data, "iterate"):
@@ -174,13 +178,14 @@ def _first(data: Any) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
     return first, lambda start: islice(chain([first], stream), start, None)
 
 
-def _placed(batches: Iterator[Batch], step: TrainStep, count: int) -> Generator[Batch]:
-    """Yields batches that are already on the devices, the transfer of the next one under way; reads `count` of them."""
-    batches = islice(batches, count)
+def _placed(batches: Iterator[Batch], step: TrainStep, numbers: range, patience: Patience) -> Generator[Batch]:
+    """Yields batches that are already on the devices, the transfer of the next one under way; reads those `numbers`."""
+    batches = islice(batches, count := len(numbers))
     ahead: deque[Batch] = deque()
-    for _ in range(count):
+    for number in numbers:
         while len(ahead) < 2:
-            batch = next(batches, None)
+            with patience.on(_TRAINING, number + len(ahead) + 1):
+                batch = next(batches, None)
             if batch is None:
                 break
             check_rows(batch)

@@ -27,6 +27,7 @@ from jaxtransfer.train.compilation import compiled_step, cut_evaluation, told_of
 from jaxtransfer.train.evaluation import eval_step
 from jaxtransfer.train.identity import of_evaluation, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
+from jaxtransfer.train.patience import Patience
 from jaxtransfer.train.plan import Plan
 from jaxtransfer.train.records import Call, as_json, evaluated, finite, flush, measured, measures_of
 from jaxtransfer.train.refresh import Refresh, check_refresh
@@ -104,6 +105,7 @@ def fit(
     measure_every: int | None = None,
     refresh: Refresh | None = None,
     progress: bool | None = None,
+    data_patience: float | None = 60.0,
     profile: bool = False,
     dry_run: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
@@ -166,6 +168,8 @@ def fit(
       refresh: a `jt.Refresh(every, fn)`: what of the state is made anew before every so many steps, from a pass over
         all data say.
       progress: show a progress bar; None shows it on a terminal.
+      data_patience: seconds without a batch after which a warning says what is waited for, and again after as many;
+        after ten times as many the run ends. Only the main thread can be ended so. None waits for ever.
       profile: whether to write a trace of a few steps to `out/profile/`, for TensorBoard, XProf or Perfetto, and to
         measure what the device makes of a product of matrices where its data sheet isn't known.
       dry_run: compile the step, make none, and tell in `timing` what it takes on each device; nothing is written.
@@ -178,6 +182,7 @@ def fit(
       KeyboardInterrupt: after SIGINT.
       SystemExit: after SIGTERM, with code 143.
       LostProcessError: where another process is gone.
+      StuckDataError: where a batch did not come, see `data_patience`.
       NonFiniteLossError: names the step and the term that is not finite; the last good checkpoint stays.
       InputError: for an unusable argument, before anything is compiled; for a run in `out` that is another one, by
         the name of what differs.
@@ -208,6 +213,7 @@ def fit(
     note = {"steps": steps, **described}
     with ExitStack() as stack:
         stack.enter_context(processes.loss_told())
+        waits = stack.enter_context(Patience(data_patience))
         checkpoints = None
         if out is not None:
             out = stack.enter_context(open_run(out, note))
@@ -217,7 +223,7 @@ def fit(
         stack.callback(trace.close)
         where = {"mesh": mesh, "shard": shard, "mode": mode}
         source = (
-            FromHost(objective, optimizer, data, where, transform, key)
+            FromHost(objective, optimizer, data, where, transform, key, waits)
             if sample is None
             else DrawnInside(objective, optimizer, data, where, transform, key, sample)
         )
@@ -297,7 +303,8 @@ def fit(
             if evaluate is not None and eval_data is not None and plan.evaluates(number):
                 try:
                     with clock.aside():
-                        values = cut_evaluation(evaluate, jax.block_until_ready(current), eval_data, signals)
+                        batches = waits.each(eval_data, "the evaluation data")
+                        values = cut_evaluation(evaluate, jax.block_until_ready(current), batches, signals)
                     meta = evaluated(values, number, monitor if measure is None else None, checkpoints)
                 except EvaluationCut:
                     meta = {CUT: True}
