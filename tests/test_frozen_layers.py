@@ -112,6 +112,7 @@ def test_on_many_devices(way, mode, batches):
     np.testing.assert_allclose(end["params"]["model"]["head"]["kernel"], want["kernel"], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_stage_is_frozen_until_its_step(batches):
     """One program; each phase is what the layers frozen by pattern give in a program of its own."""
     model, stages = small(), small().stages
@@ -142,6 +143,7 @@ def test_each_stage_is_frozen_until_its_step(batches):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_adapting_the_statistics_is_a_choice(batches):
     model = small()
     objective = jt.classification(model)
@@ -161,6 +163,7 @@ def test_adapting_the_statistics_is_a_choice(batches):
     assert len(moved(*trained(objective, stage.optimizer, batches), "state")) == 6
 
 
+@pytest.mark.slow
 def test_a_norm_is_frozen_with_its_own_parameters(batches):
     """Its scale alone, its bias alone or the linear layer before it don't freeze the statistics."""
     objective = jt.classification(small())
@@ -205,6 +208,7 @@ class Net(nn.Module):
         return {"features": features, "logits": nn.Dense(3, name="head")(features)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [pytest.param("only", marks=pytest.mark.slow), "gradual"])
 def test_a_module_of_your_own(way, batches):
     model = jt.models.linen(Net(), stages=("one", "two", "head"))
@@ -240,6 +244,7 @@ class Scanned(nn.Module):
         return {"features": features, "logits": nn.Dense(3, name="head")(features)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["only", "gradual"])
 def test_layers_in_a_scan(way, batches):
     model = jt.models.linen(Scanned(), stages=("stem", "body", "head"))
@@ -352,6 +357,7 @@ class Told(nn.Module):
         return {"features": x, "logits": nn.Dense(3, name="head")(x)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOLD)
 def test_layers_that_say_their_mode_otherwise(kind, batches):
     model = jt.models.linen(Told(kind))
@@ -388,6 +394,7 @@ def foreign(name="other"):
     return jt.Model(init, apply, name)
 
 
+@pytest.mark.slow
 def test_a_foreign_pair_is_frozen_whole_or_refused(batches):
     objective = jt.classification(foreign())
     for optimizer in (
@@ -418,6 +425,7 @@ def test_inference_of_some_stages(batches):
     assert moved(start, end, "state") == set()
 
 
+@pytest.mark.slow
 def test_through_wrappers(batches):
     """Normalised images, micro-batches, heads: the frozen encoder keeps its statistics, the projection's move."""
     encoder = jt.models.normalize(small(), 1.0, 2.0)
@@ -437,6 +445,7 @@ def test_an_average_of_a_frozen_body(batches):
     assert of_average == {"params/head/kernel", "params/head/bias"}
 
 
+@pytest.mark.slow
 def test_everything_frozen_or_nothing(batches):
     objective, rate = jt.classification(small()), optax.sgd(0.1)
     start, end = trained(objective, jt.optim.freeze(rate, ".*"), batches)

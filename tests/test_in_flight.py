@@ -50,6 +50,7 @@ def objective():
     return dataclasses.replace(plain, loss=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
     """With eight devices on few cores, 33 calls that nobody waits for would stop one another for ever."""
@@ -62,6 +63,7 @@ def test_a_loop_that_reads_nothing_does_not_run_away(objective, mode):
         assert all(loss.is_ready() for loss in losses[:-2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_metrics_are_the_callers(devices):
     objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
@@ -75,6 +77,7 @@ def test_metrics_are_the_callers(devices):
     assert int(state.step) == 5
 
 
+@pytest.mark.slow
 def test_a_trace_leaves_nothing_behind():
     objective, optimizer = jt.classification(MODEL), optax.sgd(0.1)
     step = jt.train_step(objective, optimizer)
@@ -104,12 +107,14 @@ def calls(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_queue_its_batches(objective, calls):
     state = jt.init(objective, optax.sgd(0.1), jax.random.key(0), batch())
     jt.evaluate(objective, state, [batch()] * COUNT, mesh=jax.make_mesh((8,), ("data",)))
     assert len(calls) == COUNT
 
 
+@pytest.mark.slow
 def test_neither_does_the_loop(objective, calls):
     jt.fit(objective, optax.sgd(0.1), [batch()] * COUNT, steps=COUNT, log_every=COUNT)
     assert len(calls) == COUNT

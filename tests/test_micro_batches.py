@@ -39,6 +39,7 @@ def test_outputs_and_gradients_are_those_of_the_whole(size, backend, monkeypatch
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_micro_batch(monkeypatch):
     x = np.zeros((512, 32), np.float32)
     model = jt.models.mlp(8, hidden=(512, 512))

@@ -153,6 +153,7 @@ def moved(start, end):
     return {path for path in start if start[path].tobytes() != end[path].tobytes()}
 
 
+@pytest.mark.slow
 def test_linear_probe_trains_only_the_head_and_leaves_batch_statistics_alone(task):
     model = jt.models.small_cnn(3, width=2)
     (stage,) = jt.methods.linear_probe(model, optax.sgd(0.1, momentum=0.9))
@@ -166,6 +167,7 @@ def test_linear_probe_trains_only_the_head_and_leaves_batch_statistics_alone(tas
     assert moved(state, new_state) == set(jt.tree.leaves_by_path(state))
 
 
+@pytest.mark.slow
 def test_lp_ft_shares_the_steps_and_the_head(task):
     model = jt.models.small_cnn(3, width=2)
     stages = jt.methods.lp_ft(model, optax.sgd(0.01), probe=0.3, probe_optimizer=optax.sgd(1.0), label_smoothing=0.1)

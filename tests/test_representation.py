@@ -110,6 +110,7 @@ def test_vectors_of_length_zero_are_spread_over_nothing():
     assert uniformity(x) == pytest.approx(-4.0, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_views_batch_by_batch():
     def shifted(key, batch, rows):
         by = jax.random.normal(key) + rows[:, None, None, None]
@@ -271,6 +272,7 @@ def test_labels_that_are_no_class_numbers_are_refused(sets):
             knn_accuracy(Embedded(train.features, labels), test)
 
 
+@pytest.mark.slow
 def test_neighbours_in_training_compile_once(rng, caplog):
     images = rng.integers(0, 256, (40, 3, 3, 1), dtype=np.uint8)
     data = jt.data.Dataset.from_arrays(images, images[:, 0, 0, 0] // 128)

@@ -71,6 +71,7 @@ FAST = {"dann"}
 NOT_REVERSED = {"bsp", "mcd"}  # and what is not differentiated is none of the parameters either
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in OBJECTIVES])
 def test_the_same_on_any_devices(name, mesh_of):
     assert_same_on_any_devices(OBJECTIVES[name], mesh_of)

@@ -89,6 +89,7 @@ def plain():
     return jt.Model(init, apply)
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_losses_on_the_rows_that_count(rng):
     model, batch = plain(), given(rng)
     terms = {

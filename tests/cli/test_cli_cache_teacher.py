@@ -35,6 +35,7 @@ def live(run, dataset, size=256):
     return {name: np.concatenate([np.asarray(out[name])[real] for out, real in parts]) for name in parts[0][0]}
 
 
+@pytest.mark.slow
 def test_the_cache_is_the_teacher(source, cache):
     run, train = load_run(source), jt.data.load("digits/upright", "train")
     attached = attach_cache(train, cache, run, source)
@@ -54,6 +55,7 @@ def test_the_cache_is_the_teacher(source, cache):
         jt.data.pipeline(attached, 16, augment=jt.data.augment.random_flip())
 
 
+@pytest.mark.slow
 def test_already_done_and_what_is_printed(run, refused, source, cache, tmp_path):
     words = ("cache-teacher", source, "--outputs", "logits", "features")
     before = {file: file.stat().st_mtime_ns for file in cache.iterdir()}

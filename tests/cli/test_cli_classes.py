@@ -112,6 +112,7 @@ def test_numbers_that_are_names(run, trained, shades):
 TINY = ("--resize", "--split", "all", "--eval-split", "all", "--steps", "1", "--batch-size", "8", "--lr", "1e-12")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("names", [pytest.param(tuple(SHADES), marks=pytest.mark.slow), ("bee", "cat", "dog")])
 def test_a_kept_head_is_put_in_the_order_of_the_data(run, trained, shades, tmp_path, names):
@@ -127,6 +128,7 @@ def test_a_kept_head_is_put_in_the_order_of_the_data(run, trained, shades, tmp_p
     assert facts["accuracy"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("names", [tuple(SHADES), pytest.param(("bee", "cat", "dog"), marks=pytest.mark.slow)])
 def test_a_teacher_speaks_of_the_data_s_classes(run, trained, shades, tmp_path, names):

@@ -59,6 +59,7 @@ def test_a_run_of_an_earlier_version_is_one_of_features(run, views, tmp_path):
     assert not any("projection" in path for path in jt.tree.leaves_by_path(now.params))
 
 
+@pytest.mark.slow
 def test_others_start_from_it(run, refused, views, tmp_path):
     lines, _ = run("evaluate", views)
     found = json.loads(lines[-1])

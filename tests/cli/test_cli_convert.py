@@ -73,6 +73,7 @@ def transformer(tmp_path):
     return tmp_path / "w.npz"
 
 
+@pytest.mark.slow
 def test_a_transformer_keeps_the_size_that_it_was_trained_on(transformer, tmp_path):
     out = tmp_path / "run"
     assert main(["convert", str(transformer), "--model", "vit-ti-4", "--out", str(out)]) == 0

@@ -41,6 +41,7 @@ def test_every_loss_runs(run, source, tmp_path, loss):
     assert {"eval/accuracy", "eval/agreement", "eval/teacher/accuracy"} <= set(records[-1])
 
 
+@pytest.mark.slow
 def test_the_report_has_both_networks(run, source, tmp_path):
     out = tmp_path / "out"
     words = ("distill", "--teacher", source, *SMALL, "--model", "mlp", "--out", out)

@@ -50,11 +50,13 @@ def test_several_tasks_are_not_trained_either(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_it_reads_no_pmap(tmp_path, capsys):
     assert cli.main([*PRETRAIN, "--out", str(tmp_path / "run"), "--dry-run", "--mode", "pmap"]) == 2
     assert "choose mode='jit'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_first_line_is_soon_there(tmp_path, monkeypatch):
     class Stream:
         first = None
@@ -127,6 +129,7 @@ def test_the_clock_leaves_evaluations_out(monkeypatch):
     assert timing_rows({"seconds": 1.0})[0] == ("seconds", 1.0)  # a run of old
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(tmp_path):
     from jaxtransfer.errors import InputError
 

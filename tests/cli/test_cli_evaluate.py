@@ -51,6 +51,7 @@ def test_scores_and_files(run, source, tmp_path):
     assert "7 more from" in err[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*predictions are among all")
 def test_classes_without_examples_are_said(run, source, tmp_path):
     test = jt.data.load("digits/upright", "test").take(40)

@@ -41,6 +41,7 @@ def test_a_run_is_shown(run, capsys):
     assert (found["class_names"], found["preprocessing"]["mean"]) == (["ant", "bee", "wasp"], [0.5])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_and_comes_back(run, tmp_path, capsys):
     file = str(tmp_path / "a.safetensors")
     assert main(["export", str(run), "--scheme", "cifar", "--out", file]) == 0
@@ -56,6 +57,7 @@ def test_a_run_leaves_and_comes_back(run, tmp_path, capsys):
     assert {value.dtype.name for value in read_tensors(file).values()} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_program(run, tmp_path, capsys):
     pytest.importorskip("flatbuffers")
     words = ["export", str(run), "--format", "jax", "--out", str(tmp_path / "net")]

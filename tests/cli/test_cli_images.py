@@ -55,6 +55,7 @@ def by_hand(path, side, share, method):
     return np.asarray(picture.crop((left, top, left + side, top + side)))
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_used_with_the_preprocessing_of_its_weights(run, converted, photos):
     read = jt.load_run(converted)
     assert read.resizing == Resizing(0.8, "bicubic")
@@ -80,6 +81,7 @@ def test_a_converted_run_is_used_with_the_preprocessing_of_its_weights(run, conv
     assert json.loads(stretched[-1])["classification"] != found["classification"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_hands_it_on_and_at_another_size(run, converted, photos, tmp_path):
     words = ("--data", f"folder:{photos}", "--split", "all", "--eval-split", "all", "--steps", "1", "--batch-size", "8")
     run("finetune", "--from", converted, *words, "--out", tmp_path / "same")
@@ -147,6 +149,7 @@ def test_positions_are_interpolated_for_another_size(run, tmp_path):
     assert json.loads(out[-1])["examples"] == 16
 
 
+@pytest.mark.slow
 def test_augmentations_and_balance_by_name(run, refused, photos, tmp_path):
     data = ("--data", f"folder:{photos}", "--split", "all", "--eval-split", "all", "--steps", "2", "--batch-size", "8")
     names = ("resized-crop", "flip", "rand-augment", "color", "erase", "mixup", "cutmix")

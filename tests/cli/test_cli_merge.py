@@ -88,6 +88,7 @@ def test_methods_are_those_of_the_library(run, runs, tmp_path, method):
 LOOKING = [method for method, row in METHODS.items() if row.facts.data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=pytest.mark.slow) if name == "ada-merging-pp" else name for name in LOOKING]
 )
@@ -151,6 +152,7 @@ def test_the_merged_run_is_a_run(run, runs, tmp_path):
     assert_same(again.variables, merged)
 
 
+@pytest.mark.slow
 def test_statistics_are_renewed_or_it_is_refused(run, refused, tmp_path):
     model = jt.models.normalize(jt.models.small_cnn(10, width=2), 0.3, 0.37)
     trees = [variables_of(model, seed) for seed in (1, 2)]
@@ -188,6 +190,7 @@ def test_classes_are_matched_by_name(run, refused, runs, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_what_can_not_be_fused_is_one_clear_line(refused, runs, tmp_path):
     folder, _, trees = runs
     out = ("--out", tmp_path / "out")
@@ -239,6 +242,7 @@ def test_what_it_refuses(refused, runs, tmp_path, words, expected):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_runs_on_a_table(run, refused, tmp_path):
     """Columns as the first run makes them; of another table's statistics they are refused."""
     rng = np.random.default_rng(0)

@@ -37,6 +37,7 @@ def config(method, **more):
 FAST = ("meta-sgd", "linear-head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 )

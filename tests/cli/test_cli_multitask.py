@@ -98,6 +98,7 @@ def test_the_report_tells_each_task_its_weight_and_who_fights(two):
     assert set(weights_of(history, ["who", "smile"], "balance")) == {"who", "smile"}
 
 
+@pytest.mark.slow
 def test_a_run_is_read_back(two, faces, run, refused, tmp_path):
     out, words = two
     loaded = jt.load_run(out)
@@ -132,6 +133,7 @@ def test_a_run_is_read_back(two, faces, run, refused, tmp_path):
     assert run(*words)[0][0].startswith("already done: ")
 
 
+@pytest.mark.slow
 def test_the_picture_of_eight_tasks_has_room_for_its_curves(tmp_path):
     tasks = [f"a_long_name_of_a_task_{number}" for number in range(8)]
     fights = [Fight(pair, [1, 2], [0.1, -0.1]) for pair in itertools.combinations(tasks, 2)]
@@ -140,6 +142,7 @@ def test_the_picture_of_eight_tasks_has_room_for_its_curves(tmp_path):
         assert draw(tmp_path / "tasks.png", {task: ([1, 2], [1.0, 0.5]) for task in tasks}, fights)
 
 
+@pytest.mark.slow
 def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused, tmp_path):
     """The classes of one task stand in another order in the second run; the merged one is a run of several tasks."""
     one, other, out = two[0], tmp_path / "other", tmp_path / "out"
@@ -166,6 +169,7 @@ def test_runs_of_several_tasks_are_merged_head_by_head(two, faces, run, refused,
     assert "--method ada-merging reads probabilities of classes; two knows tasks" in refused("merge", one, out, *words)
 
 
+@pytest.mark.slow
 def test_other_tasks_of_several_data_sets(run, folder, refused, tmp_path):
     """Of other sizes, grey and colour; one is seen more often than its size; a share chooses the step."""
     small, out = f"folder:{folder('small', classes=2, each=6, shape=(8, 8, 3))}", tmp_path / "out"

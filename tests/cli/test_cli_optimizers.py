@@ -66,6 +66,7 @@ def test_each_network_decays_its_layers(name):
     assert {path for path, decays in mask.items() if not decays} == {p for p in mask if p.split("/")[-1] in added}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_moves_kernels_alone(rng, name):
     """Three updates without a gradient, against each rule written out in NumPy."""
@@ -142,6 +143,7 @@ def test_clipping_by_the_norm_of_all(rng, factor):
         np.testing.assert_allclose(update, jt.tree.leaves_by_path(want)[path], rtol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [optax.adamw(0.1, weight_decay=0.1), optax.sgd(0.1, momentum=0.9)])
 def test_a_rate_of_its_own(rng, inner):
     params, grads = {"model": a_tree(rng)["net"]}, {"model": a_tree(rng)["net"]}
@@ -189,6 +191,7 @@ def test_refused_elsewhere(refused, source, tmp_path):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_epochs_are_steps(run, refused, tmp_path):
     """Forty examples in batches of sixteen, twice: five steps; the same run as --steps 5."""
     out = tmp_path / "out"

@@ -133,6 +133,7 @@ FAMILIES = ["mlp", "small-cnn", "conv4", "resnet20", "vgg11-bn", "vit-ti-4"]
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(jt.models.ZOO.keys() - set(FAMILIES))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, *REST])
 def test_every_network_computes_in_bfloat16_and_keeps_float32(name):
     """Products in bfloat16; parameters, statistics and logits in float32. Traced, not compiled."""
@@ -163,6 +164,7 @@ def test_rematerialisation_is_an_option_of_the_network_beside_its_type(refused, 
     assert "'remat'" in told
 
 
+@pytest.mark.slow
 def test_float16_scales_the_loss_and_keeps_weights_in_float32(run, source, tmp_path):
     out = tmp_path / "out"
     run("finetune", "--from", source, *NOISY, *SHORT, "--out", out, "--dtype", "float16")

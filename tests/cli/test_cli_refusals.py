@@ -120,6 +120,7 @@ def test_sizes_that_no_machine_has(refused, tmp_path, words, expected):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_larger_batch_than_there_are_examples(run, refused, source):
     whole, few = (json.loads(run("evaluate", source, "--split", "test[:9]", *more)[0][0]) for more in ((), _HUGE))
     assert few["examples"] == 9
@@ -239,6 +240,7 @@ def test_a_corrupt_image_is_named(refused, source, folder, tmp_path):
     assert not (tmp_path / "a" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_images_of_differing_sizes_get_a_shape_and_others_are_told_of_one(refused, run, source, folder, tmp_path):
     images = folder()
     shutil.copy(folder("larger", shape=(9, 8, 3)) / "class0" / "0.png", images / "class0" / "odd.png")
@@ -253,6 +255,7 @@ def test_images_of_differing_sizes_get_a_shape_and_others_are_told_of_one(refuse
     assert json.loads(out[0])["examples"] == 31
 
 
+@pytest.mark.slow
 def test_out_that_is_taken(refused, source, tmp_path):
     before = (source / "config.json").read_bytes(), (source / "metrics.jsonl").read_bytes()
     message = refused(*DIGITS, "--out", source)
@@ -280,6 +283,7 @@ def test_from_that_is_no_trained_run(refused, source, tmp_path):
     assert "cannot read the configuration" in refused("evaluate", bare)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_damaged_checkpoints(refused, run, source, tmp_path):
     damaged, whole = tmp_path / "damaged", json.loads(run("evaluate", source)[0][0])
@@ -312,6 +316,7 @@ def _flip_a_byte(folder):
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [pytest.param("small-cnn", marks=pytest.mark.slow), "mlp"])
 @pytest.mark.parametrize("every", ["1", "4"])
 def test_a_loss_that_is_not_finite(refused, tmp_path, model, every):
@@ -326,6 +331,7 @@ def test_a_loss_that_is_not_finite(refused, tmp_path, model, every):
         checkpoints.read(out / "checkpoints", step)
 
 
+@pytest.mark.slow
 def test_a_full_disk(refused, run, tmp_path, monkeypatch):
     words = ("pretrain", "--data", "digits/upright", *SMALL, "--model", "linear", "--eval-every", "1", "--out")
     words = (*words, tmp_path / "out")
@@ -402,6 +408,7 @@ def test_errors_of_the_system_are_one_line(refused, monkeypatch, capsys):
         main(["models"])
 
 
+@pytest.mark.slow
 def test_a_run_of_another_length_says_what_its_schedule_means(refused, source, tmp_path):
     shutil.copytree(source, tmp_path / "run")
     words = ("pretrain", "--data", "digits/upright", "--batch-size", "32", "--out", tmp_path / "run", "--steps")

@@ -43,6 +43,7 @@ def told(lines):
     return [line for line in lines if not line.startswith(f"jaxtransfer {VERSION}: ")]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_is_done(run, source):
     before = {file: file.read_bytes() for file in source.glob("*.json*")}
     words = ("pretrain", "--data", "digits/upright", "--steps", "20", "--batch-size", "32", "--out", source)
@@ -101,11 +102,13 @@ def test_a_fine_tuned_run_is_a_source_too(run, source, tmp_path):
     assert json.loads(out[0])["examples"] == 596
 
 
+@pytest.mark.slow
 def test_pmap_with_fewer_examples_than_devices(run, tmp_path):
     words = ("pretrain", "--data", "digits/upright", "--steps", "2", "--batch-size", "16", "--eval-split", "test[:3]")
     run(*words, "--mode", "pmap", "--model", "linear", "--augment", "crop", "mixup", "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_early_stopping_is_done_when_repeated(run, tmp_path):
     words = ("pretrain", "--data", "digits/upright", "--model", "linear", "--steps", "40", "--batch-size", "16")
     words = (*words, "--eval-every", "1", "--patience", "1", "--lr", "1e-9", "--out", tmp_path / "out")
@@ -115,6 +118,7 @@ def test_early_stopping_is_done_when_repeated(run, tmp_path):
     assert checkpoints.steps(tmp_path / "out" / "checkpoints")[-1] < 40
 
 
+@pytest.mark.slow
 def test_predict_agrees_with_evaluate(run, source, tmp_path):
     test = jt.data.load("digits/upright", "test").take(80)
     for number, example in enumerate(test.read(np.arange(80))["image"]):
@@ -188,6 +192,7 @@ def test_help_teaches_in_80_columns(capsys, command):
         assert f"Example: jaxtransfer {command} " in text
 
 
+@pytest.mark.slow
 def test_the_process_itself(source, tmp_path):
     """Exit code and streams of the real process; a reader that stops early meets no traceback."""
     words = [sys.executable, "-m", "jaxtransfer"]
@@ -245,6 +250,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path):
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(run, capsys, monkeypatch, tmp_path, number, code):
     words = ["pretrain", "--data", "digits/upright", "--model", "linear", "--steps", "12", "--batch-size", "16"]

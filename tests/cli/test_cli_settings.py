@@ -25,6 +25,7 @@ def written(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_a_file_gives_options_and_the_command_line_goes_before_it(run, refused, written, tmp_path):
     settings = written(
         "data: digits/upright\nsplit: 'train[:40]'\neval_split: test[:16]\nmodel: linear\nbatch-size: 16\n"

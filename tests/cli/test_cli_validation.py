@@ -13,6 +13,7 @@ DIGITS = ("--data", "digits/upright", "--eval-split", "test[:48]", "--batch-size
 TINY = ("pretrain", *DIGITS, "--steps", "4", "--eval-every", "1", "--lr", "0.01")
 
 
+@pytest.mark.slow
 def test_several_seeds_and_a_share_held_out(run, refused, tmp_path):
     out = tmp_path / "out"
     words = (*TINY, "--split", "train[:200]", "--val-split", "0.2", "--out", out)

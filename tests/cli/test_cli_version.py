@@ -29,6 +29,7 @@ def test_version(capsys):
     assert main(["--version", "evaluate"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_commands_options_and_files(capsys, tmp_path):
     assert main(["--tyro-print-completion", "bash"]) == 0

@@ -78,6 +78,7 @@ def test_at_magnitude_zero_almost_nothing_changes(picture, rng):
     assert seen == {picture.tobytes(), *(np.asarray(one).tobytes() for one in left)}
 
 
+@pytest.mark.slow
 def test_color_jitter_blends_as_pillow_in_any_order(picture, rng):
     for name, enhance in (("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast)):
         options = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0} | {name: 0.7}

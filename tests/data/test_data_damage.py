@@ -61,6 +61,7 @@ def test_the_file_is_the_one_of_the_example(letters):
         data.decoded()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
     [
@@ -83,6 +84,7 @@ def test_a_damaged_cache_of_the_digits_is_prepared_anew(tmp_path, monkeypatch, f
         assert load("digits/inverted", "train").classes == 10
 
 
+@pytest.mark.slow
 def test_a_cache_of_an_earlier_version_serves_where_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXTRANSFER_CACHE", str(tmp_path))
     folder = digits.prepare("upright")
@@ -210,6 +212,7 @@ def test_several_labels_per_image_are_refused(letters):
     assert "several labels per image" in {e.name: e for e in available(letters.parent.parent)}["letters"].note
 
 
+@pytest.mark.slow
 def test_checks_of_features_take_what_tfds_itself_writes():
     from jaxtransfer.data.builders import check_features
 

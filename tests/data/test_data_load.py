@@ -198,12 +198,14 @@ def loaded_by(lines, *words):
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_face_imports_no_slow_package():
     assert (
         loaded_by("import jaxtransfer as jt\nassert all(hasattr(jt.data, name) for name in jt.data.__all__)") == set()
     )
 
 
+@pytest.mark.slow
 def test_arrays_and_folders_need_no_tfds(tmp_path):
     import cv2
 

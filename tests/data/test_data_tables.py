@@ -276,6 +276,7 @@ def test_files_that_are_no_tables(tmp_path, csv):
         load("digits/upright", "train", drop=("row",))
 
 
+@pytest.mark.slow
 def test_without_pandas_one_line_says_what_to_install(csv):
     script = "import sys; sys.modules['pandas'] = None\nimport jaxtransfer as jt\n"
     script += f"try:\n jt.data.load('table:{csv}', 'all')\nexcept jt.InputError as error:\n print(error)"

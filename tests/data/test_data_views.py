@@ -63,6 +63,7 @@ def test_flips_are_half(image):
     assert 75 < mirrored.sum() < 125
 
 
+@pytest.mark.slow
 def test_each_colour_step_alone(image):
     bright = of(views.color_jitter(0.3, 0, 0, 0), image)
     factors = (bright / image[None]).reshape(200, -1)
@@ -84,6 +85,7 @@ def test_each_colour_step_alone(image):
     np.testing.assert_allclose(flat, 0.4, atol=1e-3)  # grey has no hue
 
 
+@pytest.mark.slow
 def test_colours_in_random_order_stay_in_range(image):
     out = of(views.color_jitter(0.8, 0.8, 0.8, 0.2), image)
     assert out.min() >= 0
@@ -124,6 +126,7 @@ def test_grey_solarised_and_blurred(image):
     np.testing.assert_allclose(of(views.gaussian_blur(), np.full((5, 6, 3), 0.7)), 0.7, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_example_draws_by_its_number(rng):
     images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     transform = jax.jit(views.two_views(views.simclr()))

@@ -52,6 +52,7 @@ def test_affine_is_turn_shear_scale_and_shift(image):
         np.testing.assert_allclose(out, warped(image, matrix, shift), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_each_range_alone(image):
     for number, options in enumerate(({"degrees": 30}, {"translate": 0.2}, {"scale": (0.5, 1.5)}, {"shear": 30})):
         out = of(views.affine(**options), image, 6)

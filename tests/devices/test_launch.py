@@ -43,6 +43,7 @@ def test_each_process_knows_the_others(started, monkeypatch):
     assert one.startswith("localhost:")
 
 
+@pytest.mark.slow
 def test_the_first_failure_is_the_exit_code_and_the_others_are_ended(started, monkeypatch):
     monkeypatch.setattr(launch, "_GRACE", 0.2)
     begin = time.monotonic()

@@ -25,6 +25,7 @@ STEPS = 4
 PROGRAM = Path(commands.__file__)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(tmp_path):
     jobs = start(PROGRAM, tmp_path / "two", "two-tasks")
     commands.two_tasks(tmp_path / "one")

@@ -62,6 +62,7 @@ def close(got, want, **tolerance):
     chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), **tolerance)
 
 
+@pytest.mark.slow
 def test_a_split_run_is_the_whole_one(mesh_of, whole, caplog):
     mesh, (want, told, _) = mesh_of(4), whole
     state, step = begun(mesh, FSDP), jt.train_step(OBJECTIVE, ADAM, mesh=mesh, shard=FSDP)
@@ -145,6 +146,7 @@ def test_what_is_drawn_and_what_is_given_begin_in_parts(mesh_of):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(from_host))  # of which it was a copy
 
 
+@pytest.mark.slow
 def test_averages_and_frozen_trees_lie_as_the_parameters_do_and_queues_are_whole(mesh_of):
     mesh = mesh_of(4)
     teacher = jt.frozen(jt.models.mlp(8, hidden=(256,), name="teacher"), {"params": teacher_weights()})
@@ -257,6 +259,7 @@ def test_where_nothing_can_be_split_it_says_so(mesh_of, monkeypatch):
         jt.evaluate(OBJECTIVE, begun(), [batch(0)], mesh=mesh_of(4), shard=FSDP)
 
 
+@pytest.mark.slow
 def test_evaluation_of_split_weights_is_that_of_whole_ones(mesh_of):
     state, several = begun(), [batch(1), batch(2)]
     want = jt.evaluate(OBJECTIVE, state, several)
@@ -299,6 +302,7 @@ def test_a_split_run_goes_on_to_the_same_bits_and_on_other_devices(mesh_of, tmp_
         close(got.params, want.params, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_in_one_call_stay_split(mesh_of):
     data, mesh = batch(5, rows=32), mesh_of(4)
 

@@ -27,6 +27,7 @@ def test_it_runs_and_resumes(tmp_path):
     assert cifar_soup.main(tiny) == results
 
 
+@pytest.mark.slow
 def test_the_classes_are_the_first_ones_and_held_out_labels_are_not_trained_on(tmp_path):
     bench = Bench(Experiment(out=tmp_path, tiny=True, model="resnet8", data="digits/noisy", classes=4))
     assert bench.train_data.class_names == bench.test.class_names == ("0", "1", "2", "3")

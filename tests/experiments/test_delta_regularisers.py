@@ -22,6 +22,7 @@ def test_all_of_them_train(tmp_path, monkeypatch):
     assert "| co-tuning |" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["delta", "bss", "co-tuning", "bi-tuning", "stoch-norm"])
 def test_each_begins_at_the_pretrained_weights(tmp_path, method):
     """Its terms fit the model and the batch, which shapes alone tell."""

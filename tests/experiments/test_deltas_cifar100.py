@@ -46,6 +46,7 @@ def test_rates_are_chosen_on_labels_held_out(bench, monkeypatch):
     assert len(seen) == 4, "a run was trained again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet8", pytest.param("vit-ti", marks=pytest.mark.slow)])
 def test_all_begin_as_the_probe(rng, model):
     """In inference mode each method gives the probe's logits, but for prompts; the head is among what trains."""
@@ -123,6 +124,7 @@ def test_what_the_table_says():
     )
 
 
+@pytest.mark.slow
 def test_it_runs_and_resumes(tmp_path, capsys, monkeypatch):
     def fit(self, method, rows, test, rate, steps, seed, out):
         assert method == "vpt"

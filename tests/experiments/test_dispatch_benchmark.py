@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from experiments.benchmarks import dispatch
 
 
+@pytest.mark.slow
 def test_both_ways_end_at_the_same_parameters(capsys):
     dispatch.main(["--rounds", "1", "--calls", "1"])
     (line,) = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ from experiments.emoji_domains import TOLD, VENDORS, Bench, Experiment
 pytestmark = pytest.mark.usefixtures("offline")
 
 
+@pytest.mark.slow
 def test_a_third_of_each_group_is_held_out(tmp_path):
     bench = Bench(Experiment(out=tmp_path, tiny=True))
     held, labels = bench.held_out(0), bench.emoji["noto"].labels

@@ -163,6 +163,7 @@ def test_cost_of_l2_sp(capsys):
         l2_sp.main(l2_sp.Cost(pairs=0))
 
 
+@pytest.mark.slow
 def test_waiting_for_data(offline, capsys):
     result = step_wait.main(step_wait.Wait(tiny=True))
     assert json.loads(capsys.readouterr().out) == result

@@ -36,6 +36,7 @@ def test_every_method_runs_and_resumes(tmp_path, capsys, monkeypatch):
         finetune_cifar100.main(dataclasses.replace(tiny, decay=0.1, methods=("full",), rate=0.3, finetune_rate=0.3))
 
 
+@pytest.mark.slow
 def test_the_probe_and_what_is_held_out(tmp_path):
     """The head of the probe is what lp-ft starts from; the held-out rows are apart from those that are trained on."""
     bench = Bench(settled(Experiment(out=tmp_path, tiny=True), finetune_cifar100.METHODS))
@@ -84,6 +85,7 @@ def test_refusals(tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_help(module):
     code, out, _ = module("experiments.finetune_cifar100", "--help")
     assert code == 0

@@ -8,6 +8,7 @@ import jaxtransfer as jt
 from experiments.benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_and_written(tmp_path, capsys):
     rows = gpu.main(gpu.GpuBenchmark(out=tmp_path, rows=("nt_xent_65536",), tiny=True))
     assert [row["row"] for row in rows] == ["machine", "nt_xent_65536"]

@@ -26,6 +26,7 @@ def test_it_runs_and_resumes(tmp_path, capsys, monkeypatch):
     assert [again[m]["0"]["accuracy"] for m in again] == [results[m]["0"]["accuracy"] for m in results]
 
 
+@pytest.mark.slow
 def test_the_probe_is_a_head(tmp_path):
     bench = Bench(Experiment(out=tmp_path, tiny=True))
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from experiments.merge_domains import METHODS, SCALES, Bench, Experiment, table_
 pytestmark = pytest.mark.usefixtures("offline")
 
 
+@pytest.mark.slow
 def test_it_merges_and_resumes(tmp_path):
     tiny = Experiment(out=tmp_path, tiny=True, methods=("uniform average",))
     results = merge_domains.main(tiny)
@@ -38,6 +39,7 @@ def test_every_method_runs(tmp_path):
     assert all(0 <= value <= 100 for own in results.values() for value in own.values())
 
 
+@pytest.mark.slow
 def test_nothing_is_held_out_and_trained_on(tmp_path):
     bench = Bench(Experiment(out=tmp_path, tiny=True, domains=("digits/noisy", "digits/upright")))
     assert all("label" not in one.entries for one in bench.unlabelled.values())
@@ -48,6 +50,7 @@ def test_nothing_is_held_out_and_trained_on(tmp_path):
     assert not noisy[0] & noisy[1]
 
 
+@pytest.mark.slow
 def test_the_scale_is_that_of_the_best_held_out_score(tmp_path, monkeypatch):
     bench = Bench(Experiment(out=tmp_path, tiny=True))
     monkeypatch.setattr(bench, "renewed", lambda variables: variables)

@@ -66,6 +66,7 @@ def test_what_a_table_says():
     assert "pcgrad: 95.20 / 91.90, below" in told[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "methods"), [(multi_mnist, ("equal", "pcgrad")), (cmu_faces_tasks, ("uncertainty",))]
 )

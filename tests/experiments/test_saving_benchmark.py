@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from experiments.benchmarks import saving
 
 
+@pytest.mark.slow
 def test_it_measures_and_prints_one_line(capsys):
     saving.main(["--rounds", "1", "--seconds", "0.2", "--width", "8"])
     (line,) = capsys.readouterr().out.splitlines()

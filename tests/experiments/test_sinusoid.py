@@ -49,6 +49,7 @@ def test_tiny_run(tmp_path, capsys):
         assert (tmp_path / "out" / name).read_bytes()[:4] == PNG
 
 
+@pytest.mark.slow
 def test_the_tasks_are_the_protocols():
     count, frequency = 4000, jnp.array([0.8, 1.2])
     curve, x = sinusoid.draw(jax.random.key(3), count, 6, frequency)

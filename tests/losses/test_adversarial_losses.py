@@ -123,6 +123,7 @@ def test_mdd_leaves_rows_out(rng):
         assert not any(np.any(g) for g in gradients)
 
 
+@pytest.mark.slow
 def test_mdd_is_finite_where_the_adversary_is_sure(rng):
     sure = np.array([[100.0, 0, 0], [0, 1e30, 0], [0, 0, 0], [-1e30, 0, 0]])
     finite(lambda a, b: [L.mdd(a, b, b, a)], [(sure, sure), (sure, -sure), (sure[:1], sure[1:2])])
@@ -204,6 +205,7 @@ def test_bsp_refuses(shapes, k, message):
         L.bsp(*(jnp.ones(shape) for shape in shapes), k=k)
 
 
+@pytest.mark.slow
 def test_split_over_devices_they_are_those_of_the_whole_batch(rng):
     """Under pmap, with rows left out: each device has the whole value, and the mean of the gradients is the whole's."""
     rows = [jnp.float32(rng.normal(size=size)) for size in ((8, 3), (8, 3), (4, 3), (4, 3))]

@@ -59,6 +59,7 @@ def test_pmap(given):
     compare(given, values, jax.tree.map(lambda x: x[0], slopes))
 
 
+@pytest.mark.slow
 def test_shard_map(given):
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("devices",))
 

@@ -80,6 +80,7 @@ def test_tiles_of_any_size_are_the_matrix(sides, reduction, chunks, x64):
             np.testing.assert_allclose(found, exact, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_has_a_gradient(sides, x64):
     arrays, rest = jax.tree.map(jnp.asarray, sides)
 
@@ -117,6 +118,7 @@ def on_devices(count, chunk):
     return jax.jit(slopes, in_shardings=rows, out_shardings=(None, (rows, rows)), compiler_options=QUICK)
 
 
+@pytest.mark.slow
 def test_devices_keep_their_rows(rng):
     """The same numbers on eight devices, columns gathered once and not in the loops, less memory on each."""
     a, b = (np.float32(rng.normal(size=(512, 8))) for _ in range(2))

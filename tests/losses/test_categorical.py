@@ -38,6 +38,7 @@ def run(arrays, temperature, labels, key_labels, weights, mask, chunk=None):
     return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(arrays, temperature)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "chunk"), [(0.07, None), (1.3, 2)])
 def test_categorical_contrast(rng, temperature, chunk):
     """Values and slopes, by all arrays and the temperature, without and with examples left out."""
@@ -71,6 +72,7 @@ def test_categorical_contrast(rng, temperature, chunk):
         assert inner(slopes[0], directions) + float(slopes[1]) == pytest.approx((ahead - behind) / (2 * h), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_of_single_precision_and_of_half(rng):
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((5, 4), (5, 4), (9, 4))]
     expected = contrast(*(x.astype(np.float64) for x in arrays), labels=LABELS, temperature=0.07)
@@ -84,6 +86,7 @@ def test_of_single_precision_and_of_half(rng):
     assert values.dtype == half.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_where_it_degenerates(rng):
     """No keys yet, a query of length 0, equal and opposite vectors at a tiny temperature, no example, a wrong label."""
     x, keys = rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=(9, 4)).astype(np.float32)

@@ -109,6 +109,7 @@ def test_losses_are_their_formulas(rng, pair):
     agree(losses, loops, (*pair, np.array(0.4), np.array(-0.8)), rng)
 
 
+@pytest.mark.slow
 def test_given_negatives(rng, pair):
     def losses(a, p, shared, own, t):
         return jnp.stack([
@@ -139,6 +140,7 @@ def test_weights_of_decoupled_losses(rng, pair):
     agree(losses, loops, (*pair, np.array(0.3)), rng)
 
 
+@pytest.mark.slow
 def test_supervised_contrast(rng, pair):
     views = np.stack(pair, axis=1)
 
@@ -188,6 +190,7 @@ def slopes(a, b, labels, negatives, weights, mask=None):
 run = jax.jit(slopes, compiler_options=QUICK)
 
 
+@pytest.mark.slow
 def test_a_masked_example_is_not_there(rng, pair, x64):
     keep, weights, negatives = np.arange(7) % 3 != 1, rng.normal(size=7), rng.normal(size=(4, 3))
     garbage = np.where(keep[:, None], pair[0], np.nan), np.where(keep[:, None], pair[1], np.inf)
@@ -221,6 +224,7 @@ def test_degenerate_embeddings(pair):
     np.testing.assert_array_equal(values[1][6], 0)  # no positive
 
 
+@pytest.mark.slow
 def test_nan_stays_nan_and_temperatures_are_checked(pair):
     x, y = (jnp.asarray(z, jnp.float32) for z in pair)
     one_nan = x.at[2, 1].set(jnp.nan)
@@ -250,6 +254,7 @@ def test_nan_stays_nan_and_temperatures_are_checked(pair):
                 loss(x, temperature)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one(pair):
     def losses(x, y):
         found = [nt_xent(x, y), dcl(x, y, sigma=0.5), info_nce(x, y, temperature=0.5), supcon(x, LABELS[:1])]
@@ -277,6 +282,7 @@ def test_half_precision_and_learned_scalars(pair):
     assert all(g.dtype == jnp.bfloat16 for g in grads)
 
 
+@pytest.mark.slow
 def test_memory_is_linear():
     """Compiled, not run: value and gradient of 4096 pairs, whose matrix of 8192² takes 268 MB."""
     z = jax.ShapeDtypeStruct((4096, 128), jnp.float32)

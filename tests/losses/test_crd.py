@@ -77,6 +77,7 @@ def fresh(dtype: type = np.float64):
 OPTIONS = [(0.07, 0.5, 1e-7), (0.5, 0.9, 1e-3), (1.0, 0.0, 0.1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "momentum", "eps"), OPTIONS)
 def test_two_batches(rng, x64, temperature, momentum, eps):
     """The second has the constants of the first, and its rows; slopes are those of the reference."""

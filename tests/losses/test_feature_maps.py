@@ -172,6 +172,7 @@ def test_review_kd(rng, fused):
     agree(review_kd, review_loop, fused, rng)
 
 
+@pytest.mark.slow
 def test_defaults_in_single_precision(same, maps, levels, fused):
     pairs = {"same": same, "maps": maps, "levels": levels, "fused": fused}
     student, teacher = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
@@ -186,6 +187,7 @@ def test_defaults_in_single_precision(same, maps, levels, fused):
     single(partial(every, released, jnp.stack), partial(every, loops, np.stack), [student, teacher])
 
 
+@pytest.mark.slow
 def test_degenerate_maps(rng):
     x, y = rng.normal(size=(2, 2, 3, 2, 3))
     zero, flat = np.zeros_like(x), np.full_like(x, 0.1)

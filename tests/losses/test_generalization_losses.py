@@ -99,6 +99,7 @@ def irm_in_numpy(logits, labels, weights):
     return np.prod([np.sum(weights[h] * slopes[h]) / np.sum(weights[h]) for h in halves])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mask", [None, KEEP * np.linspace(0.5, 2, B)])
 def test_gradient_variance(given, soft, mask, x64, rng):
@@ -166,6 +167,7 @@ def test_group_weights(rng):
     np.testing.assert_allclose(L.group_weights(jnp.ones(2), jnp.ones(2), rate=0.0), [0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_degenerate_rows():
     """One example, constant features, identical domains, huge logits, nothing that counts: zero or finite."""
     both = jax.jit(jax.value_and_grad(L.irm), compiler_options=QUICK)
@@ -202,12 +204,14 @@ def test_degenerate_rows():
         assert all(np.abs(leaf).max() < 1e-7 for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_single():
     logits = jnp.array([[1.0, 2.0], [0.5, -1.0]], jnp.bfloat16)
     assert L.irm(logits, jnp.array([0, 1])).dtype == jnp.float32
     assert L.gradient_variance(logits, logits, jnp.array([0, 1]))["bias"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_split_over_devices(rng):
     """Three rows on each of four devices, so that even and odd go by the number in the whole batch."""
     features, logits = rng.normal(size=(12, D)).astype(np.float32), rng.normal(size=(12, C)).astype(np.float32)

@@ -74,6 +74,7 @@ def test_mined_triples(rng):
     agree(lambda x: everything(x, LABELS), loops, (rng.normal(size=(8, 3)),), rng)
 
 
+@pytest.mark.slow
 def test_a_masked_example_is_not_there(rng, x64):
     x, keep, weights = rng.normal(size=(8, 3)), np.arange(8) % 3 != 1, rng.normal(size=8)
 
@@ -93,6 +94,7 @@ def test_a_masked_example_is_not_there(rng, x64):
     assert not np.any(slopes[~keep])
 
 
+@pytest.mark.slow
 def test_degenerate_features(rng):
     x = rng.normal(size=(8, 3))
     labels = (LABELS, np.zeros(8), np.arange(8))

@@ -61,11 +61,13 @@ def domains(rng):
     return rng.normal(size=(7, 5)), 1.5 * rng.normal(size=(5, 5)) + 0.7
 
 
+@pytest.mark.slow
 def test_all_pairs_of_domains_of_unequal_size(rng, domains):
     agree_on_domains(mmd, loop, domains, rng)
     agree_on_domains(mmd, loop, domains, rng, static=(("alphas", (0.3, 1.7)), ("offset", False)))
 
 
+@pytest.mark.slow
 def test_examples_left_out(rng, domains):
     masks = (("source_mask", np.arange(7) % 3 != 1), ("target_mask", np.arange(5) != 0))
     agree_on_domains(mmd, loop, domains, rng, masks=masks)
@@ -78,6 +80,7 @@ def test_linear_time(rng, domains):
     agree_on_domains(mmd, loop, (s[:5], t), rng, masks=masks, static=(("linear", True),))
 
 
+@pytest.mark.slow
 def test_joint_layers(rng, domains):
     agree_on_domains(of_two_layers, loop_of_two_layers, domains, rng)
     as_trained = (("alphas", ((0.125, 0.25, 0.5, 1.0, 2.0), (1.0,))), ("sigmas", (None, 0.92)))
@@ -86,6 +89,7 @@ def test_joint_layers(rng, domains):
     agree_on_domains(of_two_layers, loop_of_two_layers, (s[:5], t), rng, static=(*as_trained, ("linear", True)))
 
 
+@pytest.mark.slow
 def test_tiles_of_any_size_and_the_gradient_of_the_gradient(domains, x64):
     s, t = map(jnp.asarray, domains)
 
@@ -114,6 +118,7 @@ def test_tiles_of_any_size_and_the_gradient_of_the_gradient(domains, x64):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_precision_far_from_the_origin_and_out_of_range(rng, domains):
     run = jax.jit(jax.value_and_grad(mmd, argnums=(0, 1)), compiler_options=QUICK)
     s, t = (np.float32(x) for x in domains)
@@ -170,6 +175,7 @@ def test_memory_is_linear_in_the_batch():
     assert temporary[8192] < 2.1 * temporary[4096]
 
 
+@pytest.mark.slow
 def test_rows_stay_on_their_device(rng):
     s, t = np.float32(rng.normal(size=(32, 4))), np.float32(rng.normal(size=(16, 4)) + 1)
     rows = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("data",)), PartitionSpec("data"))
@@ -180,6 +186,7 @@ def test_rows_stay_on_their_device(rng):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [False, True])
 def test_a_program_for_each_device(rng, linear):
     count = 12

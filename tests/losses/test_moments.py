@@ -58,6 +58,7 @@ def test_coral(rng, domains):
     agree_on_domains(coral, coral_loop, domains[:2], rng, masks=masks, static=(("released", True),))
 
 
+@pytest.mark.slow
 def test_moments_of_several_sources(rng, domains):
     agree_on_domains(of_sources, moments_loop, domains, rng)
     masks = [(name, np.arange(4 + k) != k) for k, name in enumerate(("a", "b", "c", "target_mask"))]
@@ -94,6 +95,7 @@ def test_degenerate_sets(domains):
     assert jax.eval_shape(coral, *(jnp.zeros((4, 3), jnp.bfloat16),) * 2).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_program_for_each_device(rng):
     s, t = np.float32(rng.normal(size=(16, 4))), np.float32(rng.normal(size=(8, 4)) + 1)
     keep, kernel = np.float32(np.arange(16) < 13), np.float32(rng.normal(size=(4, 3)))

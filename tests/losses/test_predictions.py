@@ -131,6 +131,7 @@ def test_the_second_derivative_of_bnm_is_that_of_finite_differences(rng):
         np.testing.assert_allclose(curve(jnp.asarray(x)), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_devices_that_have_a_part_each_get_the_value_of_the_whole(rng):
     x, m = jnp.float32(2 * rng.normal(size=(8, 3))), jnp.float32([1, 1, 0, 1, 1, 1, 0.5, 1])
     mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))

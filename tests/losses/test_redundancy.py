@@ -50,6 +50,7 @@ def test_defaults_in_single_precision(views):
     single(losses, lambda a, b: np.stack([barlow_loop(a, b), vicreg_loop(a, b)]), views)
 
 
+@pytest.mark.slow
 def test_degenerate_views(rng, views):
     x, y = views
     zero, flat, keep = np.zeros_like(x), np.full_like(x, 0.1), np.ones(7)

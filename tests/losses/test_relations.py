@@ -152,6 +152,7 @@ def test_the_gaussian_correlation_is_the_kernel_to_its_order(rng):
     np.testing.assert_allclose(gaussian_correlation(jnp.float32(x)), gaussian_loop(x, 0.4, 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_defaults_in_single_precision(equal):
     def losses(s, t):
         found = [loss(s, t) for loss in LOSSES]
@@ -169,6 +170,7 @@ def everything(s, t, mask=None):
     return *found, correlation_congruence(s, t, kernel=gaussian_correlation, mask=mask)
 
 
+@pytest.mark.slow
 def test_degenerate_features(rng):
     x, y = rng.normal(size=(2, 4, 3))
     zero, flat, one = np.zeros_like(x), np.full_like(x, 0.1), np.array([0, 1, 0, 0])

@@ -92,6 +92,7 @@ def test_dist(rng, logits, beta, gamma, temperature):
     agree_masked(dist, dist_loop, logits, rng, beta=beta, gamma=gamma, temperature=temperature)
 
 
+@pytest.mark.slow
 def test_defaults_in_single_precision(logits):
     """What is not given is what the released code has."""
     single(lambda s, t: (kd(s, t, temperature=3.0) + dkd_labelled(s, t)) * dist(s, t),
@@ -122,6 +123,7 @@ def test_kd_of_any_size_and_distance(logits):
             np.testing.assert_allclose(slopes, rest / 7, rtol=1e-3, atol=near * np.abs(rest).max() / 7)
 
 
+@pytest.mark.slow
 def test_gradients_at_a_huge_temperature_keep_their_digits(logits):
     def loss(s, t):
         return dkd(s, t, jnp.asarray(LABELS), temperature=3e3).sum()
@@ -167,6 +169,7 @@ def test_kd_of_huge_logits(rng):
         np.testing.assert_allclose(slopes, q - p, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_example_of_few_classes(rng):
     def total(s, t):
         values = dkd(s, t, jnp.array([0])), kd(s, t, temperature=2.0, standardize=True)

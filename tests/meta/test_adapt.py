@@ -41,6 +41,7 @@ def directional_error(f, gradient, params, rng):
     return float(min(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"),
     [("sgd", 1), ("momentum", 5), ("adam", 5)]
@@ -56,6 +57,7 @@ def test_the_meta_gradient_equals_finite_differences(name, steps, rng, x64):
     assert directional_error(outer, jax.grad(outer)(params), params, rng) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps", "remat"), [("sgd", 0, False), ("adamw", 7, False), ("momentum", 7, True)])
 def test_the_values_are_those_of_a_plain_loop(name, remat, steps, rng):
     params, support, _ = problem(rng, jnp.float32)
@@ -111,6 +113,7 @@ def test_rematerialised_steps_need_a_quarter_of_the_memory():
     assert memory(True) <= memory(False) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
     [

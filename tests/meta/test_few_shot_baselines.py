@@ -214,6 +214,7 @@ def test_cosine_classification_at_degenerate_rows(rng):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(run(params, image, np.zeros(4))))
 
 
+@pytest.mark.slow
 def test_baseline_plus_plus_from_base_training_to_evaluation(rng):
     """Base training on base classes, then both baselines on episodes of the same encoder."""
     model = jt.models.linen(tasks.Net())
@@ -240,6 +241,7 @@ def test_baseline_plus_plus_from_base_training_to_evaluation(rng):
         assert result["accuracy"].mean > 0.5
 
 
+@pytest.mark.slow
 def test_heads_leave_encoder_and_statistics_alone(rng):
     batch = tasks.images(rng)
     model = jt.models.linen(tasks.Net())

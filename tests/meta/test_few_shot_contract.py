@@ -132,6 +132,7 @@ def test_absent_classes_are_ruled_out(x64):
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_masked_support_does_not_count(x64):
     """Rows of the support whose mask is 0 change nothing, whatever they hold."""
     objective = everything(tasks.linear_encoder(), view="input")

@@ -56,6 +56,7 @@ DISTANCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, slow(3)])
 @pytest.mark.parametrize("clip", ["", "global norm", slow("value"), slow("block rms")])
 def test_examples_of_weight_zero_learn_their_weights(clip, steps, rng, x64):
@@ -131,6 +132,7 @@ def test_a_head_of_zeros_gives_the_meta_gradient_of_the_loop_written_out(names, 
     close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, slow(np.float64)])
 @pytest.mark.parametrize(("clip", "steps"), [("global norm", 1), slow("global norm", 3), slow("", 3), slow("value", 3)])
 def test_a_dead_unit_changes_nothing_for_the_others(clip, steps, dtype, rng, x64):
@@ -163,6 +165,7 @@ def test_a_dead_unit_changes_nothing_for_the_others(clip, steps, dtype, rng, x64
         assert all(np.all(leaf == 0) for leaf in (whole[name]["w"][:, 1], whole[name]["b"][1], whole[name]["v"][1]))
 
 
+@pytest.mark.slow
 def test_forward_mode_gives_the_same_derivative(rng, x64):
     params, support, query = network(rng)
     params["v"] = params["v"].at[0].set(0)

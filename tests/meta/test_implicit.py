@@ -110,6 +110,7 @@ def test_the_gradient_of_a_solved_inner_problem_is_exact(adapt, adapted, inner, 
     assert float(slope) == pytest.approx(float((ahead - behind) / 2e-5), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "strength", "cg_steps", "damping"),
     [(2, 3.0, None, 0.5), pytest.param(3, 2.0, 1, 0.0, marks=pytest.mark.slow), (3, 2.0, 2, 0.3)],
@@ -133,6 +134,7 @@ def test_memory_does_not_grow_with_the_steps(rng):
     assert memory(50) == memory(5)
 
 
+@pytest.mark.slow
 def test_it_takes_sums_penalties_frozen_trees_and_schedules(rng, x64):
     batch = episodes(rng, np.float64)
     fresh = OBJECTIVE.init(jax.random.key(0), jax.tree.map(lambda x: x[0], batch["support"]))[0]
@@ -168,6 +170,7 @@ def test_it_takes_sums_penalties_frozen_trees_and_schedules(rng, x64):
         np.testing.assert_allclose(changed, leaf, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_dead_units_and_zero_gradients_stay_finite(masked, rng):
     def init(key, x):
@@ -209,6 +212,7 @@ def test_tasks_split_over_devices_give_the_same_numbers(rng):
             assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-3)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_as_maml_with_the_proximal_term_is(rng):
     batch = image_episodes(rng)
     task = jt.classification(normed_model())

@@ -123,6 +123,7 @@ def test_learned_rates_scale_each_step(rng, x64):
     np.testing.assert_allclose(got, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_multi_step_weights_count_every_query_loss(rng, x64):
     batch = episodes(rng, np.float64)
     weights = jnp.array([0.2, 0.3, 0.5])
@@ -132,6 +133,7 @@ def test_multi_step_weights_count_every_query_loss(rng, x64):
     np.testing.assert_allclose(meta_loss(objective, params, state, batch), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_annealing_switches_the_second_order_on(rng, x64):
     batch = episodes(rng, np.float64)
 
@@ -209,6 +211,7 @@ def test_query_examples_meet_only_where_asked(statistics, rng):
     assert same == (statistics is jt.meta.running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "at_once"), [pytest.param("jit", None, marks=pytest.mark.slow), ("jit", 4), ("pmap", 1)]
 )

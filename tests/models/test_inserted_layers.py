@@ -229,6 +229,7 @@ def residual_by_hand(kind, own, mine, x, train):
     return dense(p["head"], x.mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parallel", "series"])
 @pytest.mark.parametrize("norms", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_residual_adapters_are_those_of_the_network_written_out(kind, norms):
@@ -307,6 +308,7 @@ def test_a_head_for_other_classes_is_drawn_anew_and_norms_start_from_the_base(ba
     np.testing.assert_allclose(logits, dense(start["params"]["head"], features), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_below_heads_layers_are_found_where_they_are(bases):
     model, x, _ = bases["vit"]
     heads = jt.models.with_heads(jt.models.normalize(model, 0.1, 0.9), projection=jt.models.head(4, batch_norm=False))

@@ -39,6 +39,7 @@ def styles(maps):
     return maps.mean(1), maps.std(1, ddof=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "domains", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
@@ -102,6 +103,7 @@ def test_probability_and_keys(made):
     assert 8 < moved.sum() < 32
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_the_styles(made):
     """With all statistics held, the output is linear in the maps: its slope is the new spread over the old."""
     from jaxtransfer.models.mixstyle import _Styles
@@ -113,6 +115,7 @@ def test_no_gradient_flows_through_the_styles(made):
     np.testing.assert_allclose(slope, np.broadcast_to(ratio[:, None, None], maps.shape), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_constant_maps_and_a_single_pixel_stay_finite():
     from jaxtransfer.models.mixstyle import _Styles
 

@@ -109,6 +109,7 @@ def test_activations_are_stitched_together(at):
         close(outputs[task], affine(params[task]["dense1"], own))
 
 
+@pytest.mark.slow
 def test_a_task_reads_maps_through_its_masks():
     net = jt.models.small_cnn(3, width=2)
     model = jt.models.task_attention(net, ("stem", "stage1", "stage2"), left=head(), right=head())

@@ -209,6 +209,7 @@ def test_a_module_that_is_built_gives_its_weights():
     np.testing.assert_array_equal(module.norm.mean[...], 0)  # a call changes a copy
 
 
+@pytest.mark.slow
 def test_it_is_pure_under_transformations():
     """Gradients of two sets of weights at once, with no tracer left behind and nothing large in the program."""
     model = jt.models.nnx(lambda rngs: nnx.Linear(1, 300_000, rngs=rngs))
@@ -225,6 +226,7 @@ def test_it_is_pure_under_transformations():
     assert len(jax.jit(loss).lower(jax.tree.map(lambda v: v[0], both)).as_text()) < 100_000
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_as_the_unbroken_one(tmp_path):
     class Net(nnx.Module):
         def __init__(self, *, rngs):
@@ -317,6 +319,7 @@ class WithOwnNorm(nnx.Module):
         return self.head(self.own(x))
 
 
+@pytest.mark.slow
 def test_frozen_layers_run_in_inference_mode():
     """Batch norm and dropout of a frozen body: its statistics stay, and the head learns from its features."""
     model, batch = jt.models.nnx(Frozen), {"image": VECTORS, "label": BATCH["label"]}

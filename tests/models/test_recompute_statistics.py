@@ -117,6 +117,7 @@ def test_statistics_are_those_of_all_examples_that_count(name):
     np.testing.assert_allclose(outputs["logits"], z, rtol=1e-4, atol=1e-4)  # what inference makes of them
 
 
+@pytest.mark.slow
 def test_our_batch_norm_by_one_batch_of_all_is_that_of_the_data():
     model = jt.models.with_heads(jt.models.mlp(3, hidden=(H,)), projection=jt.models.head(H, 3))
     x = np.concatenate(DATA)

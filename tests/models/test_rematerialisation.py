@@ -34,6 +34,7 @@ def inputs_of(shape, rows=4):
     return rng.integers(1, 11, (rows, *shape)).astype(np.int32) if whole else rng.normal(size=(rows, *shape)) * 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETS])
 def test_outputs_state_draws_and_gradients_are_those_of_the_network_that_keeps_its_blocks(name):
     build, shape = NETS[name]
@@ -64,6 +65,7 @@ def test_outputs_state_draws_and_gradients_are_those_of_the_network_that_keeps_i
         np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=2e-6 * largest, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_deep_transformer_keeps_a_tenth_for_the_backward_pass():
     """Traced: XLA on a CPU computes the blocks once in spite of it, so the compiled program tells nothing there."""
 
@@ -100,6 +102,7 @@ def test_frozen_and_gradually_unfrozen_blocks_stay_as_without():
         np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_inputs_of_linear_layers_are_told_also_of_blocks_that_are_computed_anew():
     seen = []
     for remat in (False, True):

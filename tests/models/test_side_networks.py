@@ -143,6 +143,7 @@ def ladder_by_hand(p, maps, mask, heads, pool):
     return dense(p["up"], pool(norm(p["norm"], h)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [None, 6])
 def test_a_ladder_over_tokens_is_the_formula(base, classes, x64):
     """In double precision, as the gradient of a key's bias is rounding alone."""
@@ -171,6 +172,7 @@ def test_a_ladder_over_tokens_is_the_formula(base, classes, x64):
     close(value(ours), value(by_hand), 1e-9)
 
 
+@pytest.mark.slow
 def test_a_ladder_on_texts_attends_to_no_padding():
     model = jt.models.text_encoder(C, width=12, depth=1, heads=2, vocabulary=9, positions=8)
     texts = np.array([[3, 4, 5, 0, 0], [1, 2, 6, 7, 8]], np.int32)
@@ -184,6 +186,7 @@ def test_a_ladder_on_texts_attends_to_no_padding():
     np.testing.assert_allclose(run(given)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_ladder_over_maps_follows_their_sides_and_channels():
     def init(key, x):
         return {"params": {"w": 0.5 * jax.random.normal(key, (7, 16)), "head": jnp.ones((16, C))}}
@@ -222,6 +225,7 @@ def test_a_ladder_over_maps_follows_their_sides_and_channels():
     close(got["features"], dense(p["up"], norm(p["norm"], h).mean((1, 2))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ladder", "side_tuning"])
 def test_the_backward_pass_does_not_enter_the_base(base, name):
     """Its products with the base's kernels are those of the forward pass: no transposed one, and nothing behind."""

@@ -70,6 +70,7 @@ def test_each_channel_is_normalised_by_one_or_the_other(rng):
     assert len(patterns) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_value_and_gradient_of_either_form(rng, probability, x64):
     """p = 0 is batch norm; p = 1 a fixed affine map, through whose statistics no gradient flows."""
@@ -99,6 +100,7 @@ def test_value_and_gradient_of_either_form(rng, probability, x64):
     np.testing.assert_allclose(slope["norm"]["bias"], weights.sum(0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_inference_is_that_of_the_model(rng):
     plain, model, variables = made(0.5)
     images = rng.normal(size=(4, 5)).astype(np.float32)
@@ -122,6 +124,7 @@ def trained(model, variables, batches, **place):
     return jax.tree.map(np.array, (state.params, state.state)), float(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_all_devices_draw_the_same_channels(rng):
     """One device, a mesh of 4 and pmap of 4 end alike."""
     _, model, variables = made(0.5)
@@ -136,6 +139,7 @@ def test_all_devices_draw_the_same_channels(rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other, one)
 
 
+@pytest.mark.slow
 def test_frozen_layers_keep_to_inference(rng):
     plain, model, variables = made(0.5)
     batches = [{"image": rng.normal(size=(8, 5)).astype(np.float32), "label": rng.integers(0, 3, 8)} for _ in range(2)]
@@ -146,6 +150,7 @@ def test_frozen_layers_keep_to_inference(rng):
     jax.tree.map(np.testing.assert_array_equal, got[1]["model"]["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 def test_dropout_draws_as_without(rng):
     """The key of what is inside is a device's own."""
     plain, model, variables = made(0.0, dropout=0.5)

@@ -57,6 +57,7 @@ def test_against_loops(how, x64):
         np.testing.assert_allclose(found["logits"][row], logits, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["class", "mean"])
 def test_padding_changes_nothing(pooling):
     model, (_, variables) = encoder(pooling=pooling, dropout=0.0), model_and_variables()
@@ -71,6 +72,7 @@ def test_padding_changes_nothing(pooling):
     assert np.abs(run(model, variables, others)["features"] - short["features"]).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_row_of_padding_alone_is_finite_with_its_derivatives(normalized):
     model, (_, variables) = encoder(pooling="mean", normalized=normalized, dropout=0.0), model_and_variables()
@@ -88,6 +90,7 @@ def test_a_row_of_padding_alone_is_finite_with_its_derivatives(normalized):
     assert not grads["stem_words"]["embedding"][7].any()
 
 
+@pytest.mark.slow
 def test_features_of_length_zero_have_no_direction_to_learn():
     model = encoder(pooling="mean", pooler="tanh", normalized=True, dropout=0.0)  # a fresh pooler makes 0 of 0
     tokens = jnp.array([[0, 0, 0], [4, 5, 0]], jnp.int32)
@@ -102,6 +105,7 @@ def test_features_of_length_zero_have_no_direction_to_learn():
     assert 1e-3 < largest < 1e3
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_finite_differences(x64):
     w = bert_reference.weights(classes=3)
     model = encoder(param_dtype=jnp.float64, pooler="tanh", normalized=True, dropout=0.0)
@@ -171,6 +175,7 @@ def test_without_types_none_can_be_given():
         model.apply(variables, {"tokens": TOKENS, "types": TOKENS}, train=False, key=None)
 
 
+@pytest.mark.slow
 def test_dropout_draws_by_the_key_and_each_text_for_itself():
     model, (_, variables) = encoder(dropout=0.5), model_and_variables()
     tokens = np.tile(TOKENS[2:], (2, 1))
@@ -182,6 +187,7 @@ def test_dropout_draws_by_the_key_and_each_text_for_itself():
         assert not np.array_equal(one[name][0], one[name][1])
 
 
+@pytest.mark.slow
 def test_half_precision():
     model, (full, variables) = encoder(pooling="mean", dropout=0.0, dtype=jnp.bfloat16), model_and_variables()
     found = jax.jit(functools.partial(run, model))(variables, TOKENS)

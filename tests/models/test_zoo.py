@@ -121,6 +121,7 @@ def test_outputs_and_state(name):
     assert state == {k: v for k, v in variables.items() if k != "params"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stem", "stages"),
     [
@@ -142,6 +143,7 @@ def test_maps(name, stem, stages):
     assert [shapes[f"stage{i}"] for i in range(1, len(stages) + 1)] == stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sparing(FAMILIES[:13], {"resnet50", "vgg11-bn"}))
 @pytest.mark.parametrize("size", [pytest.param((5, 3), marks=pytest.mark.slow), (1, 1)])
 def test_small_and_odd_images_fit(name, size):
@@ -178,6 +180,7 @@ def test_impossible_sizes_are_refused(make):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "depth"),
     [

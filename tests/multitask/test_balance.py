@@ -174,6 +174,7 @@ def test_a_rule_that_remembers_and_accumulation():
     assert int(state.state["balance"]["updates"]) == 2  # once per update
 
 
+@pytest.mark.slow
 def test_what_is_frozen_is_no_part_of_a_conflict():
     """Neither what never moves nor what doesn't yet: the left head trains at once, the right one after an update."""
     optimizer = jt.optim.gradual_unfreeze(optax.sgd(0.0), ["net/body", "net/right", "net/left"], every=1)
@@ -189,6 +190,7 @@ def test_what_is_frozen_is_no_part_of_a_conflict():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_what_the_rule_remembers(tmp_path):
     objective, batches = jt.balance(tasks_of(two_headed()), Memory(), shared=SHARED), [a_batch(s) for s in range(6)]
 
@@ -239,6 +241,7 @@ def objective_parts(net):
     return (jt.classification(net, output=name).on(name) for name in ("left", "right"))
 
 
+@pytest.mark.slow
 def test_a_list_has_a_task_each():
     net, batch = two_headed(), a_batch()
     left, right = objective_parts(net)
@@ -263,6 +266,7 @@ def test_a_list_has_a_task_each():
     close(gradient_of(one, batch)[1], gradient_of(left, batch)[1])
 
 
+@pytest.mark.slow
 def test_equal_weights_are_the_sum_in_a_meta_objective_too():
     """Second derivatives pass through the mixture; in evaluation it still is what an inner loop follows."""
     net, rng = two_headed(), np.random.default_rng(2)
@@ -287,6 +291,7 @@ def test_equal_weights_are_the_sum_in_a_meta_objective_too():
         assert abs(float(other[0]) - float(want[0])) > 1e-3  # the inner loop takes another way
 
 
+@pytest.mark.slow
 def test_frozen_trees_are_read_through_the_context():
     net, batch = two_headed(), a_batch()
     anchor, _ = jt.together(sum(objective_parts(net))).init(jax.random.key(1), batch)
@@ -299,6 +304,7 @@ def test_frozen_trees_are_read_through_the_context():
     assert params.keys() == {"net"}
 
 
+@pytest.mark.slow
 def test_what_a_run_is_knows_the_rule():
     batch, net = a_batch(), two_headed()
 

@@ -30,6 +30,7 @@ def db_mtl_by_hand(params, batches, beta, sigma):
     return params, buffer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_db_mtl_follows_the_gradients_of_the_logarithms_on_any_devices(sigma, mesh_of):
     rule = functools.partial(jt.multitask.db_mtl, beta=0.9, beta_sigma=sigma)
@@ -64,6 +65,7 @@ def of_averages(gram, values, key, state, *, rate=0.5):
 of_averages = jt.multitask.remembers(lambda count: {"before": jnp.zeros(count)})(of_averages)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_is_resumed_and_moves_once_per_update(tmp_path):
     objective = jt.balance(tasks_of(two_headed()), functools.partial(of_averages, rate=0.8), shared=SHARED, name="own")
     batches, slow = [a_batch(s) for s in range(4)], optax.MultiSteps(optax.sgd(0.01), 2).gradient_transformation()

@@ -64,6 +64,7 @@ def without_zeros(rows):
     return rows[np.linalg.norm(rows, axis=1) > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", COUNTS)
 def test_weights_are_numbers_whatever_the_gradients(tasks):
     for system, (rows, found) in solved(tasks).items():

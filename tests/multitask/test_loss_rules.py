@@ -64,6 +64,7 @@ def test_dwa_compares_windows():
     np.testing.assert_allclose(followed(multitask.dwa, np.zeros((4, 2)), every=1), 1)
 
 
+@pytest.mark.slow
 def test_a_task_without_a_label_in_a_batch_has_no_say():
     """Its loss is 0 in every other batch: the others are weighed as without it, and no 0 is remembered."""
     often = SERIES.copy()
@@ -129,6 +130,7 @@ def test_famo_learns_which_loss_falls_the_slowest(least):
         np.testing.assert_allclose(found, shares / above / (shares / above).sum(), rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_graddrop_keeps_one_sign_of_each_entry():
     rng, leak = np.random.default_rng(2), 0.2
     gradients, key = rng.normal(size=(3, 40, 5)).astype(np.float32), jax.random.key(4)

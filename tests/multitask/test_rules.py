@@ -9,6 +9,7 @@ import scipy.optimize
 from jaxtransfer.multitask import mgda, pcgrad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [2, 3, 7])
 def test_the_shortest_mixture_is_the_best_of_all(tasks):
     """The optimum's own conditions, in double precision: every gradient of weight is as long along it, none shorter."""
@@ -41,6 +42,7 @@ def test_gradients_of_tasks_that_are_nearly_done():
         assert np.linalg.norm(weights @ rows) <= 1.03 * np.linalg.norm(best / best.sum() @ rows) + 3e-3 * shortest
 
 
+@pytest.mark.slow
 def test_degenerate_gradients():
     run = jax.jit(lambda gram: mgda(gram, None, None, {})[0])
     projected = jax.jit(lambda gram: pcgrad(gram, None, jax.random.key(0), {})[0])

@@ -89,6 +89,7 @@ ACCUMULATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FOLLOWING])
 def test_three_batches_that_make_one_update_are_one_step(name):
     """The same batch three times has the gradient of that batch: weights, averages and queues are those of one step."""
@@ -115,6 +116,7 @@ def test_queues_and_averages_stay_until_the_update_is_made():
     assert np.any(averages[4] != averages[3])
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_skipped_makes_no_update():
     rejecting = optax.MultiSteps(optax.sgd(0.3), 1, should_skip_update_fn=optax.skip_not_finite)
     objective = jt.byol(network(), decay=0.5)
@@ -157,6 +159,7 @@ def test_draws_differ_among_the_batches_of_an_update():
     assert len(seen) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["byol", "moco", "mean teacher"])
 def test_a_second_run_keeps_the_average_that_it_is_given(name):
     objective = FOLLOWING[name](network())

@@ -100,6 +100,7 @@ def objective_of(model, **options):
     return jt.bi_tuning(model, **{"queue": K, "decay": 0.7, "temperature": 0.2, "head": "head", **options})
 
 
+@pytest.mark.slow
 def test_updates_are_the_released_ones_on_any_devices():
     """One device, a mesh of 4 and pmap of 4; the queues hold what the lists hold."""
     model, optimizer = network(), optax.sgd(0.05)
@@ -125,6 +126,7 @@ def test_updates_are_the_released_ones_on_any_devices():
                 np.testing.assert_allclose(found, keys, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_learns():
     """Encoder and projection do; the classifier's weights don't, and no key does."""
     model, batch = network(), a_batch(1)
@@ -144,6 +146,7 @@ def test_what_learns():
     assert all(map(np.array_equal, jax.tree.leaves(same), jax.tree.leaves(state)))  # evaluation enqueues nothing
 
 
+@pytest.mark.slow
 def test_the_queue_moves_once_per_update():
     model, optimizer = network(), optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
     objective = objective_of(model)

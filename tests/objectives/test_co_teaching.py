@@ -169,6 +169,7 @@ def test_wrong_labels_are_mostly_left_out():
     assert wrong[np.argsort(loss)[:180]].mean() < 0.2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path):
     objective = jt.co_teaching([net(), net("b")], forget_rate=0.4, ramp=4)
     data = [a_batch(n) for n in range(6)]

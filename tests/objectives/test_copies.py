@@ -49,6 +49,7 @@ def last(objective, data, name, **options):
     return np.mean([record[f"train/{name}"] for record in history[-8:]])
 
 
+@pytest.mark.slow
 def test_a_key_of_the_querys_own_image_is_no_negative():
     objective = jt.moco(NET, queue=24, temperature=0.07)  # at most N − B, and epochs are shuffled
     assert last(objective, numbered(pictures()), "moco") < 1e-3
@@ -59,6 +60,7 @@ def test_a_queue_of_unnumbered_examples_can_not_know_them():
     assert last(jt.moco(NET, queue=24, temperature=0.07), pictures(), "moco") > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [jt.moco, jt.nnclr])
 def test_other_data_are_evaluated_without_numbers(make):
     """Examples of another split are none of the queue's, and needn't be numbered."""
@@ -142,6 +144,7 @@ def test_what_is_not_told_apart_may_come_twice():
     fitted(jt.byol(NET), pictures(6), size=B, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [jt.moco, jt.nnclr])
 def test_a_queue_of_more_than_the_data_is_refused(make):
     with pytest.raises(

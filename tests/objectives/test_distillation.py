@@ -76,6 +76,7 @@ def loss_of(objective, params, state, batch, **ctx):
     return jax.jit(lambda *given: objective(*given, jt.Context(key=KEY, **ctx)))(params, state, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 0.5), (4.0, 0.9), (7.5, 0.1)])
 def test_the_formula_of_the_paper(temperature, alpha):
     student, teacher, batch = net(), a_teacher(net("teacher", width=12)), a_batch()
@@ -124,6 +125,7 @@ def products(step, state, batch) -> int:
     return str(step._compiled.trace(*step._arguments(state, step.place(batch))).jaxpr).count("dot_general")
 
 
+@pytest.mark.slow
 def test_the_teacher_costs_its_forward_pass_and_its_weights_travel_once():
     student, model, batch = net(width=16), net("teacher", width=400), a_batch()
     teacher, optimizer = a_teacher(model), optax.sgd(0.1)
@@ -205,6 +207,7 @@ def test_a_tuple_of_names_hands_the_loss_the_maps_together():
     assert [leaf.shape for leaf in seen[-1][0]] == [(B, 2, 2, 2)] * 2
 
 
+@pytest.mark.slow
 def test_a_loss_is_given_what_it_names():
     student, teacher, batch = net(), a_teacher(net("teacher")), a_batch()
     loss = functools.partial(jt.losses.dkd, alpha=0.5, beta=2.0, temperature=3.0)
@@ -268,6 +271,7 @@ class TestSeveralTeachers:
     def teachers(self):
         return [a_teacher(net("teacher", width=8), 1), a_teacher(net("other", width=16), 2)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weights", [None, (0.2, 0.7)])
     def test_fixed_weights(self, weights):
         student, batch, teachers = net(), a_batch(), self.teachers()
@@ -279,6 +283,7 @@ class TestSeveralTeachers:
         np.testing.assert_allclose(loss, np.dot(weights or (0.5, 0.5), each), rtol=1e-5)
         np.testing.assert_allclose([metrics[f"distillation/{k}/logits"].value for k in (0, 1)], each, rtol=1e-5)
 
+    @pytest.mark.slow
     def test_learned_weights_favour_the_teacher_that_can_be_followed(self):
         student, batch, teachers = net(), a_batch(), self.teachers()
         objective = jt.distillation(student, teachers, temperature=2.0, learn_weights=True)
@@ -320,6 +325,7 @@ class TestSeveralTeachers:
 
 
 class TestAdapters:
+    @pytest.mark.slow
     def test_a_regressor_learns_with_the_student(self):
         student, teacher, batch = net(), a_teacher(net("teacher", width=20)), a_batch()
         objective = jt.distillation(student, teacher, loss=jt.losses.hint, taps="map", adapter=adapters.regressor())
@@ -475,6 +481,7 @@ class TestRefusals:
             )
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_share_the_teacher_on_the_devices():
     student, teacher, batch = net(), a_teacher(net("teacher")), a_batch()
     objective = jt.distillation(student, teacher)

@@ -85,6 +85,7 @@ def test_no_example_is_an_error(rng):
         jt.fisher_diagonal(objective, params, state, [{**batches[0], "mask": np.zeros(3, np.float32)}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_batch_norm_in_inference_mode_against_a_loop(rng, dtype):
     model = jt.models.small_cnn(3, width=2)

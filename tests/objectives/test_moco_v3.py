@@ -90,6 +90,7 @@ def test_value_and_gradient_are_the_formula_s(start):
             assert grads["net"][name][place] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_the_temperature(start, temperature):
     _, params, state, batch = start
@@ -108,6 +109,7 @@ def test_what_is_masked_out_is_no_negative(start):
     assert float(metrics["moco_v3"].count) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_slow_network_follows_in_float32(dtype):
     decay, batch = lambda step: 1 - 0.5 / (1 + step), a_batch()

@@ -34,6 +34,7 @@ def steps(objective, count, batch, params=None):
     return state, seen, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.6, lambda step: 1 - 1 / (step + 1)])
 def test_the_average_is_its_recursion(decay):
     model, batch = student(), a_batch()
@@ -84,6 +85,7 @@ def test_batch_statistics_are_its_own():
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), same["student_ema"], state["student_ema"]))
 
 
+@pytest.mark.slow
 def test_the_average_is_saved_and_restored(tmp_path):
     model = student()
     objective = jt.classification(model) + jt.mean_teacher(model, decay=0.9)

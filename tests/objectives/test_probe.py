@@ -43,6 +43,7 @@ def by_hand(features, weights, labels):
     return total / len(labels)
 
 
+@pytest.mark.slow
 def test_value_and_masked_rows():
     rng = np.random.default_rng(0)
     net, data = network(), batch(rng)
@@ -65,6 +66,7 @@ def test_value_and_masked_rows():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_beside_an_objective_it_shares_the_run_and_leaves_the_model_alone():
     runs: list[int] = []
     net, data = network(runs), batch(np.random.default_rng(1))
@@ -82,6 +84,7 @@ def test_beside_an_objective_it_shares_the_run_and_leaves_the_model_alone():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(slopes["model_probe"]))
 
 
+@pytest.mark.slow
 def test_it_learns_from_features_that_stay():
     rng = np.random.default_rng(2)
     data = batch(rng, 30)

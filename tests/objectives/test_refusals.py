@@ -143,6 +143,7 @@ def test_a_batch_of_one_has_nothing_to_be_told_from(name):
         jt.init(objective, optax.sgd(0.1), KEY, a_batch(1))
 
 
+@pytest.mark.slow
 def test_one_example_per_device_is_a_batch_of_several():
     objective, mesh = jt.simclr(NET), jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     losses = []

@@ -50,6 +50,7 @@ def normalised(x, w, groups):
     return z / np.linalg.norm(z, axis=1, keepdims=True), np.mean(means, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_each_part_has_statistics_of_its_own(parts):
     objective, batch = jt.moco(network(), queue=QUEUE, temperature=0.3, split_statistics=parts), a_batch()
@@ -71,6 +72,7 @@ def test_each_part_has_statistics_of_its_own(parts):
     assert float(still) == float(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_it_is_the_same_on_one_device_on_several_and_under_pmap(parts):
     objective, seen = jt.moco(network(), queue=QUEUE, decay=0.5, split_statistics=parts), []

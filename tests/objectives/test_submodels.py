@@ -77,6 +77,7 @@ def test_shapes_are_told_without_running():
         jt.shapes_of(jt.Forward.of(model, "third"), batch)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_terms_own_trains_and_keeps_its_state():
     model, batch = network(), a_batch()
     objective = criticised(model, critic_model(), ("image", "other"))
@@ -110,6 +111,7 @@ def test_a_model_of_a_terms_own_is_frozen_as_others_are():
     np.testing.assert_array_equal(state.params["critic"]["v"], np.full(3, 0.5))
 
 
+@pytest.mark.slow
 def test_a_draw_for_the_whole_batch_is_the_same_on_all_devices():
     def projected(key_of):
         forward = jt.Forward.of(network())

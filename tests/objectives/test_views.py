@@ -93,6 +93,7 @@ def test_a_mask_weighs_examples_alike_in_all():
         assert float(run(objective, params, state, batch)[2][objective.name].count) == 2.25
 
 
+@pytest.mark.slow
 def test_two_towers_and_a_learned_temperature():
     phi, psi, batch = network(), network("psi", sizes=(12, D)), a_batch()
     batch = {**batch, "text": batch.pop("image2")[:, :2]}
@@ -114,6 +115,7 @@ def test_two_towers_and_a_learned_temperature():
     )
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_same_gradient():
     model, batch = (
         jt.models.with_heads(jt.models.mlp(3, hidden=(9,)), projection=jt.models.head(7, D, batch_norm=False)),
@@ -162,6 +164,7 @@ def test_byol_predicts_the_slow_projection():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_simsiam_holds_its_targets():
     model, batch = predicting(), a_batch()
     objective = jt.simsiam(model)
@@ -213,6 +216,7 @@ def test_moco_remembers_its_keys():
     assert np.array_equal(still["model_queue"]["keys"], state["model_queue"]["keys"])
 
 
+@pytest.mark.slow
 def test_nnclr_looks_up_neighbours():
     model, batch = predicting(), a_batch()
     objective = jt.nnclr(model, queue=30, temperature=0.2)
@@ -282,6 +286,7 @@ PARITY = {
 QUICK = {("simclr", "jit", 8), ("clip", "pmap", 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode", "devices"),
     [

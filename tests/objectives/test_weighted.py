@@ -125,6 +125,7 @@ def test_evaluation_divides_once():
     assert both["s/color"] == pytest.approx(second, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_agree():
     batch = a_batch(mask=np.array([1, 1, 0, 1, 1, 0, 1, 1], np.float32))
     value = np.random.default_rng(5).normal(size=(B, 3)).astype(np.float32)

@@ -97,6 +97,7 @@ def test_normalised_images_and_other_outputs(tmp_path):
         np.testing.assert_allclose(value, outputs[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_of_other_things_than_images(tmp_path):
     model, one = jt.models.text_encoder(3, width=8, depth=1, heads=2, vocabulary=9, positions=6), np.int32
     tokens = np.array([[2, 5, 7, 3, 0], [2, 8, 3, 0, 0]], np.int32)
@@ -122,6 +123,7 @@ def test_weights_in_half_precision_are_kept_as_bits(tmp_path):
     np.testing.assert_allclose(found, jax.nn.softmax(wanted["logits"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -152,6 +154,7 @@ def test_depthwise_convolutions_give_the_same_in_the_form_of_each_platform(tmp_p
     np.testing.assert_allclose(served(tmp_path / "net", images)["logits"], wanted["logits"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_process_without_this_library_serves_it(tmp_path):
     """The example, in a process that has loaded neither jaxtransfer nor flax when it is done."""
     loaded = jt.load_pretrained(variables(), NET, inputs=jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))

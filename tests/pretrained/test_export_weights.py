@@ -91,6 +91,7 @@ def test_in_again_it_is_the_same(scheme, tmp_path):
         assert header(tmp_path / "w.safetensors").keys() == {*leaves(variables), "__metadata__"}
 
 
+@pytest.mark.slow
 def test_what_is_known_travels_in_the_file(tmp_path):
     plain = jt.models.resnet20(3)
     model = jt.models.normalize(plain, (0.1, 0.2, 0.3), 0.5)
@@ -346,6 +347,7 @@ def test_the_libraries_are_named():
     assert {"jaxtransfer", "torchvision", "timm", "huggingface", "cifar", "big_vision"} <= set(LIBRARIES)
 
 
+@pytest.mark.slow
 def test_options_that_no_shape_shows_come_back(tmp_path):
     """Padding and types are in no name and in no shape: the file says them, and a model of others is refused."""
     model = jt.models.efficientnet_lite0(2, same_padding=False, dtype=jnp.bfloat16)

@@ -331,6 +331,7 @@ def test_positions_of_as_many_patches_in_another_grid_are_interpolated(tmp_path)
     assert tall.report.adapted == {"params/stem_position": "interpolated from 4×9 to 9×4"}
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_weights_names_and_preprocessing(tmp_path):
     data = jt.data.load("digits/upright", "train").subset(per_class=2)
     model = jt.models.normalize(jt.models.mlp(10, hidden=(4,)), 0.3, 0.4)

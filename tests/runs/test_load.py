@@ -94,6 +94,7 @@ def test_what_python_trained_is_read_back(own, data):
     assert int(again.state.step) == 1
 
 
+@pytest.mark.slow
 def test_commands_use_what_python_trained(own, data, capsys, tmp_path):
     out, _, _ = own
     run = jt.load_run(out)
@@ -116,6 +117,7 @@ def test_commands_use_what_python_trained(own, data, capsys, tmp_path):
     assert tuned.params["digits"]["stage1"]["kernel"].shape == (64, 12)
 
 
+@pytest.mark.slow
 def test_what_a_command_trained_is_read_in_python(data, capsys, tmp_path):
     words = ("pretrain", "--data", "digits/upright", "--split", "train[:64]", "--eval-split", "test[:32]")
     said(capsys, *words, "--model", "small-cnn", "--steps", "2", "--batch-size", "16", "--out", tmp_path / "a")
@@ -134,6 +136,7 @@ class Net(nn.Module):
         return {"logits": nn.Dense(10, name="head")(x.reshape(len(x), -1) / 255.0)}
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_own(data, capsys, tmp_path):
     model = jt.models.linen(Net())
     fitted = trained(data, tmp_path / "run", model)
@@ -152,6 +155,7 @@ def test_a_model_of_the_users_own(data, capsys, tmp_path):
         jt.load_run(tmp_path / "run", model=model.named("other"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_its_average(data, tmp_path, capsys):
     model = jt.models.mlp(10, hidden=())
     average = jt.ema(model, 0.5)
@@ -174,6 +178,7 @@ def test_a_run_that_is_its_average(data, tmp_path, capsys):
     assert facts["raw"]["nll"] != facts["nll"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", ["head", (), ".*"])
 def test_a_run_that_is_the_average_of_a_twin(data, tmp_path, own):
     """Its weights are the average's, those that it shares with its model as well as its own."""
@@ -192,6 +197,7 @@ def test_a_run_that_is_the_average_of_a_twin(data, tmp_path, own):
     assert logits(run, images).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_an_encoder_without_classes(data, tmp_path, capsys):
     encoder = jt.models.mlp(3, hidden=(12,))  # its outputs are of no use, and as many as anybody likes
     net = jt.models.with_heads(encoder, projection=jt.models.head(4, batch_norm=False))
@@ -208,6 +214,7 @@ def test_an_encoder_without_classes(data, tmp_path, capsys):
     assert {"knn", "linear_probe", "uniformity"} <= facts.keys()
 
 
+@pytest.mark.slow
 def test_a_table_of_numbers(tmp_path, rng):
     """A run needn't be of images: what it knows is read in Python."""
     values, label = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40).astype(np.int32)
@@ -221,6 +228,7 @@ def test_a_table_of_numbers(tmp_path, rng):
     np.testing.assert_array_equal(logits(run, values), expected)
 
 
+@pytest.mark.slow
 def test_the_metric_that_chooses_is_noted(data, tmp_path):
     model = jt.models.mlp(10, hidden=())
     fitted = trained(data, tmp_path / "run", model, monitor="accuracy", maximize=False, eval_every=1, keep=4)

@@ -44,6 +44,7 @@ def sigmoids(out, images):
     return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
 
 
+@pytest.mark.slow
 def test_the_names_are_those_of_the_column_that_is_read(tagged, hot, tmp_path):
     run = jt.load_run(tagged[0])
     assert (run.knows, run.class_names) == (("labels",), tuple(NAMES))
@@ -67,6 +68,7 @@ def test_the_names_are_those_of_the_column_that_is_read(tagged, hot, tmp_path):
         fitted(tmp_path / "two", {"label": hot}, {"label": ["no", "yes"]})
 
 
+@pytest.mark.slow
 def test_other_outputs_and_columns_name_nothing_of_the_logits(hot, tmp_path):
     """Heads beside the logits have other classes; labels made of those of the data set keep their names."""
     kinds = {"label": [0, 1, 2, 0, 1, 2], "color": [0, 1] * 3, "noisy": np.array([0, 1, 2, 2, 1, 0])}

@@ -44,6 +44,7 @@ def trained(tmp_path_factory):
     return out, train, folder / "new.csv"
 
 
+@pytest.mark.slow
 def test_a_run_makes_the_columns_of_new_rows_in_another_process(trained, tmp_path):
     out, train, new = trained
     expected = jt.data.from_frame(pandas.read_csv(new), like=train)
@@ -87,6 +88,7 @@ def test_what_says_nothing_of_a_table_is_refused(trained, tmp_path):
         jt.data.from_frame(frame, like=jt.load_run(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_of_before_tables_were_kept_trains_on(trained, tmp_path):
     _, train, _ = trained
     objective = jt.classification(jt.models.mlp(train.classes, hidden=(4,)), view="features")

@@ -171,6 +171,7 @@ def test_turns_are_the_loop_written_out(mesh_of):
         close(spread.state, state.state, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_turn_moves_the_models_of_its_objective_alone():
     """Two models that have nothing to do with each other train as each would by itself, weight decay and all."""
     rng = np.random.default_rng(2)
@@ -200,6 +201,7 @@ def drawing(ctx_draws):
     return jt.Objective("", (jt.Forward.of(F1),), loss)
 
 
+@pytest.mark.slow
 def test_draws_differ_by_turn_repetition_and_step_and_one_objective_may_have_several_turns():
     batch, objective = {"image": np.zeros((2, H), np.float32)}, drawing([])
     seen = []
@@ -212,6 +214,7 @@ def test_draws_differ_by_turn_repetition_and_step_and_one_objective_may_have_sev
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.slow
 def test_a_run_of_turns_is_recorded_and_resumes_to_the_same_bits(tmp_path):
     data = batches(6)
 
@@ -257,6 +260,7 @@ def quadratic():
     return jt.Objective("", (forward,), loss), {"image": x, "value": x @ want}, want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["one device", "pmap"])
 def test_line_searches_get_value_gradient_and_function(place, mesh_of):
     objective, batch, want = quadratic()
@@ -275,6 +279,7 @@ def test_line_searches_get_value_gradient_and_function(place, mesh_of):
     assert losses[-1] < losses[0] / 5
 
 
+@pytest.mark.slow
 def test_line_searches_in_turns_and_an_identity_of_theirs(tmp_path):
     objective, batch, want = quadratic()
     pair = jt.alternate(jt.Turn("only", objective, optax.lbfgs(), repeat=4))

@@ -127,6 +127,7 @@ def test_a_column_of_numbers_is_a_target_of_one_output():
         jt.evaluate(objective, state, [{"features": x, "label": x}])
 
 
+@pytest.mark.slow
 def test_a_run_of_data_without_images_is_read_back(tmp_path):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 4))

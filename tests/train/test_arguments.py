@@ -101,6 +101,7 @@ class Loader:
             yield {"image": IMAGES[start : start + 4], "image2": IMAGES[start : start + 4]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [jt.simclr(NET, tap="features"), jt.moco(NET, queue=8, tap="features")])
 def test_loaders_of_other_libraries(objective):
     run = fitted(Loader(), objective)

@@ -164,6 +164,7 @@ def test_damage_of_any_file_is_found_and_the_one_before_is_used(tmp_path):
     assert cases >= 15
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_written_again(tmp_path):
     saved(tmp_path, [1, 2]).close()
     for attempt in (1, 2):

@@ -49,6 +49,7 @@ def batches(count=4):
     ]
 
 
+@pytest.mark.slow
 def test_it_is_waited_for_and_its_seconds_are_told(slow):
     seconds = []
 
@@ -134,6 +135,7 @@ def lowered():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_mesh", [False, True])
 def test_the_step_and_the_evaluation_are_compiled_once(on_mesh, mesh_of, lowered):
     objective = jt.classification(jt.models.mlp(3, hidden=(5,)))
@@ -143,6 +145,7 @@ def test_the_step_and_the_evaluation_are_compiled_once(on_mesh, mesh_of, lowered
     assert lowered.count("totals") == 1
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_call_are_compiled_once(lowered):
     def sample(key, data):
         return jax.tree.map(lambda column: column[jax.random.randint(key, (4,), 0, 8)], data)

@@ -91,6 +91,7 @@ def sentences(folder):
     return folder / "reviews.tsv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["made", at_hand(SENTENCES, pytest.mark.slow)])
 def test_sentences(name, tmp_path):
     path = path_of(name, sentences, tmp_path)
@@ -118,6 +119,7 @@ def pictures(split, size, image, classes, shape=()):
 FACES = ("person", "pose", "expression", "eyes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["made", at_hand("tfds/cmu_faces", pytest.mark.slow)])
 def test_several_labels(name):
     def load(split):
@@ -165,6 +167,7 @@ def segmentation(model, void):
     return jt.Objective("segmentation", (forward,), loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["made", at_hand("tfds/camvid", pytest.mark.slow)])
 def test_classes_of_pixels(name):
     def load(split):

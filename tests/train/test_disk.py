@@ -112,6 +112,7 @@ def test_events_are_there_as_soon_as_they_are_logged_and_no_thread_writes_them(t
     assert (last.step, last.summary.value[0].simple_value) == (4, 0.5)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_tensorboard_and_not_the_training(tmp_path, monkeypatch):
     whole = fit(tmp_path / "whole")
     FullDisk(monkeypatch, "tfevents", 333)
@@ -155,6 +156,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 100, 250])
 def test_metrics_that_do_not_fit_end_the_run_and_cost_no_checkpoint(tmp_path, monkeypatch, room):
     whole = fit(tmp_path / "whole")
@@ -169,6 +171,7 @@ def test_metrics_that_do_not_fit_end_the_run_and_cost_no_checkpoint(tmp_path, mo
     assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_loses_no_checkpoint(tmp_path):
     def broken(record):
         if record["step"] == 4:
@@ -232,6 +235,7 @@ def elsewhere(tmp_path):
     return folder, lambda: {path.name: path.read_text() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".writing-6", ".writing-99", ".writing-pruned-2", "step_000000004"])
 def test_a_link_among_the_checkpoints_is_refused_and_not_followed(tmp_path, name):
     fit(tmp_path / "run", steps=4)

@@ -109,6 +109,7 @@ def test_fit_draws_inside_the_step_and_the_number_per_call_changes_nothing(data)
     assert runs[7].history[0]["train/loss"] == pytest.approx(np.mean([r["train/loss"] for r in parts[:7]]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_evaluates_and_saves_between_the_calls(data, tmp_path):
     objective, evals = jt.classification(linear()), [data]
     options = {"eval_data": evals, "eval_every": 5, "save_every": 5, "log_every": 5}
@@ -136,6 +137,7 @@ def test_a_drawn_run_that_was_interrupted_ends_as_the_unbroken_one(data, tmp_pat
     chex.assert_trees_all_equal(resumed.state.params, unbroken.state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_devices_change_nothing(data, mesh_of, mode):
     objective = jt.classification(linear())
@@ -158,6 +160,7 @@ def test_steps_per_call_needs_a_sampler(data):
         fitted(data, jt.classification(linear()), steps_per_call=0)
 
 
+@pytest.mark.slow
 def test_by_default_convolutions_are_not_looped_over_on_a_cpu(monkeypatch):
     image = np.random.default_rng(0).normal(size=(20, 4, 4, 1)).astype(np.float32)
     data = {"image": image, "label": (np.arange(20) % 3).astype(np.int32)}

@@ -107,6 +107,7 @@ def test_pmap_with_few_leaves(rng, mesh_of, leaves):
         assert got["loss"] == pytest.approx(np.log(4), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_inference_mode(rng):
     """Running statistics are used and stay; nothing is drawn."""
     seen = []

@@ -92,6 +92,7 @@ def test_the_stages_partition_what_trains():
         assert set(jax.tree.leaves(labels)) == set(net.stages), name
 
 
+@pytest.mark.slow
 def test_averages_teachers_and_frozen_heads_share_the_base():
     """The same handle: what is frozen travels once. Where the head is frozen, the adapters alone move."""
     model, variables = transformer()
@@ -111,6 +112,7 @@ def test_averages_teachers_and_frozen_heads_share_the_base():
     assert again.frozen["base"] == handle
 
 
+@pytest.mark.slow
 def test_maml_through_adapters_at_their_zero_start_gives_the_meta_gradient():
     model, variables = transformer()
     net = jt.models.adapt_former(model, variables, bottleneck=3, scale=1.0)
@@ -148,6 +150,7 @@ def test_maml_through_adapters_at_their_zero_start_gives_the_meta_gradient():
     assert np.any(got[1]["model"]["stage1"]["mlp_adapter"]["down"]["kernel"])  # of the second order: the first is zero
 
 
+@pytest.mark.slow
 def test_a_base_in_half_precision_keeps_its_bits_and_what_trains_is_float32():
     _, variables = transformer()
     low = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), variables)
@@ -164,6 +167,7 @@ def test_a_base_in_half_precision_keeps_its_bits_and_what_trains_is_float32():
             np.testing.assert_array_equal(outputs[name], value)
 
 
+@pytest.mark.slow
 def test_a_base_may_have_a_frozen_base_itself():
     """Adapters trained before stay, as a base of new ones' prompts."""
     model, variables = transformer()

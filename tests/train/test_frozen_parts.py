@@ -74,6 +74,7 @@ def test_a_vision_transformer_with_a_delta_keeps_its_base_out_of_program_and_sta
     assert jt.tree.count((state.params, state.state, state.opt_state)) < 4 * 73_728 < jt.tree.count(variables) / 18
 
 
+@pytest.mark.slow
 def test_the_base_stays_readable_and_out_of_checkpoints_and_is_the_same_on_every_device(tmp_path, mesh_of):
     model = network()
     variables = base_of(model)
@@ -103,6 +104,7 @@ def kernels_in_memory():
     return {shard.data.unsafe_buffer_pointer() for a in kernels for shard in a.addressable_shards}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_base_is_in_memory_once_beside_a_teacher_of_the_same_weights(devices, mesh_of):
     """Also where both are handed over as NumPy arrays, which each handle would bring to the device for itself."""
@@ -133,6 +135,7 @@ MADE_OF_IT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE_OF_IT)
 def test_models_made_of_it_pass_on_what_is_frozen(name):
     model, x = network(), jnp.asarray(a_batch()["image"])
@@ -161,6 +164,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", MODULES)
 def test_a_module_of_any_library_may_be_the_base(library):
     """It is given what is frozen along with its own, and reads none of it."""
@@ -213,6 +217,7 @@ def _own_term(net):
 SLOW = pytest.param("balanced", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SLOW if name == "balanced" else name for name in OBJECTIVES])
 def test_objectives_read_it_wherever_they_run_the_model(name):
     """The loss with the delta is that with merged weights, and the gradient reaches the delta alone."""
@@ -243,6 +248,7 @@ def test_objectives_read_it_wherever_they_run_the_model(name):
     assert float(jnp.abs(grads["net"]["body.kernel"]["a"]).max()) > (0 if name != "maml" else -1)
 
 
+@pytest.mark.slow
 def test_measures_complete_it_by_themselves():
     model, batches = network(), [a_batch(1), a_batch(2)]
     net, own, plain = with_delta(model, base_of(model))

@@ -62,6 +62,7 @@ def test_of_several_models_the_one_that_lacks_them_is_named(model, variables, ba
     jt.init(both, optax.sgd(0.1), KEY, batch, params=params, state=state)
 
 
+@pytest.mark.slow
 def test_wherever_weights_are_taken(model, variables, batch):
     alone = {"params": variables["params"]}
     student = jt.models.mlp(3, name="student")

@@ -117,6 +117,7 @@ def test_the_same_call_is_the_same_run(trained):
     assert fit(trained, mode="pmap", mesh=jax.make_mesh((3,), ("x",), devices=jax.devices()[:3])).timing == {}
 
 
+@pytest.mark.slow
 def test_weights_that_are_computed_anew_may_differ_by_their_rounding(tmp_path):
     """Fisher diagonals and encoders' statistics are computed again in each process, on other devices maybe."""
     start = moved(WEIGHTS, 0.1)
@@ -129,6 +130,7 @@ def test_weights_that_are_computed_anew_may_differ_by_their_rounding(tmp_path):
         fit(tmp_path, **{**again, "params": None})
 
 
+@pytest.mark.slow
 def test_half_precision_and_captured_arrays(tmp_path):
     def with_table(table, dtype):
         def loss(outputs, params, state, batch, ctx):
@@ -189,6 +191,7 @@ def test_another_process_and_another_number_of_devices_go_on_with_the_run(tmp_pa
     assert told == [["1", "True"], ["4", "False"]]
 
 
+@pytest.mark.slow
 def test_more_steps_train_on(tmp_path):
     long = fit(tmp_path / "long", steps=10, eval_data=BATCHES[:2])
     short = fit(tmp_path / "run", steps=4, eval_data=BATCHES[:2])
@@ -205,6 +208,7 @@ def test_more_steps_train_on(tmp_path):
         fit(tmp_path / "run", steps=6)
 
 
+@pytest.mark.slow
 def test_more_steps_of_a_schedule_over_all_steps_are_another_run(tmp_path):
     def falling(steps):
         return optax.sgd(optax.cosine_decay_schedule(0.1, steps))
@@ -216,6 +220,7 @@ def test_more_steps_of_a_schedule_over_all_steps_are_another_run(tmp_path):
     fit(tmp_path, optimizer=falling(4), steps=8)  # one that has ended by then is the caller's to choose
 
 
+@pytest.mark.slow
 def test_fewer_steps_end_a_run_that_is_not_there_yet(tmp_path):
     class Fails:
         def iterate(self, start):
@@ -227,6 +232,7 @@ def test_fewer_steps_end_a_run_that_is_not_there_yet(tmp_path):
     assert int(fit(tmp_path, steps=6).state.step) == 6
 
 
+@pytest.mark.slow
 def test_a_run_without_a_note_goes_on_with_what_is_known(tmp_path):
     fit(tmp_path)
     (tmp_path / "identity.json").unlink()
@@ -239,6 +245,7 @@ def test_a_run_without_a_note_goes_on_with_what_is_known(tmp_path):
             assert fit(tmp_path).timing == {}
 
 
+@pytest.mark.slow
 def test_what_has_no_checkpoint_yet_may_be_begun_in_another_way(tmp_path):
     with pytest.raises(jt.NonFiniteLossError):
         fit(tmp_path, data=[{**BATCHES[0], "image": np.full((6, 4), np.nan, np.float32)}] * 12, config={"rate": 9})
@@ -247,6 +254,7 @@ def test_what_has_no_checkpoint_yet_may_be_begun_in_another_way(tmp_path):
         fit(tmp_path, optimizer=optax.sgd(0.1), key=8, config={"rate": 9})
 
 
+@pytest.mark.slow
 def test_programs_are_compared_under_the_same_versions_only(tmp_path):
     fit(tmp_path)
     path = tmp_path / "identity.json"
@@ -261,6 +269,7 @@ def test_programs_are_compared_under_the_same_versions_only(tmp_path):
         fit(tmp_path, key=4)
 
 
+@pytest.mark.slow
 def test_other_evaluation_data_are_told(tmp_path):
     fit(tmp_path, steps=2, eval_data=BATCHES[:2])
     assert fit(tmp_path, steps=2, eval_data=BATCHES[:2]).timing == {}
@@ -268,6 +277,7 @@ def test_other_evaluation_data_are_told(tmp_path):
         fit(tmp_path, steps=3, eval_data=BATCHES[2:4])
 
 
+@pytest.mark.slow
 def test_lines_that_are_missing_are_told(tmp_path):
     whole = fit(tmp_path, eval_data=BATCHES[:1], eval_every=2, log_every=1)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -296,6 +306,7 @@ class Described:
         return {"data": self.name}
 
 
+@pytest.mark.slow
 def test_data_may_say_what_they_are(tmp_path):
     fit(tmp_path, data=Described("mine"))
     assert fit(tmp_path, data=Described("mine")).timing == {}
@@ -314,6 +325,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_the_data_of_a_pipeline(tmp_path, folder):
     model = jt.models.mlp(3, hidden=())
 
@@ -354,6 +366,7 @@ def test_the_data_of_a_pipeline(tmp_path, folder):
         )
 
 
+@pytest.mark.slow
 def test_draws_inside_the_step(tmp_path):
     data = {name: jnp.concatenate([one[name] for one in BATCHES]) for name in ("image", "label")}
 
@@ -377,6 +390,7 @@ def test_draws_inside_the_step(tmp_path):
         run(sample=lambda key, data: sampler(6)(jax.random.fold_in(key, 1), data))
 
 
+@pytest.mark.slow
 def test_notes_cost_no_further_trace_of_the_step(tmp_path):
     traces = []
 

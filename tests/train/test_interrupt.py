@@ -90,6 +90,7 @@ def test_the_step_is_saved_and_the_run_ends_as_the_unbroken_one(tmp_path, whole,
     assert_ends_as(whole, resumed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_time_and_again(tmp_path, whole):
     for at in (2, 4, 7, 11):
         with pytest.raises(KeyboardInterrupt):
@@ -111,6 +112,7 @@ class Evaluation:
             yield one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "step"), [(1, 6), (2, 6), (5, 12)])
 def test_an_evaluation_is_not_waited_for_and_made_up_for(tmp_path, whole, at, step):
     data = Evaluation(at)
@@ -138,6 +140,7 @@ def test_without_a_run_directory_nothing_changes():
     assert not isinstance(end.value, Interrupted)
 
 
+@pytest.mark.slow
 def test_handlers_of_a_caller_stay(tmp_path):
     came = []
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in NUMBERS}
@@ -158,6 +161,7 @@ def test_another_thread_trains_without_handlers(tmp_path):
     assert int(done[0].state.step) == 12
 
 
+@pytest.mark.slow
 def test_a_call_of_several_steps_is_finished(tmp_path):
     def sampler(key, data):
         rows = jax.random.randint(key, (6,), 0, 12)

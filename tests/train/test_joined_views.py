@@ -37,6 +37,7 @@ def normalised():
 MODEL = normalised()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_what_is_joined_splits_again(rng, sizes):
     forward = forward_of(*sizes)
@@ -93,6 +94,7 @@ def two_domains(forward):
     return jt.Objective("", (forward,), loss)
 
 
+@pytest.mark.slow
 def test_unequal_views_are_one_run_wherever_they_run(rng, mesh_of):
     objective, optimizer = two_domains(forward_of(8, 4)), optax.sgd(0.1)
     batch = {

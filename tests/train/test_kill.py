@@ -92,6 +92,7 @@ def kill(script, out, *, after: int, delay: float = 0.0, writing: bool = False):
     assert not Path(f"{out}.npz").exists()
 
 
+@pytest.mark.slow
 def test_killed_once(script, unbroken, tmp_path):
     out = tmp_path / "run"
     kill(script, out, after=6, delay=float(np.random.default_rng().uniform(0, 0.3)))

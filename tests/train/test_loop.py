@@ -96,6 +96,7 @@ def scored(scores):
     return jt.Objective("scored", (), loss, setup=lambda key, batch: ({"p": jnp.ones(())}, {}))
 
 
+@pytest.mark.slow
 def test_records(rng):
     logged = []
     fitted = fit(log=logged.append)
@@ -165,6 +166,7 @@ def test_out_changes_nothing_of_the_training(tmp_path):
     assert_same(fit(out=tmp_path / "run").state, fit().state)
 
 
+@pytest.mark.slow
 def test_seeds_and_keys():
     one = fit(key=3).state
     assert_same(fit(key=jax.random.key(3)).state, one)
@@ -194,6 +196,7 @@ def test_data_of_every_kind():
     np.testing.assert_array_equal(next(stream)["image"], batch(12)["image"])
 
 
+@pytest.mark.slow
 def test_data_that_ends_early(tmp_path):
     with pytest.raises(jt.InputError, match="the data ended before 12 steps"):
         fit([batch(i) for i in range(7)], out=tmp_path / "run")
@@ -245,6 +248,7 @@ def test_a_run_that_was_interrupted_ends_as_the_unbroken_one(tmp_path, fails_at)
     assert timing == sorted(set(timing))
 
 
+@pytest.mark.slow
 def test_resuming_through_a_one_shot_generator_reads_on_from_the_position(tmp_path):
     with pytest.raises(RuntimeError):
         fit(Data(9), out=tmp_path / "run")
@@ -252,6 +256,7 @@ def test_resuming_through_a_one_shot_generator_reads_on_from_the_position(tmp_pa
     assert_same(resumed.state, fit().state)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_steps(tmp_path):
     whole = fit(out=tmp_path / "whole")
     with pytest.raises(RuntimeError):
@@ -265,6 +270,7 @@ def test_a_damaged_checkpoint_costs_only_steps(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_metrics_file_that_was_cut_off(tmp_path):
     whole = fit(out=tmp_path / "whole")
     with pytest.raises(RuntimeError):
@@ -310,6 +316,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
         fit(out=tmp_path / "thesis.tex")
 
 
+@pytest.mark.slow
 def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
     fit(out=tmp_path / "run", steps=1)
     script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
@@ -380,6 +387,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [4]
 
 
+@pytest.mark.slow
 def test_best_by_the_monitored_metric(tmp_path):
     scores = [0, 3, 1, 7, 7, 2, 5, 0]
     run = {"objective": scored(scores), "steps": 7, "eval_every": 1, "monitor": "score", "keep": 1}
@@ -394,6 +402,7 @@ def test_best_by_the_monitored_metric(tmp_path):
         fit(**{**run, "monitor": "nothing"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "patience", "stops", "sign"),
     [
@@ -424,6 +433,7 @@ def test_evaluation_of_another_objective():
     assert fitted.best is not None
 
 
+@pytest.mark.slow
 def test_start_from_given_weights(tmp_path):
     start = jt.init(OBJECTIVE, optax.sgd(0.1), jax.random.key(50), batch(0))
     params, state = jax.tree.map(lambda x: x + 0.5, (start.params, start.state))
@@ -443,6 +453,7 @@ def test_devices_change_nothing(mesh_of, mode):
         assert record == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(tmp_path, monkeypatch):
     whole, save, count = fit(out=tmp_path / "whole", save_every=2), ocp.Checkpointer.save, []
 
@@ -483,6 +494,7 @@ def test_the_progress_bar_goes_to_stderr_only_where_it_is_wanted(capsys, monkeyp
     assert re.search(r"2/2", err)
 
 
+@pytest.mark.slow
 def test_measures_beside_the_evaluation(tmp_path):
     """A measure runs at its own steps, stands in the records, chooses the checkpoint, and resumes the same."""
     seen = []

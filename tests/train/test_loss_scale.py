@@ -105,6 +105,7 @@ def test_a_run_goes_on_after_overflows_and_stops_at_the_smallest_scale(tmp_path)
         run([broken, broken, broken, BATCH], 4.0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     objective, batches = jt.classification(network(overflows_at=3.0)), [BATCH] * 6
 

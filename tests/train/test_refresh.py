@@ -92,6 +92,7 @@ def whole():
     return fit(fn=fn).state, fn.seen
 
 
+@pytest.mark.slow
 def test_it_is_a_written_out_loop(whole):
     state, seen = whole
     assert seen == [0, 5, 10]
@@ -139,6 +140,7 @@ def test_it_is_the_same_on_a_mesh(whole, mode, mesh_of):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_that_run_in_one_call_end_at_a_refresh():
     def sample(key, data):
         rows = jax.random.randint(key, (B,), 0, N)

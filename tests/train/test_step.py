@@ -69,6 +69,7 @@ def test_parity(reference, mesh_of, place):
     assert int(state.step) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 @pytest.mark.parametrize("shape", [pytest.param((4,), marks=pytest.mark.slow), (2, 2)])
 def test_batches_placed_on_an_explicit_mesh(reference, mesh_of, shape, mode):
@@ -91,6 +92,7 @@ def test_parity_needs_the_global_batch(reference, mesh_of):
     assert distance((state.params, state.state), want)[0] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["jit 4", "pmap 4"])
 def test_masks_unevenly_over_the_devices(rng, mesh_of, place):
     batch = {"image": rng.normal(size=(8, 3)).astype(np.float32), "label": np.arange(8) % 3}
@@ -145,6 +147,7 @@ def test_parity_of_resnet20_double_precision(rng, mesh_of, place, x64):
     assert worst <= 1e-6, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["one", *PLACES])
 def test_a_run_may_start_at_its_own_anchor(rng, mesh_of, place):
     model, optimizer = jt.models.mlp(4, hidden=(6,)), optax.adam(0.1)
@@ -234,6 +237,7 @@ def largest_constant(text):
     return max(found, default=0), len(found)
 
 
+@pytest.mark.slow
 def test_the_anchor_is_no_constant_of_the_program(rng):
     model, optimizer = jt.models.mlp(10, hidden=(2400, 2400)), optax.sgd(0.1)
     batch = {"image": rng.normal(size=(4, 1800)).astype(np.float32), "label": np.arange(4)}
@@ -258,6 +262,7 @@ def test_the_search_for_constants_finds_one():
     assert largest_constant(text)[0] == 600 * 500 * 4
 
 
+@pytest.mark.slow
 def test_given_weights_must_fit(rng):
     model, optimizer = jt.models.mlp(4, hidden=(6,)), optax.sgd(0.1)
     batch = images(rng, rows=8, side=2)

@@ -162,6 +162,7 @@ def test_what_is_shared_freezes_for_both_and_what_is_its_own_for_it_alone():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_average_of_a_twin_follows_the_weights_that_it_runs_on():
     model = network()
     twin = model.twin("twin", own="norm")

@@ -68,6 +68,7 @@ def fit(data, **options):
     return jt.fit(objective_of(model_of()), optax.adam(0.05), data, **options)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_to_the_same_bits(tmp_path):
     whole = fit(both(), out=tmp_path / "whole")
 

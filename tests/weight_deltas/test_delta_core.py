@@ -61,6 +61,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 def test_which_axes_are_inputs_is_known_for_every_layer_of_the_zoo():
     weights = weights_of(drawn(LAYERS))
     assert {path: D.input_axes(path, weights) for path in INPUTS} == INPUTS
@@ -72,6 +73,7 @@ def test_which_axes_are_inputs_is_known_for_every_layer_of_the_zoo():
                 assert (D.input_axes(path, found) is None) == path.endswith("bias"), path
 
 
+@pytest.mark.slow
 def test_a_matrix_multiplies_as_its_layer_does():
     tree, rng = drawn(LAYERS), np.random.default_rng(1)
     weights = weights_of(tree)
@@ -167,6 +169,7 @@ def as_numpy(weight):
     return kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1]) if kernel.ndim == 4 else kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["a/kernel", "c/kernel"])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_values_and_gradients_are_those_of_the_formulas(kind, path):

@@ -60,6 +60,7 @@ def test_only_the_norm_that_a_delta_trains_follows_the_batches(name):
     assert moved == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(3, 3), (2, 3)])
 def test_eva_of_a_convolution_takes_the_directions_of_its_patches(rows, columns):
     """The delta's first factor, run as a convolution, gives the data's leading coordinates: no r others are larger."""

@@ -44,6 +44,7 @@ def depthwise():
     return jt.models.linen(Net(), stages=("grouped", "deep", "head"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "convolutions" else ()) for name in NETWORKS]
 )
@@ -92,6 +93,7 @@ def _leaves(state):
     return jt.tree.leaves_by_path(state).items()
 
 
+@pytest.mark.slow
 def test_what_is_frozen_runs_in_inference_mode():
     model = jt.models.small_cnn(4, width=4)
     variables = jax.jit(model.init)(KEY, jnp.zeros((2, 4, 4, 1)))
@@ -125,6 +127,7 @@ def test_a_delta_that_an_optimiser_freezes_is_still_too():
         assert changed == moves
 
 
+@pytest.mark.slow
 def test_it_trains_alike_on_any_devices_and_its_base_stays_out_of_the_state(mesh_of):
     def make(model):
         variables = base_of(model)
@@ -202,6 +205,7 @@ def test_the_meta_gradient_through_a_zero_start_is_right(x64):
         assert float(slope) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_averages_teachers_and_penalties_take_it():
     model, data = normalised([]), batches(np.random.default_rng(0), 4)
     variables = base_of(model)
@@ -255,6 +259,7 @@ def test_misuse_is_told():
             wrong()
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_trains_what_lora_has():
     model = jt.models.vit_ti(100, patch=4)
     shapes = jax.eval_shape(model.init, KEY, np.zeros((1, 32, 32, 3), np.float32))

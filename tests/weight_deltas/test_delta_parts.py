@@ -245,6 +245,7 @@ def of_layers(name, base, own):
     return after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_acts_on_layers_is_what_its_formula_says(name):
     part, base = OTHERS[name](), base_of()
@@ -292,6 +293,7 @@ def test_every_kind_begins_as_the_base_to_the_bit():
             np.testing.assert_array_equal(after[path], leaf, err_msg=f"{name}: {path}")
 
 
+@pytest.mark.slow
 def test_a_part_is_made_again_from_what_it_noted():
     base = base_of()
     weights = weights_of(base)
@@ -383,6 +385,7 @@ def test_the_penalty_is_on_what_the_delta_adds():
         D.l2_sp(net, strength=-1)
 
 
+@pytest.mark.slow
 def test_pruned_keeps_the_largest_and_the_gates_close():
     rng = np.random.default_rng(0)
     own = {
@@ -499,6 +502,7 @@ def test_what_a_kind_cannot_do_is_told():
             wrong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 def test_a_small_base_carries_a_delta_in_float32(kind):
     model = jt.models.linen(nn.Dense(6))
