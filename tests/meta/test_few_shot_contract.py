@@ -45,9 +45,8 @@ def everything(model, **kwargs):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize(
-    "shots", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 2, 3)]
-)  # fewer and more examples than features
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [(1, 1, 1), (1, 2, 3)])  # fewer and more examples than features
 def test_gradients_equal_finite_differences(shots, rng, x64):
     model = tasks.linear_encoder()
     learners = {name: learner(model, WAYS, view="input") for name, learner in LEARNERS.items() if name not in HEADS}

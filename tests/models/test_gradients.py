@@ -44,7 +44,7 @@ NETS = {  # the smallest of each family, and the shape of its images
 
 
 COSTLY = {"resnet", "resnet, small images", "vgg, batch norm", "cifar_resnet, preactivation"}  # a sister is quick
-COSTLY |= {"conv4 without norm", "conv4, strided", "lenet"}
+COSTLY |= {"conv4 without norm", "conv4, strided", "lenet", "wide_resnet"}
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def flops(objective, batch):
     return jax.jit(gradient).lower(params, batch).compile().cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_rules_of_values_cost_one_pass_backwards():
     net, batch = (

@@ -152,6 +152,8 @@ OBJECTIVES = {
 ALIKE = {"label smoothing", "l2 only", "scheduled", "siglip", "simclr", "decoupled", "supcon", "barlow twins"}
 ALIKE |= {"weighted", "simsiam", "nnclr", "swav", "crd", "online probe", "mean teacher", "mutual learning"}
 ALIKE |= {"co-teaching", "delta", "co-tuning", "bi-tuning", "multilabel", "info_nce", "moco v3"}
+ALIKE |= {"two towers", "vicreg", "l2", "frozen model", "inference", "distillation of a whole batch"}
+ALIKE |= {"a model and a draw of its own"}
 
 STOPPED = ("crd", "decoupled", "mean teacher", "simsiam", "online probe", "nnclr", "swav", "mutual learning")
 STOPPED = dict.fromkeys(STOPPED, "eager") | dict.fromkeys(("byol", "moco", "moco v3", "dino", "bi-tuning"), "unfused")
