@@ -37,6 +37,24 @@ def test_random_crop_reaches_every_place_equally():
     np.testing.assert_allclose(share, np.full((3, 3), 1 / 9), atol=0.01)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float16, np.int64, np.bool_])
+def test_crops_and_flips_keep_any_type_and_number_of_channels(dtype, channels, rng):
+    image = rng.integers(0, 256, (12, 5, 4, channels)).astype(dtype)[:, ::-1]  # in no order of memory
+    before, transform = image.copy(), augment.compose(augment.random_crop(1), augment.random_flip())
+    result = transform({"image": image}, np.random.default_rng(1))["image"]
+    draws = np.random.default_rng(1)
+    places, flips = draws.integers(0, 3, (12, 2)), draws.random(12) < 0.5
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want = [one[y : y + 5, x : x + 4] for one, (y, x) in zip(padded, places, strict=True)]
+    want = [np.fliplr(one) if flip else one for one, flip in zip(want, flips, strict=True)]
+    np.testing.assert_array_equal(result, np.stack(want), strict=True)
+    np.testing.assert_array_equal(image, before)
+    assert result.flags.writeable
+    none = transform({"image": image[:0]}, np.random.default_rng(1))["image"]
+    assert none.shape == (0, 5, 4, channels)
+
+
 def test_random_flip_matches_a_loop():
     batch = batch_of(40)
     result = augment.random_flip()(batch, np.random.default_rng(3))
