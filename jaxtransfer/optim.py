@@ -21,6 +21,8 @@ from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import LossScaled as LossScaled
 from jaxtransfer.loss_scale import loss_scaled as loss_scaled
+from jaxtransfer.narrow_weights import master_weights as master_weights
+from jaxtransfer.narrow_weights import stochastic_rounding as stochastic_rounding
 
 Optimizer = optax.GradientTransformation
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "version"},
     {"tree", "files", "formats", "parts.learns", "parts.masking", "parts.split_statistics", "parts.view", "resizing"},
     {"loss_scale", "parts.twins", "parts.gradient_averages", "texts"},
-    {"model"},
+    {"model", "narrow_weights"},
     {"weights"},
     {"losses", "forward", "micro_batches", "devices"},
     {"context"},

@@ -14,6 +14,7 @@ from jaxtransfer.devices.placement import Placement, check_whole
 from jaxtransfer.devices.sharding import Rule, Shards
 from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import scale_of
+from jaxtransfer.narrow_weights import check_stands
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.parts.masking import check_masks
@@ -129,6 +130,7 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
     def loss(params, state, traced, frozen, opt_state):
         own, inner = moved_by(turn, opt_state, params)
         scale_of(inner)  # raises where it stands wrong
+        check_stands(inner)
         context = Context(step, key, dict(zip(whole.frozen, frozen, strict=True)), still=held_still(inner, own))
         outputs, state = objective.run(params, state, traced, context)
         objective.check(outputs, batch)  # outputs have shapes only, the batch has its values
