@@ -29,6 +29,7 @@ from jaxtransfer.cli.listing import Datasets, Models
 from jaxtransfer.cli.merge import Merge
 from jaxtransfer.cli.meta import Meta
 from jaxtransfer.cli.multitask import Multitask
+from jaxtransfer.cli.precision import multiplied
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
@@ -87,7 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(command, Launch):
                 return command.run_words(after)
             keeps = keeps and not isinstance(command, _COMPILE_NOTHING)
-            with _begun(words, command), together(command), _programs(keeps=keeps), written_nowhere(command) as one:
+            with (
+                multiplied(command),
+                _begun(words, command),
+                together(command),
+                _programs(keeps=keeps),
+                written_nowhere(command) as one,
+            ):
                 one.run()
             sys.stdout.flush()
         except DryRunEnd:

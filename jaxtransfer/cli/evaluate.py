@@ -59,6 +59,10 @@ class Evaluate:
     """Folder of prepared tfds data sets."""
     batch_size: int = 256
     """Examples at a time."""
+    matmul_precision: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's)")
+    ] = None
+    """Of products of matrices and convolutions, as for `pretrain`: default, high or highest."""
     resize: bool = False
     """Bring the images to the run's shape: size, and grey or colour; done anyway where the run says how."""
     worst: Annotated[

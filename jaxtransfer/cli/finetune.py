@@ -162,6 +162,10 @@ class Finetune:
                 f"--delta {self.difference.delta}: the source's weights stay anyway; --only says what the difference "
                 f"changes, leave --freeze{'-bn' * (not self.frozen.freeze)} out"
             )
+        if self.recipe.param_dtype is not None:
+            raise InputError(
+                f"--delta {self.difference.delta} keeps the source's weights as they are; leave --param-dtype out"
+            )
         if self.keep_head and self.head_rate is not None:
             raise InputError("--head-rate: under --delta a head that is kept stays; leave it out")
 

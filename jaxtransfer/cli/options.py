@@ -28,6 +28,8 @@ STEPS = 1000
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: $TFDS_DATA_DIR)")]
 
+MatmulPrecision = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as JAX is set up)")]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -76,6 +78,9 @@ class RunOptions(RateOptions, Length):
     """Stop after this many evaluations without a better accuracy."""
     mode: Annotated[str, tyro.conf.arg(metavar="NAME")] = "jit"
     """jit or pmap, over all devices; the numbers are the same to rounding."""
+    matmul_precision: MatmulPrecision = None
+    """Bits of products of matrices and convolutions of float32 numbers where the device has a choice: default, the
+    fastest (bfloat16 on a TPU, TF32 on a GPU), high or highest (float32)."""
     distributed: bool = False
     """This is one of several processes that train together, as a TPU pod, SLURM, Open MPI or Kubernetes start them;
     jaxtransfer launch does on this machine."""

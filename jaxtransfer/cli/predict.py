@@ -53,6 +53,10 @@ class Predict:
     """Write to NAME.jsonl, NAME.csv or NAME.parquet (extra `tables`) instead."""
     batch_size: int = 64
     """Images at a time."""
+    matmul_precision: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's)")
+    ] = None
+    """Of products of matrices and convolutions, as for `pretrain`: default, high or highest."""
 
     def run(self) -> None:
         """Classifies and prints."""

@@ -21,6 +21,7 @@ TASK_CLASSES = "task_classes"  # `tasks` of a few-shot run is how many episodes 
 KNOWS = (CLASSES, LABELS, FEATURES, EPISODES, TASKS)
 """What a run may have learned: to name classes; labels, any number of which hold together; features alone; to learn the
 classes of an episode; or to name the classes of several tasks, by an output each."""
+PRECISION, PRECISIONS = "matmul_precision", ("default", "high", "highest")
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value will do, and what it should be, for messages."""
 
@@ -203,6 +204,7 @@ ENTRIES: dict[str, Rule] = {
         "an object of the delta's kind and its base, with a digest",
     ),
     "monitor": (or_none(text), "the name of a metric, or null"),
+    PRECISION: (or_none(lambda value: value in PRECISIONS), f"null, or one of {', '.join(PRECISIONS)}"),
     "maximize": SWITCH,
 }
 _OF_FEATURES = {name: ENTRIES[name] for name in ("shots", "seed")}  # they are measured on what they learned from

@@ -148,7 +148,14 @@ def train_step(
     k batches make one update. What counts steps then counts updates: schedules, moving averages, the queues of
     contrast and DINO's centre, which stay as they are until the last of the k batches (a queue takes in the keys of
     that one), so that all k see the same. Random draws differ in each batch, and the running statistics of batch norm
-    move with each.
+    move with each. The update is by the mean of the gradients of k losses: that of one large batch where the loss is a
+    mean over examples and all k count alike. Not so where masks or weights count more in one than in another, and not
+    for losses in which examples meet, contrast say: each batch has its own negatives (`jt.micro_batched` gives those
+    of the whole in the memory of a part).
+
+    Products of matrices and convolutions are made in the precision that JAX is told where the step is called:
+    `with jax.default_matmul_precision("highest")` around the calls, or around `fit`, matters where a device multiplies
+    float32 numbers in fewer bits by default, as TPUs (bfloat16) and GPUs (TF32) do.
 
     Args:
       objective: the loss; its frozen trees reach the program as an argument that is not donated.

@@ -100,6 +100,7 @@ def test_what_is_no_object(broken, commands, refused, text):
         ("heads", 1),
         ("average", 7),
         ("maximize", None),
+        ("matmul_precision", "best"),
     ],
 )
 def test_an_entry_of_another_shape_is_named(broken, refused, source, entry, value):

@@ -1,0 +1,102 @@
+"""In which numbers weights are stored and products are made, on the command line."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtransfer as jt
+from jaxtransfer.cli.precision import multiplied
+from jaxtransfer.cli.recipe import RecipeOptions
+from jaxtransfer.narrow_weights import MasterWeights, StochasticRounding
+
+NOISY = ("--data", "digits/noisy", "--split", "train[:64]", "--eval-split", "test[:32]", "--batch-size", "16")
+SHORT = ("--steps", "4", "--eval-every", "2")
+
+
+def precision_of(**options):
+    with multiplied(SimpleNamespace(**options)):
+        return jax.config.jax_default_matmul_precision
+
+
+def test_products_are_made_as_a_training_asks_and_as_its_run_did(tmp_path):
+    before = jax.config.jax_default_matmul_precision
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"matmul_precision": "highest"}))
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text("{}")
+    assert precision_of(training=SimpleNamespace(matmul_precision="high")) == "high"
+    assert precision_of(training=SimpleNamespace(matmul_precision=None), directory=run) == before
+    assert precision_of(matmul_precision=None, directory=run) == "highest"
+    assert precision_of(matmul_precision="default", directory=run) == "default"
+    for directory in (old, tmp_path / "none"):
+        assert precision_of(matmul_precision=None, directory=directory) == before
+    assert precision_of(directory=run) == before  # a command without the option
+    assert jax.config.jax_default_matmul_precision == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--matmul-precision hihg", "unknown --matmul-precision 'hihg' (did you mean 'high'?)"),
+        ("--param-dtype float16", "unknown --param-dtype 'float16'"),
+        ("--stochastic-rounding", "--stochastic-rounding is for weights in bfloat16: add --param-dtype bfloat16"),
+        ("--param-dtype bfloat16 --delta lora", "--delta lora keeps the source's weights as they are"),
+    ],
+)
+def test_what_can_not_be(refused, source, tmp_path, words, told):
+    out = tmp_path / "out"
+    assert told in refused("finetune", "--from", source, *NOISY, *SHORT, "--out", out, *words.split())
+    assert not (out / "config.json").exists()
+
+
+def test_optimisers_of_all_phases_keep_copies_or_round(rng):
+    net = jt.models.mlp(3, hidden=(4,), param_dtype=jnp.bfloat16)
+    params = {"model": net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]}
+    config = {"model_options": {"param_dtype": "bfloat16"}, "seed": 3}
+    phases = jt.methods.lp_ft(net, optax.sgd(0.1))
+
+    def states(options, config):
+        return [phase.optimizer.init(params) for phase in options.applied(phases, net, config)[0]]
+
+    assert [type(state) for state in states(RecipeOptions(), config)] == [MasterWeights] * 2  # as the source's
+    rounding = RecipeOptions(param_dtype="bfloat16", stochastic_rounding=True)
+    assert [type(state) for state in states(rounding, config)] == [StochasticRounding] * 2
+    keys = [np.asarray(states(rounding, {**config, "seed": seed})[0].key) for seed in (3, 4)]
+    assert not np.array_equal(*keys)
+    assert not np.array_equal(keys[0], jax.random.key_data(jax.random.key(3)))  # the run's own
+    narrow = {"model_options": {"param_dtype": "bfloat16", "dtype": "float16"}, "seed": 3}
+    assert [type(state.inner_state) for state in states(RecipeOptions(), narrow)] == [MasterWeights] * 2
+    assert rounding.entries({})["model_options"] == {"param_dtype": "bfloat16"}
+    assert RecipeOptions(param_dtype="float32").entries(config)["model_options"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", [(), ("--stochastic-rounding",)])
+def test_a_run_stored_in_bfloat16_is_read_evaluated_and_passed_on(run, refused, source, tmp_path, rounding):
+    out, words = tmp_path / "out", ("--param-dtype", "bfloat16", "--dtype", "bfloat16", *rounding)
+    words = ("finetune", "--from", source, *NOISY, *SHORT, *words, "--matmul-precision", "highest", "--ema", "0.9")
+    run(*words, "--out", out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_options"] == {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    assert config["matmul_precision"] == "highest"
+    own = jt.load_run(out, average=False, checkpoint="last")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(own.params)} == {"bfloat16"}
+    beside = {leaf.dtype for leaf in jax.tree.leaves(own.state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert beside == {np.dtype("float32")}
+    begun = jt.tree.leaves_by_path(jt.load_run(source).params)
+    moved = jt.tree.leaves_by_path(own.params)
+    assert all(np.any(np.asarray(moved[path]).astype(np.float32) != begun[path]) for path in moved)
+    scores = json.loads(run("evaluate", out, "--split", "test[:32]")[0][0])
+    assert 0 <= scores["accuracy"] <= 1
+    told = refused(*words, "--out", out, "--matmul-precision", "high")
+    assert "matmul_precision: 'highest' there, 'high' now" in told
+    onwards = tmp_path / "onwards"
+    run("finetune", "--from", out, *NOISY, *SHORT, "--out", onwards)
+    assert json.loads((onwards / "config.json").read_text())["model_options"] == config["model_options"]
