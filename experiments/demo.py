@@ -15,9 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -44,6 +45,8 @@ class Demo:
     """Updates on the source domain."""
     steps: int = 200
     """Updates on the target domain, the same for every method."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that the network computes in; weights, statistics and losses stay float32."""
     tiny: bool = False
     """Two seeds and a handful of steps: shows that everything runs, not what comes out."""
 
@@ -90,7 +93,7 @@ class Bench:
 
     def __init__(self, demo: Demo, seed: int):
         self.demo, self.seed = demo, seed
-        self.model = jt.models.normalize(jt.models.small_cnn(10), MEAN, STD)
+        self.model = jt.models.normalize(jt.models.small_cnn(10, dtype=jnp.dtype(demo.dtype)), MEAN, STD)
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Returns Adam with a cosine schedule over the steps."""

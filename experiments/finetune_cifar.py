@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -82,6 +82,8 @@ class Experiment:
     """resnet20 (minutes on a CPU) or vgg16 (for a GPU)."""
     model: str | None = None
     """Another model of `jaxtransfer models`, trained by the preset's recipe."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that the network computes in; weights, statistics and losses stay float32."""
     source: str = "cifar10"
     """Data set to pretrain on."""
     target: str = "cifar100"
@@ -184,6 +186,7 @@ class Bench:
             "mean": self.mean,
             "std": self.std,
             **dataclasses.asdict(self.recipe),
+            **({} if self.experiment.dtype == "float32" else {"model_options": {"dtype": self.experiment.dtype}}),
             **more,
         }
 
