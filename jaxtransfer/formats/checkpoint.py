@@ -10,28 +10,25 @@ from jaxtransfer.errors import InputError
 
 _NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network")  # what scripts save weights under
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile's, FSDP's
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches, of averaged weights
+_COUNTERS = ("num_batches_tracked", "n_averaged", "_extra_state")  # of batches, of averaged weights; of quantisation
 
 
 def tensors_in(found: Any, part: str | None = None) -> dict[str, np.ndarray]:
-    """Returns the tensors by name of a checkpoint as arrays, names without wrappers, counters of batches left out.
+    """Returns the tensors by name of a checkpoint as arrays, names without wrappers.
+
+    Counters of batches are left out, and what stands among the tensors and is none: an epoch, an accuracy.
 
     Args:
       found: a state dict, or a checkpoint with one under `state_dict`, `model` or the like, or the only one in it.
       part: the key of the one that is meant, where there are several: "teacher", "model_ema".
 
     Raises:
-      InputError: where nothing tells which state dict is meant, and for entries of it that are no tensors.
+      InputError: where nothing tells which state dict is meant.
     """
-    if part is not None:
-        if not isinstance(found, Mapping) or not isinstance(found.get(part), Mapping):
-            keys = [key for key in found if isinstance(found[key], Mapping)] if isinstance(found, Mapping) else []
-            raise InputError(
-                f"the weights have no part {part!r}; it may be one of {', '.join(map(str, keys)) or 'none'}"
-            )
-        found = found[part]
     tensors: dict[str, np.ndarray] = {}
-    for name, tensor in state_dict(found).items():
+    for name, tensor in state_dict(found, part).items():
+        if not _is_tensor(tensor):
+            continue
         name = unwrapped(name)
         if name.endswith(_COUNTERS):
             continue
@@ -43,25 +40,46 @@ def tensors_in(found: Any, part: str | None = None) -> dict[str, np.ndarray]:
     return tensors
 
 
-def state_dict(found: Any) -> Mapping[str, Any]:
+def state_dict(found: Any, part: str | None = None) -> Mapping[str, Any]:
     """Returns the tensors by name that a checkpoint holds, under a usual key or the only such dict in it.
 
     Args:
       found: what is in a file.
+      part: the key of the one that is meant.
 
     Raises:
       InputError: where it holds none or several.
     """
+    if part is not None:
+        if not isinstance(found, Mapping) or not isinstance(found.get(part), Mapping):
+            keys = [key for key in found if isinstance(found[key], Mapping)] if isinstance(found, Mapping) else []
+            raise InputError(
+                f"the weights have no part {part!r}; it may be one of {', '.join(map(str, keys)) or 'none'}"
+            )
+        found = found[part]
     if not isinstance(found, Mapping):
         raise InputError(f"expected weights by name, a state dict; got {type(found).__name__}")
     inner = {key: value for key, value in found.items() if isinstance(value, Mapping) and value}
     nests = [key for key in _NESTS if key in inner][:1] or [key for key in inner if _holds_tensors(inner[key])]
-    if len(nests) == 1:
+    loose = any("." in str(name) and _is_tensor(value) for name, value in found.items())  # an accuracy is no network
+    if len(nests) == 1 and (nests[0] in _NESTS or not loose):
         return state_dict(inner[nests[0]])
-    if any(map(_is_tensor, found.values())):
+    if not nests and any(map(_is_tensor, found.values())):
         return found
-    which = f"{len(nests)} ({', '.join(map(str, nests[:5]))})" if nests else "none"
-    raise InputError(f"expected one state dict in the weights, found {which}; pass the one that is meant")
+    which = f"{len(nests) + loose} ({', '.join(map(str, nests[:5]))})" if nests else "none"
+    remedy = f"part={nests[0]!r} takes that" if nests else "pass the one that is meant"
+    raise InputError(f"expected one state dict in the weights, found {which}; {remedy}")
+
+
+def no_tensors(found: Any, part: str | None = None) -> tuple[str, ...]:
+    """Returns the names of what stands among the tensors of a state dict and is none.
+
+    Args:
+      found: what is in a file.
+      part: the key of the state dict that is meant.
+    """
+    names = [str(name) for name, value in state_dict(found, part).items() if not _is_tensor(value)]
+    return tuple(name for name in names if not name.endswith(_COUNTERS))
 
 
 def passed_over(found: Any) -> str:
@@ -103,12 +121,10 @@ def as_array(name: str, tensor: Any) -> np.ndarray:
       name: of the tensor, for errors.
       tensor: PyTorch's, on any device, or an array.
     """
-    if not _is_tensor(tensor):
-        raise InputError(f"the weights hold {name!r}, which is no tensor but {type(tensor).__name__}; leave it out")
     try:
         if not hasattr(tensor, "detach"):
             return np.asarray(tensor)
-        tensor = tensor.detach().cpu()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
         try:
             return tensor.numpy()
         except TypeError:  # bfloat16 and narrower

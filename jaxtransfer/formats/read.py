@@ -12,6 +12,12 @@ from jaxtransfer.formats import numpy_file, onnx_file, safetensors, torch_file
 from jaxtransfer.formats.checkpoint import tensors_in
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
+_OTHERS = {  # what lies in place of weights where fetching them went wrong
+    b"version https://": "it is a pointer of Git LFS to them; fetch them by git lfs pull",
+    b"<": "it is a page of the web; fetch the file itself",
+    b"\x1f\x8b": "it is compressed by gzip; unpack it",
+}
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".npz", ".onnx")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -48,6 +54,8 @@ def read_file(path: str | Path) -> Any:
             start = file.read(16)
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
+    if other := next((what for sign, what in _OTHERS.items() if start.startswith(sign)), None):
+        raise InputError(f"cannot read the weights {path}: {other}")
     if safetensors.is_one(start) or path.suffix == ".safetensors":
         return safetensors.read(path)
     if path.suffix == ".onnx":
@@ -68,9 +76,14 @@ def file_of(path: Path) -> Path:
     for name in (*SINGLE[:1], *INDICES[:1], *SINGLE[1:], *INDICES[1:]):
         if (path / name).is_file():
             return path / name
-    others = sorted(path.glob("*.safetensors"))
-    if len(others) == 1:
-        return others[0]
+    others = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in _SUFFIXES)
+    safe = [file for file in others if file.suffix == ".safetensors"]
+    for alone in (safe, others):
+        if len(alone) == 1:
+            return alone[0]
+    if others:
+        names = ", ".join(file.name for file in others[:5])
+        raise InputError(f"the folder {path} has {len(others)} files of weights, {names}; pass the one that is meant")
     raise InputError(f"the folder {path} has no weights: expected {', '.join(SINGLE)}, or config.json of a run")
 
 

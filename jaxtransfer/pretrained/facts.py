@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxtransfer.errors import InputError
 from jaxtransfer.formats import safetensors
 from jaxtransfer.formats.read import file_of
+from jaxtransfer.pretrained import unshown
 from jaxtransfer.pretrained.preprocessing import Preprocessing
 from jaxtransfer.pretrained.resample import FILTERS
 
@@ -27,8 +28,10 @@ class Facts(NamedTuple):
       class_names: of the outputs, in order; empty where nothing says it.
       heads: number of attention heads; None where nothing says it.
       origin: the file that says so.
-      network: of what weights of ours are, as `models.describe` says it; None where nothing says it.
+      network: of what weights are, as `models.describe` says it, where names and shapes leave it open; None where
+        nothing says it.
       labels: whether the outputs are labels, any number of which hold together, by sigmoids.
+      differs: in which way their network is not as ours, though they fit; "" where nothing says so.
     """
 
     preprocessing: Preprocessing | None = None
@@ -37,6 +40,7 @@ class Facts(NamedTuple):
     origin: str = ""
     network: Mapping[str, Any] | None = None
     labels: bool = False
+    differs: str = ""
 
 
 def beside(path: Path) -> Facts:
@@ -55,11 +59,13 @@ def beside(path: Path) -> Facts:
     try:
         names, labels = _class_names(config), config.get("problem_type") == "multi_label_classification"
         heads = config.get("num_attention_heads", config.get("n_heads"))
+        known, origin = None, "config.json"
         if isinstance(config.get("pretrained_cfg"), Mapping):
-            return Facts(_of_timm(config["pretrained_cfg"]), names, heads, "config.json", labels=labels)
-        if "image_mean" in prepared:
-            return Facts(_of_transformers(prepared), names, heads, "preprocessor_config.json", labels=labels)
-        return Facts(None, names, heads, "config.json", labels=labels)
+            known = _of_timm(config["pretrained_cfg"])
+        elif "image_mean" in prepared:
+            known, origin = _of_transformers(prepared), "preprocessor_config.json"
+        network, differs = unshown.network(config), unshown.differs(config)
+        return Facts(known, names, heads, origin, network, labels, differs)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"what stands beside the weights in {folder} can't be read: {error!r}") from None
 
@@ -104,6 +110,17 @@ class Within(NamedTuple):
     model: str
     options: dict[str, Any]
     image_shape: tuple[int, int, int] | None
+
+
+def network_beside(path: Path) -> Within | None:
+    """Returns the network that a file of ours, or `config.json` beside weights, says they are of; else None.
+
+    Args:
+      path: a file of weights or its folder.
+    """
+    file = file_of(path)
+    told = unshown.network(_json(file.parent / "config.json"))
+    return network_within(file) or (None if told is None else Within(told["model"], told["model_options"], None))
 
 
 def network_within(path: Path) -> Within | None:

@@ -89,12 +89,14 @@ def check_heads(source: Source, shapes: Shapes) -> None:
 
 
 def check_options(source: Source, model: Model) -> None:
-    """Raises where weights of ours were made by options that no shape shows, and the model has others.
+    """Raises where weights are of a network with options that no shape shows, and the model has others.
 
     Args:
       source: the weights.
       model: whose leaves they fit.
     """
+    if source.facts.differs:
+        raise InputError(f"{source.name} has {source.facts.differs}: the model would give something else in silence")
     network, recipe = source.facts.network, model.recipe
     if network is None or recipe is None or network.get("model") not in models.ZOO:
         return
@@ -104,12 +106,14 @@ def check_options(source: Source, model: Model) -> None:
         return
     if theirs is None or theirs.build != recipe.build:
         return
-    for name, value in theirs.arguments.items():
-        if name not in _FREE and (ours := recipe.arguments.get(name, value)) != value:
-            raise InputError(
-                f"{source.name} is of a network with {name}={value!r}, the model has {name}={ours!r}, and would give "
-                f"something else in silence; make it so"
-            )
+    pairs = {name: (value, recipe.arguments.get(name, value)) for name, value in theirs.arguments.items()}
+    other = {name: pair for name, pair in pairs.items() if name not in _FREE and pair[0] != pair[1]}
+    if other:
+        theirs, ours = (", ".join(f"{name}={pair[which]!r}" for name, pair in other.items()) for which in (0, 1))
+        raise InputError(
+            f"{source.name} is of a network with {theirs}, the model has {ours}, and would give something else in "
+            f"silence; make it so"
+        )
 
 
 def fit(

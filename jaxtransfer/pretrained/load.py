@@ -140,6 +140,8 @@ def load_pretrained(
     preprocessing, tokenizer = None, None
     if texts is None:
         preprocessing, told = _preprocessing(found.facts, matched, shapes, model)
+        if found.facts.network is None and model.recipe is not None:
+            told = (*told, *filter(None, (matched.scheme.unsaid.get(model.recipe.build),)))
     elif texts.tokenizer is not None:
         tokenizer = cut(texts.tokenizer, shapes[POSITIONS][0])
         told = (*told, f"tokenizer: {tokenizer}")

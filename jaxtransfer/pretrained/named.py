@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtransfer import models, tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.models.recipe import as_arguments
+from jaxtransfer.pretrained import hub
 from jaxtransfer.pretrained.as_run import count_outputs
-from jaxtransfer.pretrained.facts import network_within
+from jaxtransfer.pretrained.facts import Within, network_beside, network_within
 from jaxtransfer.pretrained.load import Pretrained, load_pretrained
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".npz", ".onnx", ".json")
@@ -80,8 +81,7 @@ def load_named(
     Raises:
       InputError: as `load_pretrained`, and for weights without a head.
     """
-    within = network_within(Path(source)) if isinstance(source, str | Path) else None
-    within = within if within is not None and within.model == network else None
+    within = _network_beside(source, network)
     made = {} if within is None else as_arguments(within.options)
     body = models.create(network, 2, **made)
     reinit: tuple[str, ...] = ()
@@ -112,3 +112,14 @@ def load_named(
     if moved and loaded.preprocessing is not None and loaded.preprocessing.size is not None:
         loaded = laid_out((*loaded.preprocessing.size, shape[2]))  # that they were trained on
     return loaded
+
+
+def _network_beside(source: Any, network: str) -> Within | None:
+    """Returns what weights say of their network, where it is the one that is meant."""
+    if not isinstance(source, str | Path):
+        return None
+    path = hub.fetch(source) if isinstance(source, str) and hub.is_name(source) else Path(source)
+    if not path.exists() or (path / "checkpoints").is_dir():
+        return None
+    within = network_beside(path)
+    return within if within is not None and within.model == network else None

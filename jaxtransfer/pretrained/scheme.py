@@ -40,6 +40,8 @@ class Scheme:
       libraries: whose names these are, for exports: "torchvision", "timm".
       networks: constructors of ours whose networks are of the family: no other network is exported by these names,
         though it may have layers of the same names; empty for any.
+      unsaid: what the names leave open that changes what a network gives, by constructor of ours; reports tell it where
+        nothing beside the weights says it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Scheme:
     preprocessing: Preprocessing | None = None
     libraries: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    unsaid: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def table(self, shapes: Shapes) -> Sequence[Rule]:
         """Returns the rules for a model with leaves of these shapes."""

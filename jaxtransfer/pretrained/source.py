@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.formats.checkpoint import passed_over, tensors_in
+from jaxtransfer.formats.checkpoint import no_tensors, passed_over, tensors_in
 from jaxtransfer.formats.read import read_file
 from jaxtransfer.parts.learns import LABELS
 from jaxtransfer.pretrained import hub
@@ -85,8 +85,10 @@ def _pooled(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _notes(found: Any, part: str | None) -> tuple[str, ...]:
-    """Returns what there is besides the state dict that was taken, where nobody said which is meant."""
-    return tuple(filter(None, (passed_over(found),))) if part is None else ()
+    """Returns what there is besides the tensors that were taken, and besides their state dict if nobody said which."""
+    loose = no_tensors(found, part)
+    told = f"no tensors, and left out: {tree.listed(loose, limit=6)}" if loose else ""
+    return tuple(filter(None, (passed_over(found) if part is None else "", told)))
 
 
 def _of_run(run: Run) -> Source:

@@ -9,7 +9,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.formats import read_tensors, safetensors
-from jaxtransfer.formats.checkpoint import passed_over
+from jaxtransfer.formats.checkpoint import no_tensors, passed_over, tensors_in
 
 ARRAYS = {
     "fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -187,6 +187,43 @@ def test_what_is_not_there_is_told(tmp_path):
         read_tensors(tmp_path / "nowhere")
     with pytest.raises(jt.InputError, match=r"has no weights: expected model\.safetensors"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html>", "a page of the web"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip; unpack it"),
+    ],
+)
+def test_what_lies_in_place_of_weights_is_told(start, told, tmp_path):
+    for name in ("w.safetensors", "w.pth"):
+        with pytest.raises(jt.InputError, match=told):
+            read_tensors(save(tmp_path / name, start + b" " * 20))
+
+
+def test_a_folder_with_a_file_of_another_name(tmp_path):
+    plain = {"a": ARRAYS["half"]}
+    np.savez(tmp_path / "b.npz", **plain)
+    same(read_tensors(tmp_path), plain)
+    save(tmp_path / "c.pth", b"")
+    with pytest.raises(jt.InputError, match=r"has 2 files of weights, b\.npz, c\.pth; pass the one that is meant"):
+        read_tensors(tmp_path)
+    save(tmp_path / "d.safetensors", written(plain))
+    same(read_tensors(tmp_path), plain)
+
+
+def test_what_is_no_tensor_is_left_out_and_told():
+    given = {"a.weight": np.ones(2), "a._extra_state": None, "epoch": 3, "optimizer": {"state": {}}}
+    same(tensors_in(given), {"a.weight": np.ones(2)})
+    assert no_tensors(given) == no_tensors({"model": given, "acc": 0.9}) == ("epoch", "optimizer")
+    assert no_tensors({"a": np.ones(2)}) == ()
+    two = {"a.weight": np.ones(2), "ema": {"a.weight": np.zeros(2)}}
+    with pytest.raises(jt.InputError, match=r"found 2 \(ema\); part='ema' takes that"):
+        tensors_in(two)
+    same(tensors_in(two, "ema"), {"a.weight": np.zeros(2)})
+    same(tensors_in({"ema": two["ema"], "best": np.float64(0.5)}), {"a.weight": np.zeros(2)})
 
 
 def test_a_part_of_a_checkpoint(tmp_path):

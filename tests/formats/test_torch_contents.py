@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import subprocess
+import types
 import uuid
 
 import jax
@@ -123,6 +124,19 @@ def lightning():
     }
 
 
+def turned(value):
+    return value.permute(tuple(range(value.ndim))[::-1])
+
+
+def shared():
+    """One flat tensor, of which each is a part, laid out in another order."""
+    flat, out, end = torch.cat([turned(value).reshape(-1) for value in GOOD.values()]), {}, 0
+    for name, value in GOOD.items():
+        out[name] = turned(flat[end : end + value.numel()].view(value.shape[::-1]))
+        end += value.numel()
+    return out
+
+
 ORDINARY = {  # what is saved, and the key of the state dict that is meant, where there are several
     "plain": (lambda: GOOD, None),
     "parameters that want gradients": (parameters, None),
@@ -151,6 +165,33 @@ ORDINARY = {  # what is saved, and the key of the state dict that is meant, wher
         None,
     ),
     "nested twice": (lambda: {"model": {"state_dict": GOOD, "epoch": 3}}, None),
+    "states of generators": (
+        lambda: {
+            "model": GOOD,
+            "rng": [np.random.default_rng(0).integers(9, size=3), torch.get_rng_state(), (3, (1,))],
+        },
+        None,
+    ),
+    "arrays of NumPy": (
+        lambda: {"model": {name: value.numpy() for name, value in GOOD.items()}, "mean": np.array([0.4, 0.5])},
+        None,
+    ),
+    "options of several kinds": (
+        lambda: {
+            "model": GOOD,
+            "cfg": types.SimpleNamespace(lr=0.1, only=frozenset("a"), rows=slice(3), n=np.uint8(1)),
+        },
+        None,
+    ),
+    "what is no tensor among them": (
+        lambda: {**GOOD, "epoch": 3, "best": 0.9, "optimizer": {"state": {}}, "bn1._extra_state": None},
+        None,
+    ),
+    "signs that are pending": (
+        lambda: {name: torch._neg_view(-value) if value.ndim > 1 else value for name, value in GOOD.items()},
+        None,
+    ),
+    "views of one storage": (shared, None),
     "moments of the training": (
         lambda: {"state_dict": GOOD, "date": datetime.datetime(2026, 1, 2), "took": datetime.timedelta(1)},
         None,
@@ -283,7 +324,7 @@ def test_programs_and_whole_networks_are_refused(tmp_path):
     with pytest.raises(jt.InputError, match=r"pass the network's state_dict\(\)"):
         read_tensors(tmp_path / "whole.pth")
     torch.save({"model": GOOD, "colour": Colour.RED}, tmp_path / "enum.pth")
-    with pytest.raises(jt.InputError, match="objects besides tensors"):
+    with pytest.raises(jt.InputError, match=r"objects besides tensors \(test_torch_contents\.Colour\), which"):
         read_tensors(tmp_path / "enum.pth")
 
 

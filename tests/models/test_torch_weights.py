@@ -75,7 +75,7 @@ def test_form_of_checkpoints(form, linear):
         ({}, "found none; pass the one that is meant"),
         ({"epoch": 3}, "found none"),
         ({"model": 3}, "found none"),
-        ({**PLAIN, "epoch": 3}, "hold 'epoch', which is no tensor but int"),
+        ({**PLAIN, "ema": PLAIN}, r"found 2 \(ema\); part='ema' takes that"),
         ({**PLAIN, 3: BIAS}, "expected the weights by name, got a tensor under 3"),
         ({**PLAIN, "module.fc.bias": BIAS}, "two tensors of the weights are 'fc.bias' once"),
         ([WEIGHT, BIAS], "expected weights by name, got list; pass a file or a dict"),

@@ -363,6 +363,18 @@ def test_options_that_no_shape_shows_come_back(tmp_path):
     assert (arguments["same_padding"], arguments["dtype"], arguments["classes"]) == (False, "bfloat16", 2)
     assert bits(leaves(loaded.variables)) == bits(leaves(variables))
 
+    bare = tmp_path / "timm" / "w.npz"  # timm's, of which config.json alone says how they pad
+    bare.parent.mkdir()
+    np.savez(bare, **read_tensors(path))
+    assert "nothing says which of them it is" in str(jt.load_pretrained(bare, jt.models.efficientnet_lite0(2)).report)
+    timm = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3}
+    (bare.parent / "config.json").write_text(json.dumps({"architecture": "efficientnet_lite0", "pretrained_cfg": timm}))
+    with pytest.raises(jt.InputError, match="with same_padding=False, epsilon=1e-05, the model has same_padding=True"):
+        jt.load_pretrained(bare, jt.models.efficientnet_lite0(2))
+    loaded = jt.pretrained.load_named(bare, "efficientnet-lite0")
+    assert (loaded.model.recipe.arguments["same_padding"], loaded.model.recipe.arguments["epsilon"]) == (False, 1e-5)
+    assert "nothing says" not in str(loaded.report)
+
 
 def test_a_file_of_ours_keeps_the_channels_of_its_images(tmp_path):
     """Small-cnn is usually on grey images; the stem of one on colours was summed over them, in silence."""

@@ -114,6 +114,7 @@ def test_an_average_beside_the_weights_is_told_of():
     loaded = load({"model": THEIRS, "model_ema": slow, "epoch": 3})
     check(loaded)
     assert "'model' was taken; there is model_ema, too: part='model_ema' takes that" in str(loaded.report)
+    assert "no tensors, and left out: epoch, acc" in str(load({**THEIRS, "epoch": 3, "acc": 0.9}).report)
     other = load({"model": THEIRS, "model_ema": slow}, part="model_ema")
     check(other, slow)
     assert "model_ema, too" not in str(other.report)
@@ -442,6 +443,23 @@ def test_what_stands_beside_the_weights(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(jt.InputError, match=r"preprocessor_config\.json|can't be read"):
             load(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"architecture": "resnetblur50"}, "has resnetblur50, which smooths its maps"),
+        ({"architecture": "resnetaa50"}, "has resnetaa50, which smooths its maps"),
+        ({"model_type": "resnet", "downsample_in_bottleneck": True}, "has downsample_in_bottleneck True, not False"),
+        ({"model_type": "resnet", "downsample_in_first_stage": True}, "has downsample_in_first_stage True, not False"),
+        ({"model_type": "vit", "hidden_act": "quick_gelu"}, "has hidden_act quick_gelu, not gelu"),
+    ],
+)
+def test_networks_whose_weights_fit_and_that_compute_something_else_are_refused(config, told, tmp_path):
+    np.savez(tmp_path / "w.npz", **THEIRS)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(jt.InputError, match=told + ".*: the model would give something else in silence"):
+        load(tmp_path / "w.npz")
 
 
 def test_a_planted_pickle_is_refused_and_does_nothing(tmp_path):

@@ -75,5 +75,9 @@ TIMM_EFFICIENTNET_LITE = Scheme(
     ),
     libraries=("timm",),
     networks=("efficientnet_lite", "mobilenet_v2"),
+    unsaid={
+        "efficientnet_lite": "padding: timm's tf_efficientnet_lite... are as the model is by default, its "
+        "efficientnet_lite... want same_padding=False, epsilon=1e-5; nothing says which of them it is"
+    },
 )
 """Its weights differ in what they expect of images: `tf_...` by 0.5, others by ImageNet's mean."""
