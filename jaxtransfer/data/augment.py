@@ -41,7 +41,7 @@ def random_crop(padding: int = 4):
         size, height, width, channels = image.shape
         padded = np.zeros((size, height + 2 * padding, width + 2 * padding, channels), image.dtype)
         padded[:, padding : padding + height, padding : padding + width] = image
-        lines = padded.reshape(size, height + 2 * padding, -1)  # of pixels and channels, which are copied as they lie
+        lines = padded.reshape(*padded.shape[:2], padded.shape[2] * channels)  # copied as they lie
         each, down, along = lines.strides
         cuts = np.lib.stride_tricks.as_strided(
             lines,
