@@ -41,8 +41,10 @@ def positions(value: np.ndarray, grid: tuple[int, int], old: tuple[int, int]) ->
 def stem(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Returns a first kernel [h, w, 3, O] for images of other channels.
 
-    For one channel the three are added up. For n, they are repeated in order, and copies of one share its weight. An
-    image whose channels are equal gives what it gave as three equal ones.
+    For one channel the three are added up. For more, they are repeated in order, and copies of one share its weight. An
+    image whose channels are equal gives what it gave as three equal ones. For two, the first two are kept, 3/2 as
+    large, so that maps stay about as large as they were. For 1, 2, 3, 6, 9 ... channels it is what timm does, which for
+    others scales all of them alike.
 
     Args:
       kernel: the kernel.
@@ -53,7 +55,7 @@ def stem(kernel: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1:
         return kernel.sum(2, keepdims=True)
     origin = np.arange(channels) % old
-    return kernel[:, :, origin] / np.bincount(origin)[origin][None, None, :, None]
+    return kernel[:, :, origin] / np.bincount(origin)[origin][None, None, :, None] * max(1, old / channels)
 
 
 def channelwise(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -155,7 +155,8 @@ def test_huggingface_vit(tmp_path):
     net = transformers.ViTForImageClassification(config)
     x = originals.images((2, 16, 16, 3))
     model = jt.models.vit(32, 2, 2, 7, patch=4)
-    loaded = check(net, model, x, {}, None)
+    maps = {f"vit.layers.{i}": f"stage{i + 1}" for i in range(2)}
+    loaded = check(net, model, x, maps, None)
     assert loaded.report.scheme == "Hugging Face ViT"
 
     def saved(net):
@@ -180,7 +181,7 @@ def test_positions_are_interpolated_as_timm_does():
         assert loaded.report.adapted == {"params/stem_position": f"interpolated from 8×8 to {grid[0]}×{grid[1]}"}
 
 
-@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("channels", [1, 2, 6, 9])
 def test_stems_for_other_channels_are_those_of_timm(channels):
     """Where each channel is copied as often as the others."""
     manipulate = pytest.importorskip("timm.models._manipulate")
@@ -276,12 +277,14 @@ def test_text_encoders(kind, tmp_path):
     sizes = {"width": 32, "depth": 2, "heads": 4, "vocabulary": 60, "positions": 12, "dropout": 0.0}
     if kind.startswith("Bert"):
         sized = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-        config = transformers.BertConfig(**sized, **more)
+        undropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        config = transformers.BertConfig(**sized, **more, **undropped)
         model = jt.models.text_encoder(5, **sizes, hidden=48, pooler="tanh")
     else:
-        config = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **more)
+        undropped = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+        config = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **more, **undropped)
         model = jt.models.text_encoder(5, **sizes, hidden=48, types=0, pooler="relu" if "For" in kind else None)
-    net = originals.lively(getattr(transformers, kind)(config)).eval()
+    net = originals.lively(getattr(transformers, kind)(config))
     net.save_pretrained(tmp_path)
     rng = np.random.default_rng(2)
     mask = np.arange(9) < np.array([[9], [4], [7]])
@@ -289,18 +292,20 @@ def test_text_encoders(kind, tmp_path):
     if kind.startswith("Bert"):
         inputs["types"] = rng.integers(0, 2, (3, 9))
     names = {"tokens": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
-    with torch.no_grad():
-        given = {names[name]: torch.from_numpy(value) for name, value in inputs.items()}
-        out = net(**given, output_hidden_states=True)
+    given = {names[name]: torch.from_numpy(value) for name, value in inputs.items()}
     loaded = jt.load_pretrained(tmp_path, model, reinit="head" if kind.endswith("Model") else ())
-    found, _ = jax.jit(functools.partial(loaded.model.apply, train=False, key=None))(loaded.variables, inputs)
-    for name, theirs in zip(("stem", "stage1", "stage2"), out.hidden_states, strict=True):
-        assert originals.error(found[name][mask], theirs.numpy()[mask]) < 1e-4, name
-    if kind.endswith("Model"):
-        features = out.pooler_output if kind == "BertModel" else out.last_hidden_state[:, 0]
-        assert originals.error(found["features"], features.numpy()) < 1e-4
-    else:
-        assert originals.error(found["logits"], out.logits.numpy()) < 1e-4
+    apply = jax.jit(functools.partial(loaded.model.apply, key=None), static_argnames="train")
+    for train in (False, True):
+        with torch.no_grad():
+            out = net.train(train)(**given, output_hidden_states=True)
+        found, _ = apply(loaded.variables, inputs, train=train)
+        for name, theirs in zip(("stem", "stage1", "stage2"), out.hidden_states, strict=True):
+            assert originals.error(found[name][mask], theirs.numpy()[mask]) < 1e-4, (name, train)
+        if kind.endswith("Model"):
+            features = out.pooler_output if kind == "BertModel" else out.last_hidden_state[:, 0]
+            assert originals.error(found["features"], features.numpy()) < 1e-4, train
+        else:
+            assert originals.error(found["logits"], out.logits.numpy()) < 1e-4, train
 
 
 def test_a_vocabulary_and_its_options_give_transformers_tokens(tmp_path):

@@ -245,6 +245,13 @@ def test_the_stem_for_other_channels(channels):
     assert len(loaded.preprocessing.mean) == channels
 
 
+def test_a_stem_for_two_channels_gives_maps_as_large():
+    """Two of three kernels alone would give two thirds."""
+    images = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32)
+    kernel = load(inputs=images).variables["params"]["stem_conv"]["kernel"]
+    np.testing.assert_allclose(kernel, 1.5 * THEIRS["conv1.weight"][:, :2].transpose(2, 3, 1, 0), rtol=1e-6)
+
+
 def vit_of_big_vision(width=8, heads=2, patches=4, style="new"):
     rng = np.random.default_rng(0)
 
