@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer import tree
-from jaxtransfer.deltas.lora import scale_of
+from jaxtransfer.deltas.lora import dropping, scale_of
 from jaxtransfer.deltas.part import Part, check_rank, described, leafwise
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Mean, Objective
 
 
 @described
-def ada_lora(rank: int, *, alpha: float | None = None) -> Part:
+def ada_lora(rank: int, *, alpha: float | None = None, dropout: float = 0.0) -> Part:
     """Returns W + s · a diag(e) b, with a [I, r], e [r], b [r, O] (Zhang et al. 2023, arXiv:2303.10512).
 
     a and b are drawn from N(0, 0.02²), e begins as zeros: the function is the base's to the bit. `within_budget` makes
@@ -23,9 +23,10 @@ def ada_lora(rank: int, *, alpha: float | None = None) -> Part:
     Args:
       rank: r that each matrix begins with, 1.5 times what it is to have in the end, in the paper.
       alpha: s = α/r; r by default.
+      dropout: as for `lora`.
 
     Raises:
-      InputError: for a rank below 1, and on a base for one above a kernel's.
+      InputError: as `lora` does.
     """
     scale = scale_of(rank, alpha)
 
@@ -41,7 +42,7 @@ def ada_lora(rank: int, *, alpha: float | None = None) -> Part:
     def merge(weight, own):
         return weight.value + weight.shaped(scale * (own["a"] * own["e"][None]) @ own["b"])
 
-    return leafwise(init, merge)
+    return leafwise(init, merge, drop=dropping(dropout))
 
 
 def orthogonality(*, strength: float = 0.1) -> Objective:

@@ -62,10 +62,14 @@ def chain(**parts: Part) -> Part:
             after = part.begun(after, fixed.get(name, {}))
         return values(weights, after)
 
+    def drop(key, weights, params):
+        return {name: part.dropped(named_key(key, name), weights, params[name]) for name, part in parts.items()}
+
     before = list(parts.values())[:-1]
     about = None if any(elsewhere(part) for part in before) else description_of("chain", parts)
     start = begin if any(elsewhere(part) for part in parts.values()) else nothing
-    return Part(init, merge, all_for("a chain"), fixed, start, description=about, parts=parts)
+    drops = drop if any(part.drop is not None for part in parts.values()) else None
+    return Part(init, merge, all_for("a chain"), fixed, start, drops, description=about, parts=parts)
 
 
 def starting(part: Part, params: Any) -> Part:
@@ -119,7 +123,7 @@ def held(part: Part, params: Any) -> Part:
         return merge(weights, {}, read)
 
     return dataclasses.replace(
-        part, init=lambda key, weights: {}, merge=merge, fixed=fixed, begin=begin, description=None
+        part, init=lambda key, weights: {}, merge=merge, fixed=fixed, begin=begin, drop=None, description=None
     )
 
 

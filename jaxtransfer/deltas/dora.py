@@ -3,13 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.deltas.lora import begun_as, factors, low_rank, scale_of
+from jaxtransfer.deltas.lora import begun_as, dropping, factors, low_rank, scale_of
 from jaxtransfer.deltas.part import Part, described, leafwise
 from jaxtransfer.deltas.starts import Start, kaiming
 
 
 @described
-def dora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False, start: Start = kaiming) -> Part:
+def dora(
+    rank: int,
+    *,
+    alpha: float | None = None,
+    rank_stabilized: bool = False,
+    start: Start = kaiming,
+    dropout: float = 0.0,
+) -> Part:
     """Returns m · V / ‖V‖ with V = W + s·ab, norms by output (Liu et al. 2024, arXiv:2402.09353).
 
     m [O] begins as ‖W‖, so the function is the base's to rounding. No gradient passes through ‖V‖, as in the paper
@@ -21,9 +28,10 @@ def dora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False
       alpha: as for `lora`.
       rank_stabilized: as for `lora`.
       start: as for `lora`.
+      dropout: as for `lora`; ‖V‖ is of what is left.
 
     Raises:
-      InputError: for a rank below 1, and on a base for one above a kernel's.
+      InputError: as `lora` does.
     """
     scale = scale_of(rank, alpha, rank_stabilized=rank_stabilized)
 
@@ -35,7 +43,7 @@ def dora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False
     def init(key, weight):
         return {**factors(key, weight, rank, scale, start), "m": _norms(weight.matrix)}
 
-    return leafwise(init, merge, fixed=lambda weight: begun_as(weight, rank, scale, start))
+    return leafwise(init, merge, fixed=lambda weight: begun_as(weight, rank, scale, start), drop=dropping(dropout))
 
 
 def _norms(matrix: jax.Array) -> jax.Array:

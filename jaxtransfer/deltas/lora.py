@@ -1,5 +1,6 @@
 """LoRA: a difference of low rank."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,14 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer import tree
-from jaxtransfer.deltas.part import Part, check_rank, check_whole, described, leafwise
+from jaxtransfer.deltas.part import Part, check_rank, check_share, check_whole, described, leafwise
 from jaxtransfer.deltas.starts import Start, kaiming
 from jaxtransfer.deltas.weight import Weight
 from jaxtransfer.errors import InputError
 
 
 @described
-def lora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False, start: Start = kaiming) -> Part:
+def lora(
+    rank: int,
+    *,
+    alpha: float | None = None,
+    rank_stabilized: bool = False,
+    start: Start = kaiming,
+    dropout: float = 0.0,
+) -> Part:
     """Returns W + s·ab, with a [I, r] and b [r, O] (Hu et al. 2021, arXiv:2106.09685).
 
     Of a kernel of any layer, by its matrix from inputs to outputs. b begins as zeros, so the function is the base's to
@@ -25,9 +33,13 @@ def lora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False
       alpha: s = α/r; r by default, s = 1.
       rank_stabilized: s = α/√r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
       start: what a and b begin as: `kaiming`, `gaussian`, `pissa`, `olora`, `eva(grams)`.
+      dropout: the probability with which an input is left out of the difference in a step of training; the others are
+        divided by 1 − it. The difference is in the weights, so an input is left out for a whole batch, as by Lin et al.
+        2024 (arXiv:2404.09610); in peft for each example anew.
 
     Raises:
-      InputError: for a rank below 1, and on a base for one above a kernel's.
+      InputError: for a rank below 1, and a dropout that is none from 0 to below 1; on a base for a rank above that of a
+        kernel.
     """
     scale = scale_of(rank, alpha, rank_stabilized=rank_stabilized)
 
@@ -37,7 +49,20 @@ def lora(rank: int, *, alpha: float | None = None, rank_stabilized: bool = False
     def init(key, weight):
         return factors(key, weight, rank, scale, start)
 
-    return leafwise(init, merge, fixed=lambda weight: begun_as(weight, rank, scale, start))
+    return leafwise(init, merge, fixed=lambda weight: begun_as(weight, rank, scale, start), drop=dropping(dropout))
+
+
+def dropping(share: float) -> Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]] | None:
+    """Returns what leaves rows of a out with a probability, and divides the others by 1 − it; None for 0."""
+    check_share(share, "dropout")
+    if share == 0:
+        return None
+
+    def drop(key, own):
+        stays = jax.random.bernoulli(key, 1 - share, (own["a"].shape[0], 1))
+        return {**own, "a": jnp.where(stays, own["a"] / (1 - share), 0)}
+
+    return drop
 
 
 def scale_of(rank: int, alpha: float | None, *, rank_stabilized: bool = False) -> float:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer import tree
+from jaxtransfer.context import named_key
 from jaxtransfer.deltas.base import check_base
 from jaxtransfer.deltas.int8 import Int8, plain
 from jaxtransfer.deltas.part import Part, check_params, check_parts
@@ -106,8 +107,12 @@ def delta(
         return {**state, "params": part.fresh(key, weights)}
 
     def apply(variables, inputs, *, train, key, axis=None, still=None):
-        read = variables[FROZEN]
-        own = merged_params(part, read[BASE], variables["params"], read.get(FIXED, {}))
+        read, params = variables[FROZEN], variables["params"]
+        if train and part.drop is not None:
+            params = _dropped(part, weights_of(read[BASE]), params, key, still, name=model.name)
+            if key is not None and axis is not None and not model.shares_key:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        own = merged_params(part, read[BASE], params, read.get(FIXED, {}))
         inner = {**state_of(variables), "params": own, **({FROZEN: read[INSIDE]} if model.frozen else {})}
         if train and not adapt_statistics:
             flags = _still(own, places, still)
@@ -128,7 +133,7 @@ def delta(
         model.name,
         _stages(model.stages, tree.leaves_by_path(shapes)),
         frozen,
-        shares_key=model.shares_key,
+        shares_key=model.shares_key or part.drop is not None,  # what is left out is so for the whole batch
         of=model,
         part=part,
         base=held,
@@ -252,6 +257,20 @@ def _places(part: Part, weights: Mapping[str, Weight], shapes: Tree) -> dict[str
         for path in (path for path in above if path in weights):
             found[path] = (*found.get(path, ()), trained)
     return found
+
+
+def _dropped(part: Part, weights: Mapping[str, Weight], params: Tree, key: Any, still: Tree, *, name: str) -> Tree:
+    """Returns what dropout leaves of a delta's parameters in this step; those that stay are left alone."""
+    if key is None:
+        raise InputError(f"the delta {name!r} has dropout, which draws in training: apply(..., train=True, key=...)")
+    flags = {} if still is None else tree.leaves_by_path(still)
+
+    def chosen(key_path, leaf, own):
+        flag = flags.get(tree.path_of(key_path), False)
+        return leaf if flag is False else jnp.where(flag, own, leaf)
+
+    left = part.dropped(named_key(key, "deltas"), weights, params)
+    return jax.tree_util.tree_map_with_path(chosen, left, params)
 
 
 def _below(part: Part, path: str) -> str:

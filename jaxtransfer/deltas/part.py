@@ -38,6 +38,8 @@ class Part:
         It is computed once, from the base alone, and travels as the base does.
       begin: `begin(weights, fixed) -> {path: array}`, what it makes of the base before it has trained, where that is
         not the base itself: a part that goes on from given parameters.
+      drop: `drop(key, weights, params) -> params`, what a step of training leaves of the parameters: dropout. It is off
+        in evaluation, in merging, and of parameters that an optimiser freezes.
       only: path patterns of the parameters of the base that it is for; None for what the part is made for.
       as_matrix: input axes by path pattern, for layers that `input_axes` does not know.
       description: how it was made, as JSON holds it; None where an argument is no plain data.
@@ -49,6 +51,7 @@ class Part:
     choose: Choose
     fixed: Callable[[Weights], Tree] = nothing
     begin: Callable[[Weights, Tree], dict[str, Any]] = nothing
+    drop: Callable[[jax.Array, Weights, Tree], Tree] | None = None
     only: tree.Patterns | None = None
     as_matrix: Layout | None = None
     description: Mapping[str, Any] | None = None
@@ -88,6 +91,10 @@ class Part:
         """Returns all parameters of the base, the chosen ones with the delta in them."""
         return with_values(weights, self.merge(self.chosen(weights), params, fixed))
 
+    def dropped(self, key: jax.Array, weights: Weights, params: Tree) -> Tree:
+        """Returns what a step of training leaves of the parameters, given all parameters of the base."""
+        return params if self.drop is None else self.drop(key, self.chosen(weights), params)
+
     def begun(self, weights: Weights, fixed: Tree) -> dict[str, Weight]:
         """Returns all parameters as a part that stands behind this one sees them when it begins."""
         return with_values(weights, self.begin(self.chosen(weights), fixed))
@@ -113,6 +120,7 @@ def leafwise(
     *,
     choose: "Choose | None" = None,
     fixed: Callable[[Weight], Any] | None = None,
+    drop: Callable[[jax.Array, Any], Any] | None = None,
 ) -> Part:
     """Returns the part that changes each chosen parameter by itself.
 
@@ -121,6 +129,7 @@ def leafwise(
       merge: `merge(weight, params) -> array` in the parameter's shape; with `fixed`, `merge(weight, params, fixed)`.
       choose: what it changes; `matrices` by default.
       fixed: `fixed(weight) -> tree`, what it reads besides.
+      drop: `drop(key, params) -> params`, what a step of training leaves of the parameters of one; all by default.
     """
 
     def fresh(key, weights):
@@ -133,7 +142,14 @@ def leafwise(
     def constants(weights):
         return {} if fixed is None else tree.nested({path: fixed(weight) for path, weight in weights.items()})
 
-    return Part(fresh, merged, matrices if choose is None else choose, constants)
+    def dropping(one):
+        def dropped(key, weights, params):
+            return tree.nested({path: one(named_key(key, path), at(params, path)) for path in weights})
+
+        return dropped
+
+    chosen = matrices if choose is None else choose
+    return Part(fresh, merged, chosen, constants, drop=None if drop is None else dropping(drop))
 
 
 def matrices(weights: Weights, only: tree.Patterns | None, as_matrix: Layout | None) -> dict[str, Weight]:
@@ -172,6 +188,12 @@ def check_whole(value: Any, what: str, least: int = 1) -> None:
         raise InputError(f"{what} must be a whole number, {least} or more; got {value!r}")
 
 
+def check_share(value: float, what: str) -> None:
+    """Raises for what is no probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < 1:
+        raise InputError(f"{what} must be a number from 0 to below 1; got {value!r}")
+
+
 def check_parts(parts: Mapping[str, Any], what: str) -> None:
     """Raises where what should be a part is something else."""
     for name, part in parts.items():
@@ -196,6 +218,10 @@ def check_rank(rank: int, weight: Weight, limit: int | None = None) -> None:
         )
 
 
+_LATER = {"dropout": 0.0, "tucker": False}
+"""Arguments that came later, as they are off: a part without them notes what it noted before."""
+
+
 def described(build: Callable[_P, Part]) -> Callable[_P, Part]:
     """Returns the constructor `build`, which also notes in the part how to make it again: `jt.deltas.rebuild`."""
     signature = inspect.signature(build)
@@ -204,7 +230,7 @@ def described(build: Callable[_P, Part]) -> Callable[_P, Part]:
     def made(*args: _P.args, **kwargs: _P.kwargs) -> Part:
         part, call = build(*args, **kwargs), signature.bind(*args, **kwargs)
         call.apply_defaults()
-        arguments = {name: _as_data(value) for name, value in call.arguments.items()}
+        arguments = {name: _as_data(value) for name, value in call.arguments.items() if _LATER.get(name, ...) != value}
         known = all(value is not NotImplemented for value in arguments.values())
         return dataclasses.replace(
             part, description={"kind": build.__name__, "arguments": arguments} if known else None

@@ -56,9 +56,14 @@ def weighted(parts: Mapping[str, Part], weights: Sequence[float] | None = None, 
         changed = [part.begin(part.chosen(weights), read.get(name, {})) for name, part in parts.items()]
         return mixed(weights, changed, alphas)
 
+    def drop(key, weights, params):
+        own = {name: part.dropped(named_key(key, name), weights, params[name]) for name, part in parts.items()}
+        return {**params, **own}
+
     about = description_of("weighted", parts, weights=alphas, learned=learned)
+    drops = drop if any(part.drop is not None for part in parts.values()) else None
     start = begin if any(elsewhere(part) for part in parts.values()) else nothing
-    return Part(init, merge, all_for("a weighted sum"), fixed, start, description=about, parts=dict(parts))
+    return Part(init, merge, all_for("a weighted sum"), fixed, start, drops, description=about, parts=dict(parts))
 
 
 def mixed(weights: Any, changed: Sequence[Mapping[str, Any]], alphas: Sequence[Any]) -> dict[str, Any]:

@@ -253,6 +253,12 @@ def test_how_a_part_was_made_is_noted():
     }
     assert D.described_part(D.lora(2, start=D.eva({}))) is None
     assert D.described_part(D.chain(one=D.lora(2, start=lambda *_: (jnp.ones(1), None)))) is None
+    later = D.described_part(D.lora(2, dropout=0.5))
+    assert later == {
+        "kind": "lora",
+        "arguments": {"rank": 2, "alpha": None, "rank_stabilized": False, "start": "kaiming", "dropout": 0.5},
+    }
+    assert D.rebuild(later).drop is not None
 
 
 def test_what_has_no_meaning_is_refused():

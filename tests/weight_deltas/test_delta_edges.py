@@ -99,6 +99,66 @@ def test_a_batch_that_names_no_delta_is_not_run_by_the_base():
     np.testing.assert_array_equal(merged["params"]["bias"], base["params"]["bias"])
 
 
+DROPPED = {
+    "lora": lambda: D.lora(2, alpha=3, dropout=0.4),
+    "dora": lambda: D.dora(2, alpha=3, dropout=0.4),
+    "ada_lora": lambda: D.ada_lora(2, alpha=3, dropout=0.4),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropout_leaves_inputs_out_of_the_difference_in_training_alone(name):
+    """A dense layer on unit vectors shows its kernel, row by row: each is the base's or has the difference / 0.6."""
+    model, one = jt.models.linen(nn.Dense(3, use_bias=False)), np.eye(40, dtype=np.float32)
+    base = model.init(KEY, one)
+    net = D.delta(model, base, D.chain(held=D.held(DROPPED[name]().on("kernel"), drawn(name)), task=DROPPED[name]()))
+    own = {"params": {"held": {}, "task": drawn(name, 8)}}
+
+    def kernel(key, train=True, still=None):
+        run = {} if still is None else {"still": still}
+        return np.asarray(net.apply(net.complete(own), one, train=train, key=key, **run)[0]["logits"], np.float64)
+
+    keys = jax.random.split(KEY, 2)
+    seen, again, other = (kernel(key) for key in (keys[0], keys[0], keys[1]))
+    np.testing.assert_array_equal(seen, again)
+    assert np.abs(seen - other).max() > 0.01
+    w = np.asarray(D.merged(D.delta(model, base, DROPPED[name]()), {"params": drawn(name)})["params"]["kernel"], float)
+    a, b, e, m = (np.asarray(own["params"]["task"]["kernel"].get(n, 1), float) for n in "abem")
+    difference = 1.5 * (a * e) @ b
+    found = [seen if name != "dora" else unscaled(seen, w, difference / 0.6, m)]
+    found += [other if name != "dora" else unscaled(other, w, difference / 0.6, m)]
+    for rows in found:
+        dropped = np.abs(rows - w).max(1) < 1e-5
+        kept = np.abs(rows - w - difference / 0.6).max(1) < 1e-4
+        assert np.all(dropped ^ kept)
+        assert 6 <= dropped.sum() <= 26  # of 40, 16 expected
+    flags = jax.tree.map(lambda _: True, own["params"])
+    whole = kernel(None, train=False)
+    np.testing.assert_allclose(kernel(KEY, still=flags), whole, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(D.merged(net, own)["params"]["kernel"], whole, rtol=1e-6, atol=1e-6)
+    with pytest.raises(jt.InputError, match="has dropout, which draws in training"):
+        kernel(None)
+
+
+def drawn(name, seed=7):
+    rng = np.random.default_rng(seed)
+    shapes = {"a": (40, 2), "b": (2, 3), **{"lora": {}, "dora": {"m": (3,)}, "ada_lora": {"e": (2,)}}[name]}
+    return {"kernel": {n: np.abs(rng.normal(size=shape)).astype(np.float32) + 0.1 for n, shape in shapes.items()}}
+
+
+def unscaled(rows, w, difference, m):
+    """DoRA's direction, whose lengths follow from which rows are left out: a fixed point, tried row by row."""
+    kept = np.ones(len(rows), bool)
+    for _ in range(20):
+        v = w + kept[:, None] * difference
+        found = rows * np.linalg.norm(v, axis=0) / m
+        now = np.abs(found - w).sum(1) > np.abs(found - w - difference).sum(1)
+        if np.array_equal(now, kept):
+            break
+        kept = now
+    return found
+
+
 def test_what_a_chain_notes_is_all_that_it_needs():
     """A part that begins elsewhere changes what a start reads off the weights: that is no longer told by arguments."""
     moved = jax.tree.map(lambda w: w + 1, PARAMS)
@@ -122,6 +182,8 @@ def test_arguments_of_another_kind_are_told_in_a_line():
         "the rank of a delta must be a whole number, 1 or more; got '8'": lambda: D.dora("8"),
         "the rank of a delta must be a whole number, 1 or more; got True": lambda: D.vera(True),
         "oft: the width of its blocks must be a whole number, 2 or more; got 1": lambda: D.oft(1),
+        "dropout must be a number from 0 to below 1; got 1": lambda: D.lora(1, dropout=1),
+        "dropout must be a number from 0 to below 1; got -0.1": lambda: D.dora(1, dropout=-0.1),
         "boft: the number of its factors must be a whole number": lambda: D.boft(2, factors=0),
         r"delta\(model, base, part\) takes parts, such as jt.deltas.lora\(8\); 'part' is a function": lambda: D.delta(
             model, base, D.lora

@@ -131,8 +131,9 @@ def test_a_delta_that_an_optimiser_freezes_is_still_too():
 def test_it_trains_alike_on_any_devices_and_its_base_stays_out_of_the_state(mesh_of):
     def make(model):
         variables = base_of(model)
-        part = D.chain(low=D.dora(2).on("body/kernel"), head=D.full().on("head"))
+        part = D.chain(low=D.dora(2, dropout=0.3).on("body/kernel"), head=D.full().on("head"))
         net = D.delta(model, variables, part, adapt_statistics=True)
+        assert net.shares_key
         return jt.classification(net).on("source") + jt.classification(net).on("target")
 
     ended = assert_same_on_any_devices(make, mesh_of)
