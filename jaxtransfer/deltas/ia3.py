@@ -12,7 +12,8 @@ def ia3(*, feedforward: tree.Patterns = ()) -> Part:
     """Returns l ∘ (Wx + bias), a factor l [O] for each output (Liu et al. 2022, arXiv:2205.05638).
 
     Of the layers that `feedforward` selects it is W(l ∘ x) + bias, a factor for each input, of a convolution for each
-    channel. The paper scales keys, values and what the second layer of each perceptron sees:
+    channel; of one in groups, which a kernel doesn't tell, for each channel of a group, the same for all groups. The
+    paper scales keys, values and what the second layer of each perceptron sees:
     `ia3(feedforward="fc2").on("(key|value|fc2)/kernel")`. l begins as ones, so the function is the base's to the bit.
 
     Args:

@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.deltas.lo_ha import uniform
+from jaxtransfer.deltas.lo_ha import multiplied, uniform
 from jaxtransfer.deltas.lora import scale_of
 from jaxtransfer.deltas.part import Part, check_whole, described, leafwise
 
 
 @described
-def lo_kr(rank: int, *, alpha: float | None = None, factor: int | None = None, both: bool = False) -> Part:
+def lo_kr(
+    rank: int, *, alpha: float | None = None, factor: int | None = None, both: bool = False, tucker: bool = False
+) -> Part:
     """Returns W + s · W₁ ⊗ W₂ (LyCORIS, Yeh et al. 2023, arXiv:2309.14859; KronA, Edalati et al. 2022).
 
     Inputs and outputs, of a convolution its channels, are split in two factors each, the smaller for W₁ [I₁, O₁]. W₂
@@ -22,6 +24,7 @@ def lo_kr(rank: int, *, alpha: float | None = None, factor: int | None = None, b
       factor: the first factor of a width that it divides, else the largest one up to it; by default the split is as
         near to the square root as it can be.
       both: whether W₁ is of low rank too.
+      tucker: whether W₂ of a convolution larger than 1×1 has a core, as for `lo_ha`, where it is of low rank.
 
     Raises:
       InputError: for a rank or a factor below 1.
@@ -43,7 +46,12 @@ def lo_kr(rank: int, *, alpha: float | None = None, factor: int | None = None, b
             own["b1"] = jnp.zeros((rank, small_out), dtype)
         else:
             own["w1"] = jnp.zeros((small_in, small_out), dtype)
-        if rank < max(large_in, large_out) / 2:
+        if rank < max(large_in, large_out) / 2 and tucker and weight.taps > 1:
+            own["a2"] = uniform(keys[1], (large_in, rank), large_in, dtype)
+            own["b2"] = uniform(keys[2], (rank, large_out), large_out, dtype)
+            core = jax.random.fold_in(keys[1], 1)
+            own["t2"] = uniform(core, (rank, rank, weight.taps), rank * weight.taps, dtype)
+        elif rank < max(large_in, large_out) / 2:
             own["a2"] = uniform(keys[1], (rows, rank), rows, dtype)
             own["b2"] = uniform(keys[2], (rank, large_out), rank, dtype)
         else:
@@ -52,7 +60,7 @@ def lo_kr(rank: int, *, alpha: float | None = None, factor: int | None = None, b
 
     def merge(weight, own):
         one = own["w1"] if "w1" in own else own["a1"] @ own["b1"]
-        two = own["w2"] if "w2" in own else own["a2"] @ own["b2"]
+        two = own["w2"] if "w2" in own else multiplied(own["a2"], own["b2"], own.get("t2"))
         return weight.value + weight.shaped(scale * jnp.kron(one, two))
 
     return leafwise(init, merge)

@@ -44,8 +44,8 @@ class PeftDelta(NamedTuple):
 
 
 def load_peft(path: str | Path, model: Model, base: Any) -> PeftDelta:
-    """Reads an adapter of Hugging Face's peft as a delta: LoRA (rsLoRA, PiSSA, OLoRA), DoRA, (IA)³, VeRA, LoHa, LoKr,
-    OFT, BOFT, FourierFT.
+    """Reads an adapter of Hugging Face's peft as a delta: LoRA (rsLoRA, PiSSA, OLoRA), DoRA, AdaLoRA, (IA)³, VeRA,
+    LoHa, LoKr, OFT, BOFT, FourierFT.
 
         loaded = jt.load_pretrained("vit", jt.models.vit_b(2))       # the base, as peft's was
         found = jt.load_peft("adapter", loaded.model, loaded.variables)
@@ -110,8 +110,8 @@ def load_peft(path: str | Path, model: Model, base: Any) -> PeftDelta:
 def save_peft(path: str | Path, model: Delta, variables: Any, *, scheme: str = "huggingface") -> Path:
     """Writes a delta as an adapter that Hugging Face's peft loads: `PeftModel.from_pretrained(network, path)`.
 
-    LoRA (of any start), DoRA, (IA)³, VeRA, LoHa, LoKr, OFT, BOFT; beside it `full()` of whole layers, a head say, which
-    are peft's `modules_to_save`. Names are those of transformers 5.
+    LoRA (of any start), DoRA, AdaLoRA, (IA)³, VeRA, LoHa, LoKr, OFT, BOFT; beside it `full()` of whole layers, a head
+    say, which are peft's `modules_to_save`. Names are those of transformers 5.
 
     Args:
       path: the folder to write, made where there is none.
@@ -174,6 +174,8 @@ def _apart(tensors: Mapping[str, np.ndarray], folder: Path) -> tuple[dict[str, M
             continue
         name = full.removeprefix(_PREFIX).removesuffix(".weight")
         module, _, last = name.rpartition(".")
+        if last in TENSORS and not value.size:
+            continue  # AdaLoRA left it no direction
         if last in TENSORS:
             found.setdefault(module, {})[last] = value
         elif any(

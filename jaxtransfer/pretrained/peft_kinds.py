@@ -68,17 +68,52 @@ def _lora(config: Config, module: Module) -> Read:
         a, b = t["lora_embedding_A"].T, t["lora_embedding_B"].T
     else:
         a, b = _t(t["lora_A"]), _t(t["lora_B"])
-    given = config.get("init_lora_weights", True)
-    start = {"pissa": deltas.pissa, "olora": deltas.olora}.get(str(given), deltas.kaiming)
+    start = _start(config)
     arguments = {
         "rank": a.shape[1],
         "alpha": float(of_pattern(config, "alpha_pattern", module.name, config.get("lora_alpha", 8))),
         "rank_stabilized": bool(config.get("use_rslora")),
         "start": start,
+        "dropout": float(config.get("lora_dropout") or 0),
     }
     if "lora_magnitude_vector" in t:
         return Read(deltas.dora, arguments, {"a": a, "b": b, "m": t["lora_magnitude_vector"].reshape(-1)})
     return Read(deltas.lora, arguments, {"a": a, "b": b})
+
+
+def _ada_lora(config: Config, module: Module) -> Read:
+    t = module.tensors
+    rank = t["lora_A"].shape[0]
+    # peft divides by the rank that training began with, and by 1e-5 more; what fell away has been left out of the file.
+    began = float(config.get("init_r") or rank)
+    alpha = float(config.get("lora_alpha", 8))
+    alpha = (alpha if alpha > 0 else began) * rank / (began + 1e-5)
+    arguments = {"rank": rank, "alpha": alpha, "dropout": float(config.get("lora_dropout") or 0)}
+    return Read(deltas.ada_lora, arguments, {"a": _t(t["lora_A"]), "e": t["lora_E"].ravel(), "b": _t(t["lora_B"])})
+
+
+_VARIANTS = (
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
+    *("use_bdlora", "use_qalora"),
+)
+"""Entries of a configuration with which LoRA's tensors mean another function."""
+
+
+def _start(config: Config) -> Callable[..., Any]:
+    """Returns what the factors began as, which peft takes off the base.
+
+    Raises:
+      InputError: for a start that can't be told again, and for a variant of LoRA.
+    """
+    if asked := [name for name in _VARIANTS if config.get(name)]:
+        raise InputError(f"the adapter is a variant of LoRA, {asked[0]}, which there is no part for; train without")
+    given = str(config.get("init_lora_weights", True)).lower()
+    if given.startswith(("pissa_", "corda", "loftq")):
+        raise InputError(
+            f"the adapter stands on a base that its start, {given!r}, changed and nothing tells again; save it with "
+            f"path_initial_model_for_weight_conversion, as peft's guide says"
+        )
+    return {"pissa": deltas.pissa, "olora": deltas.olora}.get(given, deltas.kaiming)
 
 
 def _ia3(config: Config, module: Module) -> Read:
@@ -105,9 +140,19 @@ def _vera(config: Config, module: Module) -> Read:
 
 def _lo_ha(config: Config, module: Module) -> Read:
     t = module.tensors
-    own = {"a1": t["hada_w1_b"].T, "b1": t["hada_w1_a"].T, "a2": t["hada_w2_b"].T, "b2": t["hada_w2_a"].T}
+    own = {}
+    for number in "12":
+        own |= _with_core(number, t[f"hada_w{number}_b"], t[f"hada_w{number}_a"], t.get(f"hada_t{number}"))
     alpha = float(of_pattern(config, "alpha_pattern", module.name, config.get("alpha", 8)))
-    return Read(deltas.lo_ha, {"rank": own["a1"].shape[1], "alpha": alpha}, own)
+    tucker = bool(config.get("use_effective_conv2d"))
+    return Read(deltas.lo_ha, {"rank": own["a1"].shape[1], "alpha": alpha, "tucker": tucker}, own)
+
+
+def _with_core(number: str, inside: np.ndarray, outside: np.ndarray, core: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Returns a and b of peft's [r, I] and [O, r]; beside a core [r, r, k, k] the second is [r, O]."""
+    if core is None:
+        return {f"a{number}": inside.T, f"b{number}": outside.T}
+    return {f"a{number}": inside.T, f"b{number}": outside, f"t{number}": core.reshape(*core.shape[:2], -1)}
 
 
 def _lo_kr(config: Config, module: Module) -> Read:
@@ -116,13 +161,14 @@ def _lo_kr(config: Config, module: Module) -> Read:
         if f"lokr_w{number}" in t:
             own[f"w{number}"] = _t(t[f"lokr_w{number}"])
         else:
-            own |= {f"a{number}": t[f"lokr_w{number}_b"].T, f"b{number}": t[f"lokr_w{number}_a"].T}
+            own |= _with_core(number, t[f"lokr_w{number}_b"], t[f"lokr_w{number}_a"], t.get(f"lokr_t{number}"))
     factor = config.get("decompose_factor", -1)
     arguments = {
         "rank": of_pattern(config, "rank_pattern", module.name, config.get("r", 8)),
         "alpha": float(of_pattern(config, "alpha_pattern", module.name, config.get("alpha", 8))),
         "factor": None if factor == -1 else factor,
         "both": bool(config.get("decompose_both")),
+        "tucker": bool(config.get("use_effective_conv2d")),
     }
     return Read(deltas.lo_kr, arguments, own)
 
@@ -157,6 +203,7 @@ def _fourier_ft(config: Config, module: Module) -> Read:
 
 KINDS: dict[str, Callable[[Config, Module], Read]] = {
     "LORA": _lora,
+    "ADALORA": _ada_lora,
     "IA3": _ia3,
     "VERA": _vera,
     "LOHA": _lo_ha,
@@ -168,9 +215,9 @@ KINDS: dict[str, Callable[[Config, Module], Read]] = {
 """How the tensors of a module are read, by `peft_type`."""
 
 TENSORS = (
-    *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l"),
+    *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l"),
     *("vera_lambda_d", "vera_lambda_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "oft_R"),
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "hada_t1", "hada_t2", "lokr_t2"),
     *("boft_R", "boft_s", "fourierft_spectrum"),
 )
 """What is read of a module."""
@@ -213,15 +260,20 @@ def third(leaves: Mapping[str, np.ndarray], kind: str, number: int) -> dict[str,
 
 def lora_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
     """Returns LoRA's and DoRA's tensors of a kernel."""
-    if weight.path.endswith("embedding"):
-        return {"lora_embedding_A": leaves["a"].T, "lora_embedding_B": leaves["b"].T}
     a, b = leaves["a"].T, leaves["b"].T
     m = {"lora_magnitude_vector": leaves["m"]} if "m" in leaves else {}
+    if weight.path.endswith("embedding"):
+        return {"lora_embedding_A": a, "lora_embedding_B": b, **m}
     if len(weight.shape) == 4:
         height, width, channels, _ = weight.shape
         a, b = a.reshape(-1, channels, height, width), b[:, :, None, None]
         m = {name: value.reshape(1, -1, 1, 1) for name, value in m.items()}
     return {"lora_A.weight": a, "lora_B.weight": b, **m}
+
+
+def ada_lora_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
+    """Returns AdaLoRA's tensors of a kernel."""
+    return {"lora_A": leaves["a"].T, "lora_B": leaves["b"].T, "lora_E": leaves["e"][:, None]}
 
 
 def vera_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
@@ -232,7 +284,12 @@ def vera_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
 def lo_ha_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
     """Returns LoHa's tensors of a kernel."""
     names = {"hada_w1_a": "b1", "hada_w1_b": "a1", "hada_w2_a": "b2", "hada_w2_b": "a2"}
-    return {theirs: leaves[ours].T for theirs, ours in names.items()}
+    cores = {f"hada_t{n}": _core_out(leaves[f"t{n}"], weight) for n in "12" if f"t{n}" in leaves}
+    return {t: leaves[o] if cores and o[0] == "b" else leaves[o].T for t, o in names.items()} | cores
+
+
+def _core_out(core: np.ndarray, weight: Weight) -> np.ndarray:
+    return core.reshape(*core.shape[:2], *weight.shape[:2])
 
 
 def lo_kr_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
@@ -246,6 +303,8 @@ def lo_kr_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
         "lokr_w2": "w2",
     }
     out = {theirs: leaves[ours].T for theirs, ours in names.items() if ours in leaves}
+    if "t2" in leaves:
+        out |= {"lokr_t2": _core_out(leaves["t2"], weight), "lokr_w2_a": leaves["b2"]}
     if len(weight.shape) == 4 and "lokr_w2" in out:
         height, width, *_ = weight.shape
         out["lokr_w2"] = out["lokr_w2"].reshape(out["lokr_w2"].shape[0], -1, height, width)
@@ -266,6 +325,7 @@ def boft_out(leaves: Tensors, weight: Weight) -> dict[str, np.ndarray]:
 OUT: dict[str, tuple[str, Callable[[Tensors, Weight], dict[str, np.ndarray]]]] = {
     "lora": ("LORA", lora_out),
     "dora": ("LORA", lora_out),
+    "ada_lora": ("ADALORA", ada_lora_out),
     "vera": ("VERA", vera_out),
     "lo_ha": ("LOHA", lo_ha_out),
     "lo_kr": ("LOKR", lo_kr_out),

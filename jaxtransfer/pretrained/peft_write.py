@@ -161,10 +161,21 @@ class _Written:
             stable = arguments["rank_stabilized"]
             # The scale stays where the start was taken off, which doubles the rank.
             self.ranks[name], self.alphas[name] = rank, alpha * ((rank / asked) ** 0.5 if stable else rank / asked)
+            told["lora_dropout"] = float(arguments.get("dropout", 0.0))
             told |= {"use_rslora": stable, "use_dora": kind == "dora", "bias": "none", "init_lora_weights": True}
+        elif kind == "ada_lora":
+            rank = arguments["rank"]
+            alpha = rank if arguments["alpha"] is None else arguments["alpha"]
+            told |= {
+                "init_r": rank,
+                "target_r": rank,
+                "lora_alpha": alpha * (1 + 1e-5 / rank),
+            }  # it divides by r + 1e-5
+            told |= {"lora_dropout": float(arguments.get("dropout", 0.0)), "total_step": 1, "tinit": 0, "tfinal": 0}
         elif kind in ("lo_ha", "lo_kr"):
             self.ranks[name] = arguments["rank"]
             self.alphas[name] = float(arguments["rank"] if arguments["alpha"] is None else arguments["alpha"])
+            told["use_effective_conv2d"] = bool(arguments.get("tucker", False))
             if kind == "lo_kr":
                 factor = -1 if arguments["factor"] is None else arguments["factor"]
                 told |= {"decompose_factor": factor, "decompose_both": arguments["both"]}

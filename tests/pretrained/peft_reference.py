@@ -27,10 +27,15 @@ KINDS = {
         bias="lora_only",
     ),
     "dora": peft.LoraConfig(r=2, lora_alpha=5, use_dora=True, target_modules=[*ATTENTION, PATCHES]),
+    "adalora": peft.AdaLoraConfig(
+        init_r=3, target_r=2, lora_alpha=5, total_step=10, tinit=1, tfinal=1, target_modules=[*ATTENTION, MLP]
+    ),
     "pissa": peft.LoraConfig(r=2, lora_alpha=5, init_lora_weights="pissa", target_modules=ATTENTION),
     "ia3": peft.IA3Config(target_modules=["k_proj", "v_proj", MLP], feedforward_modules=[MLP]),
     "vera": peft.VeraConfig(r=4, target_modules=ATTENTION),
     "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=[*ATTENTION, PATCHES]),
+    "loha core": peft.LoHaConfig(r=2, alpha=3, use_effective_conv2d=True, target_modules=[*ATTENTION, PATCHES]),
+    "lokr core": peft.LoKrConfig(r=1, alpha=3, use_effective_conv2d=True, target_modules=[PATCHES, MLP]),
     "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=[*ATTENTION, PATCHES, MLP]),
     "oft": peft.OFTConfig(r=0, oft_block_size=4, target_modules=[*ATTENTION, MLP]),
     "boft": peft.BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2, target_modules=ATTENTION),

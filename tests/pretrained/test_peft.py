@@ -115,10 +115,14 @@ PARTS = {
     "lora": D.lora(2, alpha=3),
     "rank-stabilised PiSSA": D.lora(2, alpha=3, rank_stabilized=True, start=D.pissa),
     "dora": D.dora(2, alpha=5),
+    "ada_lora": D.ada_lora(2, alpha=3, dropout=0.1),
     "ia3": D.ia3(feedforward="fc2").on("(key|value|fc2)/kernel"),
     "vera": D.vera(3),
     "lo_ha": D.lo_ha(2, alpha=3),
+    "lo_ha tucker": D.lo_ha(2, alpha=3, tucker=True).on("(stem_conv|fc1)/kernel"),
     "lo_kr": D.lo_kr(1, alpha=3, both=True),
+    "lo_kr tucker": D.lo_kr(1, alpha=3, tucker=True).on("(stem_conv|fc1)/kernel"),
+    "dropout": D.lora(2, alpha=3, dropout=0.25),
     "oft": D.oft(4, terms=5),
     "boft": D.boft(4),
     "embeddings and a head": D.chain(low=D.lora(1).on("fc1"), whole=D.full().on("head")),
@@ -134,15 +138,35 @@ def test_what_is_written_is_read_back(base, tmp_path, name):
     params = jax.tree.map(lambda leaf: 0.3 * drawn(*leaf.shape), shapes)
     folder = jt.save_peft(tmp_path / "out", net, {"params": params})
     assert all(key.startswith("base_model.") for key in read_file(folder / "adapter_model.safetensors"))
-    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
-    assert all(target.startswith("vit.layers.0.") for target in targets)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert all(target.startswith(("vit.layers.0.", PATCHES)) for target in config["target_modules"])
+    assert config.get("lora_dropout", 0) == {"dropout": 0.25, "ada_lora": 0.1}.get(name, 0)
     found = jt.load_peft(folder, *base)
+    assert (found.model.part.drop is not None) == (name in ("dropout", "ada_lora"))
     one, other = D.merged(net, {"params": params})["params"], D.merged(found.model, found.variables)["params"]
     moved = 0.0
     for a, b, before in zip(*map(jax.tree.leaves, (one, other, base[1]["params"])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         moved = max(moved, np.abs(np.asarray(a) - before).max())
     assert moved > 0.01
+
+
+def test_lengths_of_embeddings_are_written_too(tmp_path):
+    """DoRA over words: without its lengths peft took those of the base, and gave other outputs."""
+    model = jt.models.text_encoder(2, width=4, depth=1, heads=1, vocabulary=9, positions=5)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 5), np.int32))
+    variables = jax.tree.map(lambda leaf: drawn(*leaf.shape), dict(shapes))
+    net = D.delta(model, variables, D.dora(2, alpha=3).on("stem_(words|types)"))
+    low = {"a": drawn(9, 2), "b": drawn(2, 4), "m": np.abs(drawn(4))}
+    params = {"stem_words": {"embedding": low}, "stem_types": {"embedding": {**low, "a": drawn(2, 2)}}}
+    folder = jt.save_peft(tmp_path / "out", net, {"params": params})
+    tensors = read_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.bert.embeddings.word_embeddings"
+    np.testing.assert_array_equal(tensors[f"{name}.lora_magnitude_vector"], low["m"])
+    np.testing.assert_array_equal(tensors[f"{name}.lora_embedding_A"], low["a"].T)
+    found = jt.load_peft(folder, model, variables)
+    for a, b in zip(*map(jax.tree.leaves, (found.variables["params"], params)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_is_no_adapter_of_this_network_is_one_line(base, tmp_path):
@@ -154,6 +178,8 @@ def test_what_is_no_adapter_of_this_network_is_one_line(base, tmp_path):
     good = {f"{NEW['query']}.lora_A.weight": drawn(2, 8), f"{NEW['query']}.lora_B.weight": drawn(8, 2)}
     refused("unknown peft_type 'LORRA'.*LORA", {"peft_type": "LORRA"}, good)
     refused("fan_in_fan_out", {"fan_in_fan_out": True}, good)
+    refused("a variant of LoRA, use_qalora", {"use_qalora": True}, good)
+    refused("'pissa_niter_4', changed and nothing tells again", {"init_lora_weights": "pissa_niter_4"}, good)
     refused("'transformer.wte'", {}, {**good, "transformer.wte.lora_A.weight": drawn(2, 8)})
     refused("a form of adapter that is not known", {}, {**good, f"{NEW['query']}.lora_B.bias": drawn(8)})
     refused("holds 'classifier.bias' .5., and the model has .3.", {}, {**good, "classifier.bias": drawn(5)})
@@ -196,28 +222,55 @@ TORCH = {777: [11, 7, 3, 8, 0, 2, 9, 6, 4, 10, 5, 1], 3: [10, 9, 1, 6, 4, 11, 3,
 PYTHON = os.environ.get("PEFT_PYTHON", sys.executable)
 
 
-@pytest.mark.slow
-def test_peft_itself(tmp_path):
-    """Adapters that peft made give its outputs here; ours give ours there. PEFT_PYTHON names a Python with peft."""
+def peft_in(folder, script):
+    """Has peft make adapters in a folder; returns what runs the script again."""
     probe = subprocess.run([PYTHON, "-c", "import peft, transformers"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("no peft: PEFT_PYTHON=/path/to/python with peft, torch and transformers")
-    script = [PYTHON, os.path.join(os.path.dirname(__file__), "peft_reference.py")]
-    subprocess.run([*script, "make", tmp_path], check=True, capture_output=True)
+    words = [PYTHON, os.path.join(os.path.dirname(__file__), script)]
+
+    def run(what):
+        subprocess.run([*words, what, folder], check=True, capture_output=True)
+
+    run("make")
+    return run
+
+
+def assert_both_ways(folder, base, x, run_peft, kinds, unwritten):
+    """What peft made gives its outputs here, and what we write of it gives them there."""
+    run = jax.jit(lambda v: base.model.apply(v, x, train=False, key=None)[0]["logits"])
+    found = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    assert len(found) == kinds
+    before = np.load(folder / "base.npy")
+    np.testing.assert_allclose(run(base.variables), before, atol=1e-6)
+    for kind in found:
+        delta = jt.load_peft(folder / kind, base.model, base.variables)
+        expected = np.load(folder / f"{kind}.npy")
+        assert np.abs(expected - before).max() > 1e-4, kind
+        np.testing.assert_allclose(run(D.merged(delta.model, delta.variables)), expected, atol=1e-6, err_msg=kind)
+        if kind not in unwritten:
+            jt.save_peft(folder / "ours" / kind, delta.model, delta.variables)
+    run_peft("read")
+    for kind in set(found) - set(unwritten):
+        given, expected = np.load(folder / "ours" / f"{kind}.npy"), np.load(folder / f"{kind}.npy")
+        np.testing.assert_allclose(given, expected, atol=1e-6, err_msg=kind)
+
+
+@pytest.mark.slow
+def test_peft_itself(tmp_path):
+    """Adapters that peft made give its outputs here; ours give ours there. PEFT_PYTHON names a Python with peft."""
+    again = peft_in(tmp_path, "peft_reference.py")
     x = np.load(tmp_path / "x.npy").transpose(0, 2, 3, 1)
     base = jt.load_pretrained(tmp_path / "base", jt.models.vit(8, 2, 2, 3, patch=4), inputs=x)
-    run = jax.jit(lambda v: base.model.apply(v, x, train=False, key=None)[0]["logits"])
-    kinds = sorted(path.parent.name for path in tmp_path.glob("*/adapter_config.json"))
-    assert len(kinds) == 12
-    before = np.load(tmp_path / "base.npy")
-    for kind in kinds:
-        found = jt.load_peft(tmp_path / kind, base.model, base.variables)
-        expected = np.load(tmp_path / f"{kind}.npy")
-        assert np.abs(expected - before).max() > 1e-4, kind
-        np.testing.assert_allclose(run(D.merged(found.model, found.variables)), expected, atol=1e-6, err_msg=kind)
-        if kind not in ("ranks", "fourierft"):  # single biases, and places of an own choice, are not written
-            jt.save_peft(tmp_path / "ours" / kind, found.model, found.variables)
-    subprocess.run([*script, "read", tmp_path], check=True, capture_output=True)
-    for kind in set(kinds) - {"ranks", "fourierft"}:
-        given, expected = np.load(tmp_path / "ours" / f"{kind}.npy"), np.load(tmp_path / f"{kind}.npy")
-        np.testing.assert_allclose(given, expected, atol=1e-6, err_msg=kind)
+    # Single biases, and places of an own choice, are not written.
+    assert_both_ways(tmp_path, base, x, again, 15, ("ranks", "fourierft"))
+
+
+@pytest.mark.slow
+def test_peft_itself_on_texts(tmp_path):
+    """Likewise of a BERT, its embeddings too."""
+    again = peft_in(tmp_path, "peft_text_reference.py")
+    x = {name: value.astype(np.int32) for name, value in np.load(tmp_path / "x.npz").items()}
+    sizes = {"width": 8, "depth": 2, "heads": 2, "hidden": 32, "vocabulary": 30, "positions": 12, "pooler": "tanh"}
+    base = jt.load_pretrained(tmp_path / "base", jt.models.text_encoder(3, **sizes), inputs=x)
+    assert_both_ways(tmp_path, base, x, again, 12, ("biases", "fourierft"))

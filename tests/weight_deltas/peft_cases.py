@@ -20,6 +20,8 @@ KINDS = {
     "vera": lambda: peft.VeraConfig(r=3),
     "lo_ha": lambda: peft.LoHaConfig(r=2, alpha=3),
     "lo_kr": lambda: peft.LoKrConfig(r=2, alpha=3),
+    "lo_ha tucker": lambda: peft.LoHaConfig(r=2, alpha=3, use_effective_conv2d=True),
+    "lo_kr tucker": lambda: peft.LoKrConfig(r=1, alpha=2, use_effective_conv2d=True),
     "lo_kr both": lambda: peft.LoKrConfig(r=1, alpha=2, decompose_both=True, decompose_factor=4),
     "oft": lambda: peft.OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False),
     "oft series": lambda: peft.OFTConfig(r=0, oft_block_size=2, use_cayley_neumann=True),
@@ -42,7 +44,7 @@ def main(out):
         for kind, layer, shape in layers():
             if kind != "dense" and name in DENSE_ONLY:
                 continue
-            if kind == "grouped" and name not in ("lo_ha", "lo_kr", "ia3"):
+            if kind == "grouped" and name.removesuffix(" tucker") not in ("lo_ha", "lo_kr", "ia3"):
                 continue
             torch.manual_seed(0)
             for weight in layer.parameters():

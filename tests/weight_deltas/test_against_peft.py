@@ -39,13 +39,22 @@ def low_rank(own):
 
 
 def hadamard(own):
-    return {f"{to}{n}": own[f"hada_w{n}_{was}"].T for n in (1, 2) for to, was in (("a", "b"), ("b", "a"))}
+    found = {f"a{n}": own[f"hada_w{n}_b"].T for n in (1, 2)}
+    for n in (1, 2):
+        core = own.get(f"hada_t{n}")
+        found |= {f"b{n}": own[f"hada_w{n}_a"].T} if core is None else cored(n, core, own[f"hada_w{n}_a"])
+    return found
+
+
+def cored(number, core, outside):
+    return {f"t{number}": core.reshape(*core.shape[:2], -1), f"b{number}": outside}
 
 
 def kronecker(own):
     found = {f"w{n}": flat(own[f"lokr_w{n}"]) for n in (1, 2) if f"lokr_w{n}" in own}
     pairs = [(n, to, was) for n in (1, 2) for to, was in (("a", "b"), ("b", "a"))]
-    return found | {f"{to}{n}": own[f"lokr_w{n}_{was}"].T for n, to, was in pairs if f"lokr_w{n}_{was}" in own}
+    found |= {f"{to}{n}": own[f"lokr_w{n}_{was}"].T for n, to, was in pairs if f"lokr_w{n}_{was}" in own}
+    return found | (cored(2, own["lokr_t2"], own["lokr_w2_a"]) if "lokr_t2" in own else {})
 
 
 def shared(case):
@@ -65,6 +74,8 @@ KINDS = {
     ),
     "lo_ha": (lambda case: D.lo_ha(2, alpha=3), hadamard),
     "lo_kr": (lambda case: D.lo_kr(2, alpha=3), kronecker),
+    "lo_ha tucker": (lambda case: D.lo_ha(2, alpha=3, tucker=True), hadamard),
+    "lo_kr tucker": (lambda case: D.lo_kr(1, alpha=2, tucker=True), kronecker),
     "lo_kr both": (lambda case: D.lo_kr(1, alpha=2, both=True, factor=4), kronecker),
     "oft": (lambda case: D.oft(4), lambda own: {"skew": own["oft_R"]}),
     "oft series": (lambda case: D.oft(2, terms=5), lambda own: {"skew": own["oft_R"]}),
@@ -105,7 +116,11 @@ LAYERS = {
 }
 
 
-GROUPED, DENSE_ALONE = ("lo_ha", "lo_kr", "ia3"), ("vera", "fourier_ft")  # what peft has
+GROUPED = ("lo_ha", "lo_kr", "ia3", "lo_ha tucker", "lo_kr tucker")  # what peft has
+DENSE_ALONE = ("vera", "fourier_ft")
+# Its backward pass, written by hand, takes the other product's core for them (0.21.2, HadaWeightCP); ours are held
+# against differences in test_delta_parts.py.
+WRONG_THERE = {("lo_ha tucker", name) for name in ("b1", "b2")}
 CASES = [
     (name, layer)
     for name in KINDS
@@ -144,6 +159,8 @@ def test_outputs_and_gradients_are_those_of_peft(name, layer, cases):
     expected = ours(own["grad"])
     assert gradient["kernel"].keys() == expected.keys()
     for kind, leaf in expected.items():
+        if layer != "dense" and (name, kind) in WRONG_THERE:
+            continue
         np.testing.assert_allclose(
             gradient["kernel"][kind], leaf, rtol=1e-5, atol=1e-5 * np.abs(leaf).max(), err_msg=kind
         )

@@ -56,13 +56,25 @@ def vera(m, own, shared):
     return m + np.einsum("ir,r,ro,o->io", a[: m.shape[0]], own["d"], b[:, : m.shape[1]], own["b"])
 
 
+def product(own, number):
+    a, b = own[f"a{number}"], own[f"b{number}"]
+    if f"t{number}" not in own:
+        return a @ b
+    core = own[f"t{number}"]
+    out = np.zeros((len(a) * core.shape[2], b.shape[1]))
+    for c in range(len(a)):
+        for place in range(core.shape[2]):
+            out[c * core.shape[2] + place] = (a[c] @ core[:, :, place].T) @ b
+    return out
+
+
 def hadamard(m, own):
-    return m + 1.5 * (own["a1"] @ own["b1"]) * (own["a2"] @ own["b2"])
+    return m + 1.5 * product(own, 1) * product(own, 2)
 
 
 def kronecker(m, own):
     one = own["w1"] if "w1" in own else own["a1"] @ own["b1"]
-    two = own["w2"] if "w2" in own else own["a2"] @ own["b2"]
+    two = own["w2"] if "w2" in own else product(own, 2)
     (i1, o1), (i2, o2) = one.shape, two.shape
     assert (i1 * i2, o1 * o2) == m.shape
     out = m.copy()
@@ -149,7 +161,9 @@ OF_MATRICES = {
     "ada_lora": (lambda: D.ada_lora(2, alpha=3.0), low_rank),
     "vera": (lambda: D.vera(3, shared=SHARED), lambda m, own: vera(m, own, SHARED)),
     "lo_ha": (lambda: D.lo_ha(2, alpha=3.0), hadamard),
+    "lo_ha tucker": (lambda: D.lo_ha(2, alpha=3.0, tucker=True), hadamard),
     "lo_kr": (lambda: D.lo_kr(2, alpha=3.0), kronecker),
+    "lo_kr tucker": (lambda: D.lo_kr(1, alpha=1.5, tucker=True), kronecker),
     "lo_kr whole": (lambda: D.lo_kr(4, alpha=6.0, factor=2), kronecker),
     "lo_kr both": (lambda: D.lo_kr(1, alpha=1.5, factor=3, both=True), kronecker),
     "fourier_ft": (lambda: D.fourier_ft(4, scale=30.0, places=places), fourier),
