@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+import optax
 import tyro
 
 import jaxtransfer as jt
@@ -19,15 +20,17 @@ from jaxtransfer.cli.runs import Run
 from jaxtransfer.cli.values import at_least, positive
 from jaxtransfer.deltas import digest
 from jaxtransfer.errors import InputError
+from jaxtransfer.methods import Phase
 from jaxtransfer.runs.deltas import BASE, DELTA, made_of, with_fresh
 from jaxtransfer.runs.directory import read_config
 
-SIZES = ("rank", "alpha", "block", "entries", "bottleneck", "prompts")
+SIZES = ("rank", "alpha", "dropout", "block", "entries", "bottleneck", "prompts")
+_FLOATS = ("alpha", "dropout")
 _HEAD = "head"
 
 
 def _size(option: str) -> Any:
-    return tyro.conf.arg(metavar="FLOAT" if option == "alpha" else "INT", help_behavior_hint=usual_of(option))
+    return tyro.conf.arg(metavar="FLOAT" if option in _FLOATS else "INT", help_behavior_hint=usual_of(option))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ class DeltaOptions:
     """Of the matrices that a delta adds."""
     alpha: Annotated[float | None, _size("alpha")] = None
     """They are multiplied by alpha / rank."""
+    dropout: Annotated[float | None, _size("dropout")] = None
+    """Probability with which an input is left out of the difference, in training, for a whole batch."""
     block: Annotated[int | None, _size("block")] = None
     """Inputs that are rotated together."""
     entries: Annotated[int | None, _size("entries")] = None
@@ -64,6 +69,8 @@ class DeltaOptions:
         at_least(self, 1, "rank", "entries", "bottleneck", "prompts")
         at_least(self, 2, "block")
         positive(self, "alpha")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout must be from 0 to below 1; got {self.dropout}")
         given = [name for name in (*SIZES, "only") if getattr(self, name) not in (None, ())]
         if self.delta is None:
             if given:
@@ -73,6 +80,34 @@ class DeltaOptions:
         for name in given:
             if name != "only" and name not in usual:
                 raise InputError(f"--{name}: {self.delta} has none; leave it out")
+
+    def around(self, optimizer: optax.GradientTransformation, updates: int) -> optax.GradientTransformation:
+        """Returns the optimiser, which keeps the important directions alone where the kind has a budget of them.
+
+        They fall from a tenth of the updates on to a half: about as for the paper's largest task.
+        """
+        if self._budget is None:
+            return optimizer
+        begin, settle = updates // 10, updates // 2
+        return jt.deltas.within_budget(optimizer, rank=self._budget, steps=updates, begin=begin, settle=settle)
+
+    def beside(self, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+        """Returns phases with what the kind minimises besides: AdaLoRA's directions are kept orthonormal."""
+        if self._budget is None:
+            return tuple(phases)
+        apart = jt.deltas.orthogonality()
+        return tuple(
+            phase._replace(objective=phase.objective + apart)
+            for phase in phases
+            if isinstance(phase.objective, jt.Objective)
+        )
+
+    @property
+    def _budget(self) -> int | None:
+        """The rank that stays in the mean; None of a kind without a budget."""
+        if self.delta is None or not DELTAS[self.delta].facts.budget:
+            return None
+        return DELTAS[self.delta].facts.usual["rank"] if self.rank is None else self.rank
 
     def made(
         self, source: Run, model: jt.Model, image_shape: Sequence[int], *, new_head: bool
@@ -99,7 +134,8 @@ class DeltaOptions:
             **{"run": str(source.directory), "step": source.step, "digest": digest(base)},
             **({"fresh": fresh} if fresh else {}),
         }
-        note = {**self._described(model, list(shapes), head), BASE: about}
+        budget = {} if self._budget is None else {"budget": {"rank": self._budget}}
+        note = {**self._described(model, list(shapes), head), **budget, BASE: about}
         try:
             net = made_of(note, model, base)
             _shapes(net, image_shape)  # layers are looked for, ranks compared

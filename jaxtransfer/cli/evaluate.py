@@ -73,6 +73,10 @@ class Evaluate:
     """Folder for evaluation.json, classes.csv, confusion.csv, and pictures: confusion.png, reliability.png."""
     images: ImageOptions = dataclasses.field(default_factory=ImageOptions)
 
+    base: Annotated[
+        Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: where the delta noted it)")
+    ] = None
+    """Of a run of a delta the one that it stands on, where that has moved; another one is refused."""
     episodes: int = 1000
     """Episodes, for a run of `meta`."""
     ways: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's own)")] = None
@@ -89,7 +93,7 @@ class Evaluate:
         check_episodes_asked(self, "episodes")
         check_folder(self.data_dir)
         self.images.check()
-        run = load_run(self.directory, tasks=True)
+        run = load_run(self.directory, tasks=True, base=self.base)
         if run.tasks:
             return evaluate_tasks(self, run)
         run = self.images.at_size(run)
@@ -185,7 +189,7 @@ class Evaluate:
 
         metrics, scores = evaluated(run)
         facts = {"data": dataset.name, "split": dataset.split, "examples": len(dataset), **metrics}
-        for name, other in beside(run).items():
+        for name, other in beside(run, self.base).items():
             facts[name] = evaluated(self.images.at_size(other))[0]
         return facts, scores
 

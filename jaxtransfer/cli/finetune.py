@@ -133,7 +133,8 @@ class Finetune:
             params, state = {model.name: params}, {model.name: state}
         command, anchor = dataclasses.replace(self, training=training), {model.name: kept.params[source.model.name]}
         make = Ingredients(command, source, model, anchor, places, self.recipe.weights(train))
-        stages, evaluated = self.recipe.applied(self.frozen.applied(row.build(make), stay), model, config)
+        phases = self.frozen.applied(self.difference.beside(row.build(make)), stay)
+        stages, evaluated = self.recipe.applied(phases, model, config)
         train_stages(
             stages,
             config,

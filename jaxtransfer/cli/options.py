@@ -162,10 +162,20 @@ class TrainOptions(RunOptions):
             return counted
         return dataclasses.replace(counted, steps=math.ceil(counted.steps / together) * together)
 
-    def optimizer_for(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optimiser with its schedule over `steps` batches, of which --accumulate make an update."""
+    def optimizer_for(
+        self,
+        steps: int,
+        around: Callable[[optax.GradientTransformation, int], optax.GradientTransformation] | None = None,
+    ) -> optax.GradientTransformation:
+        """Returns the optimiser with its schedule over `steps` batches, of which --accumulate make an update.
+
+        Args:
+          steps: batches.
+          around: `around(optimizer, updates)`, what stands around that of an update.
+        """
         if (together := self.accumulate or 1) == 1:
-            return super().optimizer_for(steps)
+            optimizer = super().optimizer_for(steps)
+            return optimizer if around is None else around(optimizer, steps)
         if steps % together:
             raise InputError(
                 f"--accumulate {together}: {steps} steps (of a stage, where there are several) make no whole number of "
@@ -173,7 +183,7 @@ class TrainOptions(RunOptions):
             )
         self.check_warmup(steps)
         warmup = None if self.warmup is None else math.ceil(self.warmup / together)
-        one = dataclasses.replace(self, accumulate=None, warmup=warmup).optimizer_for(steps // together)
+        one = dataclasses.replace(self, accumulate=None, warmup=warmup).optimizer_for(steps // together, around)
         return optax.MultiSteps(one, together).gradient_transformation()
 
     def pipeline(self, dataset: data_room.Dataset) -> data_room.Pipeline:

@@ -57,6 +57,10 @@ class Predict:
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's)")
     ] = None
     """Of products of matrices and convolutions, as for `pretrain`: default, high or highest."""
+    base: Annotated[
+        Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: where the delta noted it)")
+    ] = None
+    """Of a run of a delta the one that it stands on, where that has moved; another one is refused."""
 
     def run(self) -> None:
         """Classifies and prints."""
@@ -65,7 +69,7 @@ class Predict:
         paths = [*self.images, *(() if self.list is None else _listed(self.list))]
         if not paths:
             raise InputError("expected image files or folders after the run directory, or --list FILE; got none")
-        run = load_run(self.directory, tasks=True)
+        run = load_run(self.directory, tasks=True, base=self.base)
         labels = LABELS in run.knows
         if not self.features and not labels and not run.tasks:
             check_knows_classes(run, self.directory, "predict names classes")

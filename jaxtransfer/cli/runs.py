@@ -10,7 +10,8 @@ from jaxtransfer.models.description import ENTRIES, rebuild
 from jaxtransfer.models.description import TASKS as TASK_ENTRIES
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import FEATURES
-from jaxtransfer.runs.deltas import folded
+from jaxtransfer.runs.deltas import DELTA, folded
+from jaxtransfer.runs.directory import read_config
 from jaxtransfer.runs.load import Run
 from jaxtransfer.runs.load import load_run as read_run
 
@@ -19,7 +20,7 @@ build_model = rebuild
 """Returns the model of a run's configuration."""
 
 
-def load_run(directory: Path, *, tasks: bool = False) -> Run:
+def load_run(directory: Path, *, tasks: bool = False, base: Path | None = None) -> Run:
     """Reads a run with its best checkpoint, or its newest where none was evaluated; `jt.load_run` for commands.
 
     One of a delta of weights comes with the difference in its base's weights.
@@ -28,12 +29,15 @@ def load_run(directory: Path, *, tasks: bool = False) -> Run:
       directory: of the run.
       tasks: whether a run of several tasks is wanted as it is. Otherwise of one with a single encoder this is what
         goes on, as a run of features.
+      base: of a run of a delta the run that it stands on, where that is no longer where the delta noted it.
 
     Raises:
       InputError: where the directory is no run, or no checkpoint of it is whole; for a run of several tasks which has
-        no single encoder, where its encoder is wanted.
+        no single encoder, where its encoder is wanted; for a base of what is no delta, or another one.
     """
-    run = folded(read_run(directory, needs=_NEEDS))
+    if base is not None and DELTA not in read_config(directory):
+        raise InputError(f"--base is of a delta; {directory} is a run of all its weights, leave it out")
+    run = folded(read_run(directory, needs=_NEEDS, base=base))
     return run if tasks or not run.tasks else _encoder_of(run)
 
 
@@ -52,13 +56,19 @@ def _encoder_of(run: Run) -> Run:
     return run._replace(config=config, model=model, params=params, state={model.name: variables})
 
 
-def beside(run: Run) -> dict[str, Run]:
-    """Returns the run's other weights by name: its `average`, where it keeps one, or `raw` where it is the average."""
+def beside(run: Run, base: Path | None = None) -> dict[str, Run]:
+    """Returns the run's other weights by name: its `average`, where it keeps one, or `raw` where it is the average.
+
+    Args:
+      run: as `load_run` read it.
+      base: as it was given there.
+    """
     noted = run.config.get("average")
     if "params" not in run.state.get(noted or f"{run.model.name}_ema", {}):
         return {}
     name = "average" if noted is None else "raw"
-    return {name: folded(read_run(run.directory, checkpoint=run.step, average=noted is None, needs=_NEEDS))}
+    other = read_run(run.directory, checkpoint=run.step, average=noted is None, needs=_NEEDS, base=base)
+    return {name: folded(other)}
 
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:

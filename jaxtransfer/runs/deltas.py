@@ -99,7 +99,8 @@ def on_base(model: Model, note: Mapping[str, Any], directory: Path, base: Any, l
     told = about.get("run")
     raise InputError(
         f"{directory} is a delta, and its base is not {f'where it was, {told}' if told else 'noted'}; move it back, or "
-        f"say where it is: jt.load_run(directory, base=...), `jaxtransfer merge BASE {directory} --method delta`"
+        f"say where it is: jt.load_run(directory, base=...), evaluate or predict {directory} --base BASE, "
+        f"`jaxtransfer merge BASE {directory} --method delta`"
     )
 
 

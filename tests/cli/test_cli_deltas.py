@@ -4,6 +4,7 @@ import json
 import shutil
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -69,6 +70,15 @@ def test_commands_take_it_like_any_run(run, refused, source, delta_run, tmp_path
     config["delta"]["base"]["run"] = str(tmp_path / "nowhere")
     (alone / "config.json").write_text(json.dumps(config))
     assert "its base is not where it was" in refused("evaluate", alone)
+    (line,), _ = run("evaluate", alone, "--base", source)
+    assert json.loads(line) == {**found, "run": str(alone)}
+    one = jt.data.load("digits/inverted", "test").read([0])["image"][0]
+    cv2.imwrite(str(tmp_path / "one.png"), one)
+    (there,), _ = run("predict", delta_run, tmp_path / "one.png")
+    (here,), _ = run("predict", alone, tmp_path / "one.png", "--base", source)
+    assert here == there
+    assert "is a delta itself" in refused("evaluate", alone, "--base", delta_run)
+    assert "--base is of a delta" in refused("predict", source, tmp_path / "one.png", "--base", source)
     words = ("finetune", "--from", delta_run, *TRAIN, "--delta", "ia3", "--out", tmp_path / "x")
     assert "is a delta itself; merge it" in refused(*words)
 
@@ -101,6 +111,8 @@ WRONG = {
     "of another kind": (("--delta", "bitfit", "--rank", "4"), "--rank: bitfit has none"),
     "no rank": (("--delta", "lora", "--rank", "0"), "--rank must be at least 1"),
     "alpha": (("--delta", "lora", "--alpha", "-1"), "--alpha must be positive"),
+    "dropout": (("--delta", "lora", "--dropout", "1"), "--dropout must be from 0 to below 1"),
+    "dropout of another kind": (("--delta", "loha", "--dropout", "0.1"), "--dropout: loha has none"),
     "no such layer": (("--delta", "lora", "--only", "stage7"), "--only 'stage7' selects no layer"),
     "no kernel": (("--delta", "lora", "--only", "stem_conv/bias"), "--only"),
     "rank above": (("--delta", "lora", "--rank", "99"), "rank 99 is above that of 'stage1_conv/kernel'"),
@@ -141,7 +153,7 @@ def test_each_kind_is_made_and_says_how(source):
     base = jt.load_run(source)._replace(model=model, params={"model": variables["params"]}, state={"model": {}})
     wide = jt.models.vit(8, 2, 2, 5, patch=4)
     for name, row in DELTAS.items():
-        small: dict[str, Any] = {size: 2 for size in row.facts.usual if size != "alpha"}
+        small: dict[str, Any] = {size: 2 for size in row.facts.usual if size not in ("alpha", "dropout")}
         options = DeltaOptions(delta=name, **small)
         for target, new_head in ((model, False), (wide, True)):
             net, note = options.made(base, target, (8, 8, 1), new_head=new_head)
@@ -161,6 +173,22 @@ def test_each_kind_is_made_and_says_how(source):
                 "full",
                 "norm-tuning",
             ), name
+
+
+@pytest.mark.slow
+def test_a_budget_falls_to_the_rank_that_is_asked_for(run, source, tmp_path):
+    """AdaLoRA with dropout, two batches an update: of the 3 · 3 directions that it begins with 3 · 2 stay."""
+    words = ("finetune", "--from", source, "--delta", "adalora", "--rank", "2", "--dropout", "0.2", "--lr", "0.05")
+    words = (*words, *TRAIN[:2], "--batch-size", "32", "--accumulate", "2", "--eval-every", "12", "--steps", "12")
+    run(*words, "--out", tmp_path / "out")
+    found = jt.load_run(tmp_path / "out")
+    params = jt.tree.leaves_by_path(found.params["model"]["delta"])
+    weights = [leaf for path, leaf in params.items() if path.endswith("/e")]
+    assert [leaf.shape for leaf in weights] == [(3,)] * 3
+    assert sum(np.count_nonzero(leaf) for leaf in weights) == 6
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["delta"]["budget"] == {"rank": 2}
+    assert "orthogonality" in (tmp_path / "out" / "metrics.jsonl").read_text()
 
 
 def test_it_is_merged_into_its_base(run, refused, source, delta_run, tmp_path):

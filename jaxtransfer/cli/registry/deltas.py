@@ -1,6 +1,7 @@
 """Deltas of frozen weights by name. A row is built from its sizes, by option, into how a run notes it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,15 +22,18 @@ class DeltaKind:
       only: path patterns of what it changes by default, where the network has such; None for what the part is made
         for, the head left out where it is new.
       leaves: what the parameters are called that it is made for.
+      budget: whether its rank falls to a mean of --rank in training.
     """
 
     usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inside: bool = False
     only: str | None = None
     leaves: str = "kernel"
+    budget: bool = False
 
 
-_LOW_RANK = {"rank": 8, "alpha": None}
+_RANK = {"rank": 8, "alpha": None}
+_LOW_RANK = {**_RANK, "dropout": 0.0}
 
 
 def _part(make: Callable[..., deltas.Part], **always: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -39,6 +43,11 @@ def _part(make: Callable[..., deltas.Part], **always: Any) -> Callable[[Mapping[
         return dict(deltas.described_part(make(**sizes, **always)) or {})
 
     return build
+
+
+def _above(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """AdaLoRA with half as many directions again as are to stay in the mean, as its paper begins."""
+    return _part(deltas.ada_lora)({**sizes, "rank": math.ceil(1.5 * sizes["rank"])})
 
 
 def _layers(kind: str, *, named: Mapping[str, str] | None = None, **always: Any):
@@ -80,6 +89,12 @@ DELTAS: dict[str, Row[DeltaKind]] = {
         DeltaKind(_LOW_RANK, only=PROJECTIONS),
         "Liu 2024",
     ),
+    "adalora": Row(
+        _above,
+        "lora of --rank in the mean, more where it matters",
+        DeltaKind(_LOW_RANK, only=PROJECTIONS, budget=True),
+        "Zhang 2023",
+    ),
     "vera": Row(
         _part(deltas.vera),
         "weigh random matrices that all layers share",
@@ -89,13 +104,13 @@ DELTAS: dict[str, Row[DeltaKind]] = {
     "loha": Row(
         _part(deltas.lo_ha),
         "add the entrywise product of two low ranks",
-        DeltaKind(_LOW_RANK, only=PROJECTIONS),
+        DeltaKind(_RANK, only=PROJECTIONS),
         "Hyeon-Woo 2021",
     ),
     "lokr": Row(
         _part(deltas.lo_kr),
         "add a Kronecker product of small matrices",
-        DeltaKind(_LOW_RANK, only=PROJECTIONS),
+        DeltaKind(_RANK, only=PROJECTIONS),
         "Yeh 2023",
     ),
     "fourierft": Row(

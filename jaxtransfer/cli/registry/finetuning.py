@@ -115,7 +115,7 @@ class Ingredients:
     def optimizer_for(self, steps: int):
         """Returns the optimiser with a schedule over `steps`; the head has its own rate where one is asked for."""
         training, rate = self.command.training, self.command.head_rate
-        optimizer = training.optimizer_for(steps)
+        optimizer = training.optimizer_for(steps, self.command.difference.around)
         if rate is None:
             return optimizer
         return jt.optim.scale_rate(optimizer, rate / training.lr, f"{self.model.name}/(?:{self.model.head})")
