@@ -153,7 +153,8 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
     "pass image_shape=(height, width, channels)": (
         "add --image-shape (pretrain, contrast, adapt, multitask) or --resize (finetune, distill, cache-teacher, "
         "evaluate)"
-    )
+    ),
+    "'.*': None say, which keeps it whole": "'.*=whole' say",
 }
 
 

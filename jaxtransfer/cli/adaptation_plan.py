@@ -14,7 +14,6 @@ from jaxtransfer.cli.registry.adaptation import METHODS, SELECTIONS, Adaptation,
 from jaxtransfer.cli.registry.augmentations import MIXES, augmentation
 from jaxtransfer.cli.runs import Run, architecture, build_model
 from jaxtransfer.cli.settings import made_by
-from jaxtransfer.devices import device_mesh
 from jaxtransfer.runs.configuration import CLASSES
 from jaxtransfer.runs.console import announcer
 
@@ -101,8 +100,7 @@ class Plan(NamedTuple):
             out=out,
             config=config,
             keep=training.keep,
-            mesh=device_mesh() if training.mode == "jit" else None,
-            mode=training.mode,
+            **training.where,
             log=announcer(),
             **training.looked_at,
         )

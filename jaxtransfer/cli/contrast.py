@@ -33,7 +33,6 @@ from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.data import views
-from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.files import read_text
 from jaxtransfer.runs.configuration import FEATURES
@@ -186,8 +185,7 @@ class Contrast:
             out=out,
             config=config,
             keep=training.keep,
-            mesh=device_mesh() if training.mode == "jit" else None,
-            mode=training.mode,
+            **training.where,
             log=announcer(),
             **training.looked_at,
         )

@@ -32,7 +32,6 @@ from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
 from jaxtransfer.cli.together import by_first
-from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.console import announcer, facts_of, print_results
@@ -176,7 +175,6 @@ class Meta:
             data, first = self._training_data(train, kind.labelled)
             jt.init(own.train, optax.identity(), jax.random.key(0), first)  # raises where the method doesn't fit
         training.say_steps()
-        mesh = device_mesh() if self.training.mode == "jit" else None
         fitted = jt.fit(
             own.train,
             training.optimizer_for(training.updates),
@@ -189,8 +187,7 @@ class Meta:
             out=out,
             config=config,
             keep=self.training.keep,
-            mesh=mesh,
-            mode=self.training.mode,
+            **self.training.where,
             log=announcer(),
             **data,
             **training.looked_at,

@@ -14,7 +14,7 @@ from jaxtransfer.cli.options import TrainOptions, at_least, check_memory, config
 from jaxtransfer.cli.registry.augmentations import MIXES, augmentation
 from jaxtransfer.cli.registry.multitask import ARCHITECTURES, METHODS, Ingredients
 from jaxtransfer.cli.registry.row import choices, row_of
-from jaxtransfer.cli.runs import build_model, device_mesh, load_run
+from jaxtransfer.cli.runs import build_model, load_run
 from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
@@ -242,11 +242,8 @@ class Training:
     def scores(self, dataset: jt.data.Dataset) -> TaskScores:
         """Returns what measures a state on examples; of several processes the first one does, on its own devices."""
         with processes.alone():
-            where = {"mesh": self._mesh(), "mode": self.options.mode}
+            where = self.options.where
             return TaskScores(self.model, dataset, list(self.sets.tasks), self.options.batch_size, **where)
-
-    def _mesh(self) -> Any:
-        return device_mesh() if self.options.mode == "jit" else None
 
     def fit(self, prefix: str = "") -> jt.Fitted:
         """Trains, or resumes."""
@@ -264,8 +261,7 @@ class Training:
             out=self.out,
             config=self.config,
             keep=options.keep,
-            mesh=self._mesh(),
-            mode=options.mode,
+            **options.where,
             log=announcer(prefix),
             **options.looked_at,
         )

@@ -15,6 +15,7 @@ from jaxtransfer import data as data_room
 from jaxtransfer.cli.rates import OPTIMIZERS as OPTIMIZERS
 from jaxtransfer.cli.rates import RateOptions
 from jaxtransfer.cli.registry.augmentations import augmentation, check_augmentations
+from jaxtransfer.cli.shard_options import ShardOptions
 from jaxtransfer.cli.values import MOST, at_least, divides_by_devices, positive
 from jaxtransfer.cli.values import at_most as at_most
 from jaxtransfer.data import statistics as statistics
@@ -63,7 +64,7 @@ class Length:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(RateOptions, Length):
+class RunOptions(ShardOptions, RateOptions, Length):
     """How to learn, and where to keep what was learned."""
 
     seed: int = 0
@@ -96,6 +97,11 @@ class RunOptions(RateOptions, Length):
     def updates(self) -> int:
         """Updates in all, where no epochs are asked for."""
         return STEPS if self.steps is None else self.steps
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Arguments of `jt.fit` that say on which devices."""
+        return self.placed(self.mode)
 
     @property
     def looked_at(self) -> dict[str, Any]:
@@ -132,6 +138,7 @@ class RunOptions(RateOptions, Length):
         positive(self, "epochs")
         if not self.data_patience > 0:
             raise InputError(f"--data-patience must be positive seconds, or inf; got {self.data_patience}")
+        self.check_shard(self.mode)
         if self.steps is not None and self.epochs is not None:
             raise InputError("--steps and --epochs both say how long to train; give one of them")
         if self.seed >= 2**32:
@@ -226,7 +233,18 @@ def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     return size
 
 
-_ELSEWHERE = ("out", "data_dir", "epochs", "config", "distributed", "data_patience", "profile", "dry_run")
+_ELSEWHERE = (
+    "out",
+    "data_dir",
+    "epochs",
+    "config",
+    "shard",
+    "mesh",
+    "distributed",
+    "data_patience",
+    "profile",
+    "dry_run",
+)
 
 
 def config_of(command: str, *options: Any, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from jaxtransfer.cli.dry_run import end_dry_run
 from jaxtransfer.cli.options import TrainOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.validation import chosen_where, result_of
-from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import InputError
 from jaxtransfer.methods import Phase, train_phases
 from jaxtransfer.methods import split_steps as split_steps
@@ -105,8 +104,7 @@ def train_stages(
         monitor=monitor,
         config=config,
         keep=training.keep,
-        mesh=device_mesh() if training.mode == "jit" else None,
-        mode=training.mode,
+        **training.where,
         **training.looked_at,
     )
 

@@ -25,7 +25,7 @@ class TaskScores:
       dataset: labelled examples.
       tasks: by name.
       rows: examples at a time.
-      **where: `mesh` and `mode` of `jt.eval_step`.
+      **where: `mesh`, `shard` and `mode` of `jt.eval_step`.
     """
 
     def __init__(self, model: jt.Model, dataset: jt.data.Dataset, tasks: Sequence[str], rows: int, **where: Any):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.parts import within_reach
 from jaxtransfer.devices.peers import LOST as LOST
+from jaxtransfer.train import Fitted
 
 
 @contextlib.contextmanager
@@ -27,7 +29,12 @@ def together(command: Any) -> Iterator[None]:
 
 def by_first(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function as the first process alone calls it, for what is done with files, once training is over."""
-    return lambda *arguments: processes.first_does(lambda: function(*arguments))
+
+    def call(*arguments: Any) -> Any:
+        near = [one._replace(state=within_reach(one.state)) if isinstance(one, Fitted) else one for one in arguments]
+        return processes.first_does(lambda: function(*near))
+
+    return call
 
 
 def says(message: str, *, agreed: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer import tree
-from jaxtransfer.devices import processes
+from jaxtransfer.devices import parts, processes
 from jaxtransfer.devices.sharding import Rule, Shards
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.masking import check_masks
@@ -42,7 +42,7 @@ class Placement:
 
     Raises:
       InputError: for another mode, and where several processes train together for `pmap`, or a mesh over some of them;
-        for rules without a mesh, under `pmap` or in several processes.
+        for rules without a mesh, or under `pmap`.
     """
 
     def __init__(self, mesh: Mesh | None, mode: str, shard: Mapping[str, Rule] | None = None):
@@ -72,16 +72,26 @@ class Placement:
     def _check_shards(self, mesh: Mesh | None) -> Mesh:
         if self.mode == "pmap":
             raise InputError("shard splits weights in one program over the mesh; leave mode='pmap' out: 'jit'")
-        if self._several:
-            raise InputError(
-                f"shard splits weights over the devices of one process, and this is one of {processes.count()}: leave "
-                f"it out, which keeps them whole on each device"
-            )
         if not isinstance(mesh, Mesh):
             raise InputError(
                 "shard names axes of a mesh: give mesh=jax.make_mesh((jax.device_count(),), ('data',)) too"
             )
+        if self._several:
+            processes.in_order(mesh.devices)  # raises
         return mesh
+
+    @functools.cached_property
+    def _own_rows(self) -> bool:
+        """Whether each process holds the rows of a batch that it makes, as where no rule says otherwise."""
+        return self.shards is None or self.split is None or parts.own_rows(self.split, self._row_parts)
+
+    @functools.cached_property
+    def _row_parts(self) -> int:
+        """In how many parts the rows of a batch lie."""
+        assert self.devices is not None
+        if self.shards is None:
+            return len(self.devices)
+        return math.prod(self.shards.mesh.shape[axis] for axis in self.shards.rows)
 
     @functools.cached_property
     def where_cpus_are_several(self) -> bool:
@@ -117,10 +127,15 @@ class Placement:
         """
         if self.shards is None:
             return self.whole(state, "state")
-        leaves, wanted = jax.tree.leaves(state), jax.tree.leaves(shardings := self.shards.state(state))
+        leaves, wanted = jax.tree.leaves(state), jax.tree.leaves(self.shards.state(state))
         if all(getattr(leaf, "sharding", None) == one for leaf, one in zip(leaves, wanted, strict=True)):
             return state
-        return jax.device_put(state, shardings)
+        return jax.tree.unflatten(jax.tree.structure(state), [*map(self._laid, leaves, wanted)])
+
+    def _laid(self, leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        return parts.laid(leaf, sharding) if self._several else jax.device_put(leaf, sharding)
 
     def stored(self, values: Any, params: Any) -> Any:
         """Returns values of a program split as the parameters of their paths are stored."""
@@ -178,7 +193,7 @@ class Placement:
                 where = jax.tree.leaves(shards.follow(handle.tree, params, frozen=True))
                 for leaf, sharding in zip(leaves, where, strict=True):
                     if id(leaf) not in known:
-                        known[id(leaf)] = jax.device_put(leaf, sharding)
+                        known[id(leaf)] = self._laid(leaf, sharding)
                 handle.placed[shards.name] = jax.tree.unflatten(structure, [known[id(leaf)] for leaf in leaves])
         return tuple(handle.placed[shards.name] for handle in handles)
 
@@ -221,19 +236,22 @@ class Placement:
                 return rows
             if not self._several:
                 return jax.device_put(rows, self.split)
-        return jax.make_array_from_process_local_data(self.split, np.asarray(rows))
+        assert self.split is not None
+        rows = np.asarray(rows)
+        if self._own_rows:
+            return jax.make_array_from_process_local_data(self.split, rows)
+        whole = processes.gathered(rows)  # layers are split over processes, which then need the same rows
+        return jax.make_array_from_callback(whole.shape, self.split, lambda index: whole[index])
 
     def _check_divides(self, batch: Any, *, traced: bool = False) -> None:
         assert self.devices is not None
-        parts = len(self.devices)
-        if self.shards is not None:
-            parts = math.prod(self.shards.mesh.shape[axis] for axis in self.shards.rows)
+        count = self._row_parts
         hosts = 1 if self.mode == "pmap" else len({device.process_index for device in self.devices})
         for path, leaf in tree.leaves_by_path(batch).items():
             on_all_hosts = traced or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable)
             rows = leaf.shape[0] * (1 if on_all_hosts else hosts)
-            if rows % parts:
+            if rows % count:
                 raise InputError(
-                    f"a batch must divide by the devices: {path!r} has {rows} rows for {parts} devices; choose a batch "
-                    f"size that is a multiple of {parts}"
+                    f"a batch must divide by the devices: {path!r} has {rows} rows for {count} devices; choose a batch "
+                    f"size that is a multiple of {count}"
                 )

@@ -17,6 +17,19 @@ def placement_table(values: Any) -> str:
     Args:
       values: arrays, or `jax.ShapeDtypeStruct`s with a sharding; others count as whole on one device.
     """
+    return _lines(_rows(values))
+
+
+def state_table(state: Any) -> str:
+    """Returns `placement_table` of a training state's parameters, with a row for each of its other parts."""
+    rows = _rows(state.params)
+    for name, part in (("model state", state.state), ("state of the optimiser", state.opt_state)):
+        if tree.leaves_by_path(part):
+            rows.append((name, *_rows(part)[-1][1:]))
+    return _lines(rows)
+
+
+def _rows(values: Any) -> list[tuple[str, ...]]:
     rows = [("leaf", "type", "split", "per device", "whole")]
     held, whole, devices = 0, 0, 1
     for path, leaf in tree.leaves_by_path(values).items():
@@ -28,6 +41,10 @@ def placement_table(values: Any) -> str:
         held, whole = held + own, whole + full
         rows.append((path, f"{leaf.dtype}{list(leaf.shape)}", _split(sharding, leaf.ndim), f"{own:,}", f"{full:,}"))
     rows.append((f"in all, {devices} device{'s' if devices > 1 else ''}", "", "", f"{held:,}", f"{whole:,}"))
+    return rows
+
+
+def _lines(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

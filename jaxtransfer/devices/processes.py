@@ -140,6 +140,27 @@ def _by_first(work: Callable[[], Any], *, tells: bool) -> Any:
     return value
 
 
+def agreed(work: Callable[[], Any]) -> Any:
+    """Returns what `work()` gives in this process; all do it, and wait for each other.
+
+    Raises:
+      ToldError: in all processes, where it raised an error in one: what the first of them says.
+    """
+    if count() == 1:
+        return work()
+    value, failed = None, None
+    try:
+        value = work()
+    except Exception as error:
+        failed = error
+    text = "" if failed is None else str(failed) or type(failed).__name__
+    said = np.asarray(multihost_utils.process_allgather(_page(text.encode()[:_PAGE]))).astype(np.uint8)
+    for page in said:
+        if told := page.tobytes().rstrip(b"\0").decode(errors="replace"):
+            raise ToldError(told) from failed
+    return value
+
+
 def _broadcast(text: str | None) -> str:
     """Returns the text of the first process, in pages of fixed size: one small program serves all texts."""
     whole = (text or "").encode()
@@ -149,9 +170,13 @@ def _broadcast(text: str | None) -> str:
 
 
 def _page_of_first(part: bytes) -> np.ndarray:
+    return np.asarray(multihost_utils.broadcast_one_to_all(_page(part))).astype(np.uint8)
+
+
+def _page(part: bytes) -> np.ndarray:
     page = np.zeros(_PAGE, np.uint8)
     page[: len(part)] = np.frombuffer(part, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(page)).astype(np.uint8)
+    return page
 
 
 def values_of_first(values: Any) -> Any:
@@ -171,6 +196,15 @@ def gathered(batch: Any) -> Any:
     return jax.tree.map(whole, batch)
 
 
+def summed(numbers: np.ndarray) -> np.ndarray:
+    """Returns the sums over the processes of doubles that each of them gives."""
+    if count() == 1:
+        return numbers
+    words = np.ascontiguousarray(numbers, np.float64).view(np.uint32)  # devices know no doubles, by default
+    there = np.asarray(multihost_utils.process_allgather(words)).astype(np.uint32)
+    return np.ascontiguousarray(there).view(np.float64).sum(axis=0)
+
+
 def on_host(values: Any) -> Any:
     """Returns a tree of global arrays as NumPy arrays, whole in each process."""
     if all(_readable(leaf) for leaf in jax.tree.leaves(values)):
@@ -186,12 +220,15 @@ def _readable(leaf: Any) -> bool:
 
 
 def local(values: Any) -> Any:
-    """Returns a tree of arrays that are whole on each device as this process has them on one of its own: no copies."""
+    """Returns a tree of arrays that are whole on each device as this process has them on one of its own: no copies.
+
+    An array that is split stays as it is: of that a process has a part.
+    """
 
     def own(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or not leaf.is_fully_replicated:
             return leaf
-        if _is_key(leaf):
+        if is_key(leaf):
             return jax.random.wrap_key_data(own(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         return leaf.addressable_data(0)
 
@@ -207,7 +244,7 @@ def put(values: Any, sharding: NamedSharding) -> Any:
     def everywhere(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        if _is_key(leaf):
+        if is_key(leaf):
             data = everywhere(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         leaf = local(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
@@ -218,7 +255,8 @@ def put(values: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(everywhere, values)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Returns whether an array is of random keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

@@ -1,15 +1,8 @@
 """Checkpoints that are whole or not there: written aside, digested, renamed; verified before they are used."""
 
 import concurrent.futures
-import contextlib
-import errno
-import hashlib
-import json
-import os
-import re
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +12,33 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.parts import is_split
 from jaxtransfer.errors import InputError, NonFiniteLossError
-
-_NAME = re.compile(r"step_(\d+)$")
-_DIGESTS = "digests.json"
+from jaxtransfer.runs import arrays
+from jaxtransfer.runs.checkpoint_files import (
+    ARRAYS,
+    WRITING,
+    commit,
+    meta_of,
+    not_saved,
+    path_of,
+    prepare,
+    reason_of,
+    refuse_link,
+    remove,
+    set_aside,
+    verified,
+)
+from jaxtransfer.runs.checkpoint_files import DamagedCheckpointError as DamagedCheckpointError
+from jaxtransfer.runs.checkpoint_files import steps as steps
+from jaxtransfer.runs.collective import begin_together
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds: leaves by path, as NumPy arrays, and what was noted beside them."""
+    """What a checkpoint holds: leaves by path, NumPy arrays or in parts on devices, and what was noted beside them."""
 
     step: int
-    leaves: dict[str, np.ndarray]
+    leaves: dict[str, Any]
     meta: dict[str, Any]
 
 
@@ -40,8 +49,11 @@ class Checkpoints:
     its name by one atomic rename: a process killed at any moment leaves it whole or absent. Restoring verifies the
     digests; a damaged checkpoint is set aside with a warning and the one before is used.
 
+    Of several processes the first one writes what is whole on each device. Where leaves are split over processes each
+    of these writes the parts that it holds, and reads those that it is to hold: none needs all of a state.
+
     Args:
-      directory: where they live.
+      directory: where they live; of several processes all can read and write it.
       keep: how many of the newest are kept.
       score: from a checkpoint's `meta` to its score, the larger the better, or None where it has none.
     """
@@ -50,6 +62,7 @@ class Checkpoints:
         self.directory, self.keep, self.score = Path(directory).absolute(), keep, score
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        self._are_finite = jax.jit(lambda leaves: {path: jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves.items()})
 
     def steps(self) -> list[int]:
         """Returns the steps there are, ascending."""
@@ -64,23 +77,33 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Copies the state to the host and writes it in the background.
+        """Copies the state to the host and writes it in the background; of several processes all call it.
 
         Raises:
           NonFiniteLossError: where a floating leaf beside the optimiser's is not finite; nothing is written.
           InputError: where the previous save failed (a full disk); what was saved before it is still there.
         """
-        leaves = {path: _to_host(leaf) for path, leaf in tree.leaves_by_path(state).items()}
-        for path, leaf in leaves.items():
-            if path.startswith("opt_state/"):  # an optimiser may start from infinity: the best value so far
-                continue
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf)):
+        leaves = {path: arrays.copied(leaf) for path, leaf in tree.leaves_by_path(state).items()}
+        self._check_finite(step, leaves)
+        self.wait()
+        if any(map(is_split, leaves.values())):
+            finish = begin_together(self.directory, step, leaves, meta)
+            self._pending = self._writer.submit(self._finish_together, finish)
+        elif processes.is_first():
+            self._pending = self._writer.submit(self._write, step, leaves, meta)
+
+    def _check_finite(self, step: int, leaves: Mapping[str, Any]) -> None:
+        looked_at = {  # an optimiser may start from infinity: the best value so far
+            path: leaf
+            for path, leaf in leaves.items()
+            if not path.startswith("opt_state/") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        }
+        split = jax.device_get(self._are_finite({path: leaf for path, leaf in looked_at.items() if is_split(leaf)}))
+        for path, leaf in looked_at.items():
+            if not (split[path] if path in split else np.all(np.isfinite(leaf))):
                 raise NonFiniteLossError(
                     f"{path} is not finite after step {step}; {self.last_good()}. Lower the learning rate"
                 )
-        self.wait()
-        if processes.is_first():
-            self._pending = self._writer.submit(self._write, step, leaves, meta)
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises what went wrong with it."""
@@ -95,92 +118,90 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
 
-    def restore(self) -> Restored | None:
+    def restore(self, like: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None; damaged ones are set aside with a warning.
 
-        Of several processes the first one looks and chooses, and all of them read it.
+        Several processes look at a part of its files each, and agree.
+
+        Args:
+          like: a state; what of it is split over devices is read in its parts.
 
         Raises:
           InputError: where a link lies among the checkpoints, which saving would follow to files of somebody else.
         """
-        mine: list[Restored | None] = []
-
-        def choose() -> int | None:
-            mine.append(found := self._newest())
-            return None if found is None else found.step
-
-        step = processes.first_tells(choose)
-        if step is None:
-            return None
-        return mine[0] if mine else read(self.directory, step)
-
-    def _newest(self) -> Restored | None:
-        for entry in (*self.directory.glob(".writing-*"), *(_path(self.directory, step) for step in self.steps())):
-            _refuse_link(entry)
-        for leftover in self.directory.glob(".writing-*"):
-            _remove(leftover)
-        for step in reversed(self.steps()):
+        for step in reversed(processes.first_tells(self._tidied)):
             try:
-                return read(self.directory, step)
+                return self._read(step, {} if like is None else tree.leaves_by_path(like))
             except DamagedCheckpointError as error:
-                aside = _set_aside(_path(self.directory, step))
-                warnings.warn(f"{error}; set aside as {aside.name}, using the one before", stacklevel=2)
+                processes.first_does(lambda step=step, error=error: self._set_aside(step, error))
         return None
 
-    def _write(self, step: int, leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        final, temporary = _path(self.directory, step), self.directory / f".writing-{step}"
-        _refuse_link(temporary)
+    def _tidied(self) -> list[int]:
+        """Removes what killed processes left; returns the steps there are."""
+        there = self.steps()
+        for entry in (*self.directory.glob(f"{WRITING}*"), *(path_of(self.directory, step) for step in there)):
+            refuse_link(entry)
+        for leftover in self.directory.glob(f"{WRITING}*"):
+            remove(leftover)
+        return there
+
+    def _read(self, step: int, like: Mapping[str, Any]) -> Restored:
+        if processes.count() == 1:
+            return read(self.directory, step, like=like)
+        path, share = path_of(self.directory, step), (processes.index(), processes.count())
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _remove(temporary)
-            temporary.mkdir()  # raises where something has come there since: what is written into is our own
-            checkpointer, args = _orbax()
-            checkpointer.save(temporary / "state", args=args.PyTreeSave({p: v for p, v in leaves.items() if v.size}))
-            (temporary / "meta.json").write_text(json.dumps({"step": step, **meta}))
-            digests = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
-            (temporary / _DIGESTS).write_text(json.dumps(digests))
-            for file in _files(temporary):
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
+            meta = processes.agreed(lambda: verified(path, share))
+            return Restored(step, processes.agreed(lambda: arrays.read(path / ARRAYS, like)), meta)
+        except InputError as error:
+            raise _damaged(path, error) from error
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = set_aside(path_of(self.directory, step))
+        warnings.warn(f"{error}; set aside as {aside.name}, using the one before", stacklevel=2)
+
+    def _write(self, step: int, leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        temporary = self.directory / f"{WRITING}{step}"
+        refuse_link(temporary)
+        try:
+            prepare(temporary)
+            arrays.write(temporary / ARRAYS, leaves)
+            commit(temporary, path_of(self.directory, step), {"step": step, **meta}, {})
         except Exception as error:
-            _remove(temporary)
-            reason = str(error).partition(" [")[0]  # Orbax appends its whole plan
-            if os.strerror(errno.ENOSPC) in reason:
-                reason = os.strerror(errno.ENOSPC)
-            raise InputError(
-                f"could not save step {step} in {self.directory}: {reason}; earlier checkpoints are unharmed. Free "
-                f"some space or mend the folder's rights, and run the same command again"
-            ) from error
+            remove(temporary)
+            raise InputError(not_saved(step, self.directory, reason_of(error))) from error
         self._prune()
 
+    def _finish_together(self, finish: Callable[[], None]) -> None:
+        finish()
+        if processes.is_first():
+            self._prune()
+
     def _prune(self) -> None:
-        steps = self.steps()
-        kept, scores = set(steps[-self.keep :]), {}
-        for step in steps:
+        there = self.steps()
+        kept, scores = set(there[-self.keep :]), {}
+        for step in there:
             try:
-                score = self.score(json.loads((_path(self.directory, step) / "meta.json").read_text()))
+                score = self.score(meta_of(self.directory, step))
             except (OSError, ValueError):
                 continue
             if score is not None:
                 scores[step] = score
         if scores:
             kept.add(max(scores, key=lambda step: (scores[step], -step)))
-        for step in steps:
+        for step in there:
             if step not in kept:  # renamed first: a kill in between leaves no half of it under its name
-                rubbish = self.directory / f".writing-pruned-{step}"
-                _path(self.directory, step).rename(rubbish)
-                _remove(rubbish)
+                rubbish = self.directory / f"{WRITING}pruned-{step}"
+                path_of(self.directory, step).rename(rubbish)
+                remove(rubbish)
 
 
-class DamagedCheckpointError(InputError):
-    """A checkpoint whose files are not what was written."""
-
-
-def read(directory: str | Path, step: int | None = None) -> Restored:
+def read(directory: str | Path, step: int | None = None, *, like: Mapping[str, Any] | None = None) -> Restored:
     """Reads one checkpoint, the newest by default, after verifying every file.
+
+    Args:
+      directory: of the checkpoints.
+      step: which one.
+      like: arrays by path; those that are split over devices are read in their parts, all others as NumPy arrays.
 
     Raises:
       InputError: where there is none.
@@ -192,19 +213,17 @@ def read(directory: str | Path, step: int | None = None) -> Restored:
         wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
         raise InputError(f"expected {wanted} in {directory}; found {there or 'none'}")
     step = there[-1] if step is None else step
-    path = _path(directory, step)
-    _refuse_link(path)
+    path = path_of(directory, step)
+    refuse_link(path)
     try:
-        digests = json.loads((path / _DIGESTS).read_text())
-        written = {str(file.relative_to(path)) for file in _files(path)} - {_DIGESTS}
-        if missing := sorted(written - digests.keys()):  # an emptied list would verify nothing
-            raise ValueError(f"{_DIGESTS} lacks {missing[0]}")
-        if bad := [name for name, digest in digests.items() if _digest(path / name) != digest]:
-            raise ValueError(f"{bad[0]} has changed since it was written")
-        meta = json.loads((path / "meta.json").read_text())
-        return Restored(step, _orbax()[0].restore(path / "state"), meta)
+        meta = verified(path)
+        return Restored(step, arrays.read(path / ARRAYS, like or {}), meta)
     except Exception as error:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"checkpoint {path} is damaged: {error}")
 
 
 def best(directory: str | Path, score: Callable[[dict], float | None]) -> int | None:
@@ -212,22 +231,22 @@ def best(directory: str | Path, score: Callable[[dict], float | None]) -> int | 
     directory, scores = Path(directory).absolute(), {}
     for step in steps(directory):
         try:
-            value = score(json.loads((_path(directory, step) / "meta.json").read_text()))
+            value = score(meta_of(directory, step))
         except (OSError, ValueError) as error:
-            warnings.warn(f"checkpoint {_path(directory, step)} is damaged and left out: {error}", stacklevel=2)
+            warnings.warn(f"checkpoint {path_of(directory, step)} is damaged and left out: {error}", stacklevel=2)
             continue
         if value is not None:
             scores[step] = value
     return max(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
-def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
+def fill(like: Any, leaves: Mapping[str, Any]) -> Any:
     """Returns a tree of the structure of `like` with the leaves of a checkpoint.
 
     Raises:
       InputError: where the checkpoint is of another structure, listing what differs.
     """
-    expected = {path: _to_host(leaf) for path, leaf in tree.leaves_by_path(like).items() if leaf.size}
+    expected = {path: _as_saved(leaf) for path, leaf in tree.leaves_by_path(like).items() if leaf.size}
     if any(wrong := tree.differences(expected, leaves)):
         raise InputError(f"the checkpoint is of another run {wrong}")
     for path, leaf in expected.items():
@@ -240,77 +259,23 @@ def fill(like: Any, leaves: dict[str, np.ndarray]) -> Any:
             return old
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(leaves[path]), impl=jax.random.key_impl(old))
-        if isinstance(old, jax.Array) and not old.is_fully_replicated:  # each part goes to its device
+        if isinstance(leaves[path], jax.Array):  # in its parts, where they belong
+            return leaves[path]
+        if isinstance(old, jax.Array) and not old.is_fully_replicated:
             return jax.device_put(leaves[path], old.sharding, may_alias=False)
         return jnp.array(leaves[path], copy=True)
 
     return jax.tree_util.tree_map_with_path(pick, like)
 
 
-def nested(leaves: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _as_saved(leaf: Any) -> Any:
+    """Returns the shape and type in which a leaf is saved."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return leaf
+
+
+def nested(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Returns the leaves below `prefix` as nested dicts: the `params` of a run without its optimiser."""
     start = prefix + "/"
     return tree.nested({path.removeprefix(start): leaf for path, leaf in leaves.items() if path.startswith(start)})
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.array(leaf, copy=True)  # on CPU a view of the device's buffer, which the next step donates
-
-
-def _orbax() -> tuple[Any, Any]:
-    """Returns Orbax's checkpointer and its arguments; imported where something is saved, as it takes a while."""
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="one"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone), ocp.args
-
-
-def _path(directory: Path, step: int) -> Path:
-    return directory / f"step_{step:09d}"
-
-
-def steps(directory: Path) -> list[int]:
-    """Returns the steps of the checkpoints in a directory, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(match[1]) for entry in directory.iterdir() if (match := _NAME.match(entry.name)))
-
-
-def _files(folder: Path) -> list[Path]:
-    """Returns the files of a checkpoint; not those that desktops and network file systems leave in any folder."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".nfs", ".DS_")))
-
-
-def _refuse_link(path: Path) -> None:
-    if path.is_symlink():
-        raise InputError(
-            f"{path} is a link to {os.readlink(path)}; expected a folder of this run's own, since a link would be "
-            f"written through. Remove it, and run the same command again"
-        )
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder or a file, as far as that works; a link is left alone."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif not path.is_symlink():
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").hexdigest()
-
-
-def _set_aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    return aside

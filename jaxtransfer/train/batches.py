@@ -27,8 +27,8 @@ class FromHost:
 
     def __init__(self, objective, optimizer, data: Any, where: dict[str, Any], transform, key, patience: Patience):
         self._patience = patience
-        first, self._iterate = _first(data, patience)
-        self._drawn = processes.gathered(first)
+        self._own, self._iterate = _first(data, patience)
+        self._drawn = processes.gathered(self._own)
         self._data, self._transform = data, transform
         self.first = _seen(transform, key, self._drawn)
         self._step = train_step(objective, optimizer, **where, transform=transform, watch=True)
@@ -46,7 +46,7 @@ class FromHost:
 
     def compile(self, state: TrainState, size: int, **options: Any) -> Cost | None:
         """Compiles the step ahead of its first call; see `TrainStep.compile`."""
-        return self._step.compile(state, self._step.place(self._drawn), **options)
+        return self._step.compile(state, self._step.place(self._own), **options)
 
     def open(self, start: int, steps: int) -> None:
         """Begins to read at step `start` of `steps`."""

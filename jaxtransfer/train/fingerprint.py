@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer import tree
+from jaxtransfer.devices import processes
+from jaxtransfer.devices.parts import is_split
 
 _TOLERANCE = 1e-4  # of the norm; what is computed anew on other devices differs by its rounding, far less than that
 _WIDTH = 4096
@@ -23,8 +25,13 @@ _SILENT = {"name", "debug_info", "effects", "donated_invars", "keep_unused", "in
 
 
 def of_tree(values: Any) -> dict[str, Any]:
-    """Returns the fingerprint of each leaf by its path, JSON types."""
-    return {path: of_array(leaf) for path, leaf in tree.leaves_by_path(values).items()}
+    """Returns the fingerprint of each leaf by its path, JSON types.
+
+    Where leaves are split over processes all of these ask for it at once; each looks at its own parts.
+    """
+    leaves = tree.leaves_by_path(values)
+    split = {path: leaf for path, leaf in leaves.items() if is_split(leaf)}
+    return {path: None if path in split else of_array(leaf) for path, leaf in leaves.items()} | _of_split(split)
 
 
 def of_array(array: Any) -> Any:
@@ -80,6 +87,46 @@ def _close(one: list, other: list) -> bool:
     if not all(isinstance(number, float) and math.isfinite(number) for number in (*one, *other)):
         return repr(one) == repr(other)
     return all(abs(a - b) <= _TOLERANCE * max(one[0], other[0]) for a, b in zip(one, other, strict=True))
+
+
+def _of_split(leaves: dict[str, jax.Array]) -> dict[str, Any]:
+    """Returns the fingerprints of arrays that are split over processes, each of which adds up what it holds."""
+    if not leaves:
+        return {}
+    floating = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    sums = np.zeros((len(floating), 2))
+    for row, leaf in zip(sums, floating.values(), strict=True):
+        for part in leaf.addressable_shards:
+            if part.replica_id == 0:
+                row += _squares_and_projection(np.asarray(part.data), part.index, leaf.shape)
+    found = {}
+    for (path, leaf), (squares, projection) in zip(floating.items(), processes.summed(sums), strict=True):
+        kind = f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+        found[path] = [kind, math.sqrt(squares) if squares >= 0 else float(squares), float(projection)]
+    rest = {path: of_array(processes.on_host(leaf)) for path, leaf in leaves.items() if path not in floating}
+    return found | rest
+
+
+def _squares_and_projection(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[float, float]:
+    """Returns what a part of an array adds to the square of its norm and to its projection."""
+    columns, squares, projection = _direction("columns", _WIDTH), 0.0, 0.0
+    strides = [math.prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
+    first, *others = [
+        np.arange(*one.indices(length)) * stride for one, length, stride in zip(index, shape, strides, strict=True)
+    ]
+    inner = np.zeros((1,) * len(others), np.int64)
+    for dimension, places in enumerate(others):
+        inner = inner + places.reshape(-1, *[1] * (len(others) - 1 - dimension))
+    step = max(1, _WIDTH * _ROWS // max(1, inner.size))
+    for start in range(0, len(part), step):
+        values = part[start : start + step].astype(np.float64).reshape(-1)
+        places = (first[start : start + step].reshape(-1, *[1] * len(others)) + inner).reshape(-1)
+        lines, lowest = places // _WIDTH, int(places.min()) // (_WIDTH * _ROWS)
+        blocks = range(lowest, int(places.max()) // (_WIDTH * _ROWS) + 1)
+        rows = np.concatenate([_direction(f"rows {number}", _ROWS) for number in blocks])
+        squares += float(values @ values)
+        projection += float(values @ (columns[places % _WIDTH] * rows[lines - lowest * _ROWS]))
+    return squares, projection
 
 
 def _norm_and_projection(values: np.ndarray) -> tuple[float, float]:

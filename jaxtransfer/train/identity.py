@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtransfer.devices.parts import is_split
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
@@ -74,7 +75,13 @@ def of_evaluation(data: Any) -> Any:
 
 
 def of_training(
-    objective: Objective, optimizer: optax.GradientTransformation, start: TrainState, batch: Batch, *, given: bool
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    start: TrainState,
+    batch: Batch,
+    *,
+    given: bool,
+    arrays: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns what is trained and how, by part: programs are told apart by their traces, weights by their values.
 
@@ -84,6 +91,7 @@ def of_training(
       start: the state at step 0.
       batch: one as the objective sees it.
       given: whether the caller gave weights to start from.
+      arrays: what `of_arrays` tells of them, where that is known already.
     """
     turns = turns_of(objective, optimizer)
     frozen = [handle.tree for handle in objective.frozen]
@@ -96,8 +104,22 @@ def of_training(
         "seed": [str(jax.random.key_impl(start.key)), *jax.random.key_data(start.key).ravel().tolist()],
         "objective": lowered,
         "optimizer": optimised,
-        "starting weights": of_tree({"params": start.params, "state": start.state}),
         "starting weights given": given,
+        **(of_arrays(objective, start) if arrays is None else arrays),
+    }
+
+
+def of_split(objective: Objective, start: TrainState) -> dict[str, Any] | None:
+    """Returns what tells the arrays of a start from others where some are split over processes, which ask at once."""
+    held = start, [handle.tree for handle in objective.frozen]
+    return of_arrays(objective, start) if any(map(is_split, jax.tree.leaves(held))) else None
+
+
+def of_arrays(objective: Objective, start: TrainState) -> dict[str, Any]:
+    """Returns what tells weights, model state and frozen trees from others."""
+    frozen = [handle.tree for handle in objective.frozen]
+    return {
+        "starting weights": of_tree({"params": start.params, "state": start.state}),
         "frozen weights": of_tree(frozen),
     }
 

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.in_flight import InFlight
+from jaxtransfer.devices.parts import within_reach
+from jaxtransfer.devices.placement_table import state_table
 from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Objective
@@ -25,7 +27,7 @@ from jaxtransfer.train.batches import DrawnInside, FromHost, check_apart, check_
 from jaxtransfer.train.clock import Clock
 from jaxtransfer.train.compilation import compiled_step, cut_evaluation, told_of
 from jaxtransfer.train.evaluation import eval_step
-from jaxtransfer.train.identity import of_evaluation, of_training
+from jaxtransfer.train.identity import of_evaluation, of_split, of_training
 from jaxtransfer.train.interrupt import EvaluationCut, noticed
 from jaxtransfer.train.patience import Patience
 from jaxtransfer.train.plan import Plan
@@ -44,7 +46,7 @@ class Fitted(NamedTuple):
     """What `fit` gives back.
 
     Attributes:
-      state: the last state; the best one is in `out`, where `jt.load_run(out)` reads it.
+      state: the last state, in its parts over several processes; the best one is in `out`: `jt.load_run(out)`.
       history: the records of the run, dicts of `step`, `train/...` and `eval/...`; those of the training also hold
         what `train_step(watch=True)` tells: `train/gradient_norm`, and, where they are known, `train/learning_rate` and
         `train/weight/<term>`, the last ones.
@@ -150,9 +152,9 @@ def fit(
       keep: how many of the newest checkpoints stay, besides the best.
       log_every: steps between training records, each the mean of the steps since the last one; 50 in all by default.
       mesh: as for `train_step`.
-      shard: as for `train_step`; the devices may change when the run goes on. A run that began with rules and goes on
-        without, or the other way round, may be refused for its starting weights: drawn in parts, by one program, they
-        can differ in their last bits. Give params= where that matters.
+      shard: as for `train_step`; the logger `jaxtransfer` tells who lives where. Devices may change when the run goes
+        on. With rules where it began without, or the other way round, it may be refused for its starting weights:
+        drawn in parts, by one program, they can differ in their last bits. Give params= where that matters.
       mode: as for `train_step`.
       sample: `sample(key, data) -> batch` draws each batch inside the compiled step from `data`, arrays that live on
         the devices, such as `jt.data.Episodes.on_device` gives.
@@ -227,8 +229,8 @@ def fit(
             if sample is None
             else DrawnInside(objective, optimizer, data, where, transform, key, sample)
         )
-        split = {} if shard is None else {"mesh": mesh, "shard": shard}
-        current = init(objective, optimizer, key, source.first, params=params, state=state, **split)
+        here = {"params": params, "state": state, "shard": shard, "mesh": None if shard is None else mesh}
+        current = init(objective, optimizer, key, source.first, **here)
         together = source.steps_per_call(current, steps_per_call, at_most=log_every or max(1, steps // 50))
         if refresh is not None:
             together = refresh.calls_of(together, asked=steps_per_call is not None)
@@ -236,10 +238,11 @@ def fit(
         plan = Plan.of(steps, eval_every, save_every, log_every, eval_data is not None, together, measures)
         start, history, kept = 0, [], {}
         if out is not None and checkpoints is not None:
+            begun, given = processes.local(current), not (params is None and state is None)
+            known = of_split(objective, begun)
 
-            def facts(begun: TrainState = current) -> dict[str, Any]:
-                given = not (params is None and state is None)
-                told = of_training(objective, optimizer, begun, source.first, given=given)
+            def facts(begun: TrainState = begun) -> dict[str, Any]:
+                told = of_training(objective, optimizer, begun, source.first, given=given, arrays=known)
                 again = None if refresh is None else refresh.facts()
                 return {**told, **source.facts(key), "evaluation data": of_evaluation(eval_data), "refresh": again}
 
@@ -252,6 +255,8 @@ def fit(
             return Fitted(current, history, selection.best(history, better), {})
         if start:
             _LOG.info("%s: resumes from step %d of %d", out, start, steps)
+        if shard is not None and processes.is_first():
+            _LOG.info("%s", state_table(current))
 
         sinks: list[loggers.Logger] = [history.append]
         timing_sink = None
@@ -334,9 +339,8 @@ def fit(
 
 def _measured(measure: Callable[[TrainState], Mapping[str, float]], state: TrainState) -> dict[str, float]:
     """Returns what is measured of a state; of several processes the first one does, over all of the data."""
-    return processes.first_tells(
-        lambda: {name: float(value) for name, value in measure(processes.local(state)).items()}
-    )
+    whole = within_reach(state)
+    return processes.first_tells(lambda: {name: float(value) for name, value in measure(whole).items()})
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxtransfer import tree
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.parts import within_reach
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.train.arguments import check_takes
 from jaxtransfer.train.state import TrainState
@@ -69,8 +70,9 @@ class Refresh:
         """Returns the state that step `number` begins with."""
         if number % self.every:
             return state
+        whole = within_reach(state)
         with processes.alone():  # over all of the data, and not this process's part
-            made = self.fn(processes.local(state))
+            made = self.fn(whole)
         if not isinstance(made, Mapping):
             raise InputError(f"a refresh gives a dict of entries of the state; got a {type(made).__name__}")
         new = {name: _like(name, state.state, own) for name, own in made.items()}

@@ -73,7 +73,7 @@ def resumed(
 
     processes.first_does(compare)
     state, step, kept = begun, 0, {}
-    if restored := checkpoints.restore():
+    if restored := checkpoints.restore(begun):
         state, step, kept = TrainState(*fill(begun, restored.leaves)), restored.step, restored.meta
 
     def write() -> list[dict[str, Any]]:

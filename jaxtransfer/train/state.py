@@ -10,8 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from jaxtransfer import tree
+from jaxtransfer.devices.parts import laid
 from jaxtransfer.devices.placement import Placement, check_whole
-from jaxtransfer.devices.sharding import Rule, Shards
+from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import scale_of
 from jaxtransfer.narrow_weights import check_stands
@@ -95,7 +96,7 @@ def init(
     batch = jax.tree.map(_local, batch)
     placement = Placement(mesh, "jit", shard) if shard is not None else None
     shards = placement.shards if placement is not None else None
-    fresh, fresh_state = _fresh(objective, drawn, batch, shards)
+    fresh, fresh_state = _fresh(objective, drawn, batch, placement)
     _check_complete(params, state, fresh_state)
     params = _owned(_replaced(fresh, params, "params", split=shards is not None))
     given = state or {}
@@ -114,13 +115,14 @@ def init(
     return placement.state(TrainState(jnp.zeros((), jnp.int32), key, params, state, opt_state))
 
 
-def _fresh(objective: Objective, key: jax.Array, batch: Batch, shards: Shards | None) -> tuple[Any, Any]:
+def _fresh(objective: Objective, key: jax.Array, batch: Batch, placement: Placement | None) -> tuple[Any, Any]:
     """Returns fresh parameters and state, each leaf where it will live."""
-    if shards is None:
+    shards = None if placement is None else placement.shards
+    if placement is None or shards is None:
         return objective.init(key, batch)  # not in one jit: initialisers compile once per shape
     params, state = jax.eval_shape(objective.init, key, batch)
     where = shards.follow(params, params), shards.follow(state, params)
-    return jax.jit(objective.init, out_shardings=where)(key, batch)
+    return jax.jit(objective.init, out_shardings=where)(*placement.whole((key, batch)))
 
 
 def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_state: Any, key: Any, batch: Any) -> None:
@@ -181,7 +183,7 @@ def _replaced(fresh: Any, given: Any, what: str, *, split: bool) -> Any:
     def put(old: Any, new: Any) -> jax.Array:
         if not split:
             return jnp.asarray(_local(new), old.dtype)
-        return jax.device_put(np.asarray(new).astype(old.dtype), old.sharding, may_alias=False)
+        return laid(new, old.sharding, old.dtype)
 
     return {  # the structure and dtypes are the model's own
         name: jax.tree.map(put, old, _like(old, given[name])) if name in given else old for name, old in fresh.items()

@@ -170,7 +170,8 @@ def train_step(
         `PartitionSpec`; or None, whole. Each parameter needs one. What the optimiser, averages and frozen trees hold of
         the shape of a parameter lies as it does. The batch is split over the axes that `fsdp` or a bare axis names,
         and those that no rule does, and weights are gathered over them where they are read; axes of partition specs
-        alone hold parts of layers. For `"jit"` in one process. `jt.devices.placement_table(state)` shows the outcome.
+        alone hold parts of layers. For `"jit"`; axes may span processes. `jt.devices.placement_table(state)` shows the
+        outcome.
       mode: `"jit"`: one program over the mesh, in which the batch is global by itself. `"pmap"`: one program per
         device, in which losses and normalisation gather over the axis. Same signature, same state, same global
         batch, and the same numbers to rounding where nothing is drawn.

@@ -11,7 +11,7 @@ import pytest
 
 from jaxtransfer.cli import main
 from jaxtransfer.cli.registry.finetuning import METHODS
-from jaxtransfer.runs import checkpoints
+from jaxtransfer.runs import arrays, checkpoints
 
 SMALL = ("--steps", "4", "--batch-size", "16", "--eval-split", "test[:64]")
 DIGITS = ("pretrain", "--data", "digits/upright", *SMALL)
@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_finite(refused, tmp_path, model, every):
 def test_a_full_disk(refused, run, tmp_path, monkeypatch):
     words = ("pretrain", "--data", "digits/upright", *SMALL, "--model", "linear", "--eval-every", "1", "--out")
     words = (*words, tmp_path / "out")
-    orbax, count = checkpoints._orbax, iter(range(100))
+    orbax, count = arrays._orbax, iter(range(100))
 
     def full():
         if next(count) == 2:
@@ -343,7 +343,7 @@ def test_a_full_disk(refused, run, tmp_path, monkeypatch):
         return orbax()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_orbax", full)
+        patch.setattr(arrays, "_orbax", full)
         message = refused(*words)
     assert "could not save step 3" in message
     assert "No space left on device" in message

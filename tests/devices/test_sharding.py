@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxtransfer as jt
-from jaxtransfer.devices import processes
 from jaxtransfer.devices.sharding import Shards
 
 MODEL = jt.models.mlp(8, hidden=(64, 128))
@@ -247,16 +246,13 @@ def test_rules_that_can_not_be_followed_are_refused(mesh_of, shard, line):
     assert "\n" not in str(error.value)
 
 
-def test_where_nothing_can_be_split_it_says_so(mesh_of, monkeypatch):
+def test_where_nothing_can_be_split_it_says_so(mesh_of):
     with pytest.raises(jt.InputError, match="shard names axes of a mesh: give mesh="):
         jt.train_step(OBJECTIVE, ADAM, shard=FSDP)
     with pytest.raises(jt.InputError, match=r"shard splits weights in one program.*'jit'"):
         jt.train_step(OBJECTIVE, ADAM, mesh=mesh_of(4), mode="pmap", shard=FSDP)
     with pytest.raises(jt.InputError, match=r"without rules.*shard=\{pattern: axis\}"):
         jt.train_step(OBJECTIVE, ADAM, mesh=mesh_of(4))(begun(mesh_of(4), FSDP), batch(0))
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(jt.InputError, match="devices of one process, and this is one of 2"):
-        jt.evaluate(OBJECTIVE, begun(), [batch(0)], mesh=mesh_of(4), shard=FSDP)
 
 
 @pytest.mark.slow
@@ -268,6 +264,17 @@ def test_evaluation_of_split_weights_is_that_of_whole_ones(mesh_of):
         assert got == pytest.approx(want, rel=1e-5)
     got = jt.evaluate(OBJECTIVE, jt.TrainState.of(state.params), several, mesh=mesh_of(4), shard=FSDP)
     assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_a_scaled_loss_keeps_its_optimiser_split(mesh_of):
+    optimizer, states = jt.optim.loss_scaled(ADAM), []
+    for mesh, shard in ((None, None), (mesh_of(4), FSDP)):
+        state = jt.init(OBJECTIVE, optimizer, 0, batch(0), mesh=mesh, shard=shard)
+        state, metrics = jt.train_step(OBJECTIVE, optimizer, mesh=mesh, shard=shard)(state, batch(0))
+        states.append((state.params, state.opt_state, metrics))
+    moments = [spec for path, spec in specs(states[1][1]).items() if path.endswith("u/model/stage2/kernel")]
+    assert moments == [(None, "data")] * 2
+    close(states[1], states[0], rtol=1e-5, atol=1e-5)
 
 
 class Stop(Exception):
