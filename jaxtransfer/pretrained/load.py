@@ -127,7 +127,7 @@ def load_pretrained(
     names = tuple(source_class_names) or found.facts.class_names
     size = found.facts.preprocessing.size if found.facts.preprocessing is not None else None
     fit = fitting.fit(matched, shapes, inputs, reinit, tuple(class_names), names, size)
-    fitting.check(fit, matched, shapes, kept, found.name, model.name)
+    fitting.check(fit, matched, shapes, kept, found.name, _called(model))
     fitting.check_options(found, model)
 
     values = {path: np.array(fit.values[path], leaves[path].dtype) for path in leaves if path in fit.values}
@@ -177,6 +177,12 @@ def _preprocessing(
     if known.mean is not None and recipe is not None and recipe.mean not in (None, list(known.mean)):
         notes.append(f"the model given normalises by {recipe.mean}, and is left so")
     return known, tuple(notes)
+
+
+def _called(model: Model) -> str:
+    """Returns the model's name in the zoo, where it is one of it as it stands there; else its own."""
+    described = models.describe(model)
+    return model.name if described is None or described.get("model_options") else described["model"]
 
 
 def _normalized(model: Model, preprocessing: Preprocessing | None) -> Model:

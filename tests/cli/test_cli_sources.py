@@ -60,7 +60,7 @@ def test_weights_without_a_head_start_a_new_one(run, refused, weights, tmp_path)
     [
         ("--from {file}", "nothing says which network the weights {file} are of: --model NAME"),
         ("--from {file} --model small_cnn", "unknown model 'small_cnn' (did you mean 'small-cnn'?)"),
-        ("--from {file} --model mlp", "don't fit model 'model'"),
+        ("--from {file} --model mlp", "don't fit model 'mlp'"),
         ("--from {named} --method l2-sp-fisher", "weighs by the source's own loss on its own data"),
         ("--from {named} --freeze stemm.*", "--freeze 'stemm.*' selects no layer (did you mean 'stem_"),
         ("--from nowhere.pth --model small-cnn", "nowhere.pth"),
