@@ -12,6 +12,8 @@ from jaxtransfer import models, tree
 from jaxtransfer.deltas import Delta, delta, described_part, digest, merged, rebuild
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
+from jaxtransfer.runs import checkpoints
+from jaxtransfer.runs.directory import read_config
 from jaxtransfer.runs.no_run import CONFIG
 
 _R = TypeVar("_R")  # a `Run`, which stands above
@@ -160,11 +162,20 @@ def _candidates(about: Mapping[str, Any], directory: Path, base: Any) -> Iterato
 
 
 def _read(name: str, base: Any, about: Mapping[str, Any], load: Callable[..., Any]) -> Mapping[str, Any]:
+    itself = InputError(f"{name} is a delta itself; merge it into its base first, `jaxtransfer merge`")
     if isinstance(base, Path):
-        base = load(base, checkpoint="best" if about.get("step") is None else about["step"])
+        if DELTA in read_config(base):
+            raise itself
+        step, kept = about.get("step"), checkpoints.steps(base / "checkpoints")
+        if step is not None and step not in kept:
+            raise InputError(
+                f"the delta stands on step {step} of a run, and {name} keeps {', '.join(map(str, kept)) or 'none'}: it "
+                f"is another one, or has gone on since; give the base that the delta was trained on"
+            )
+        base = load(base, checkpoint="best" if step is None else step)
     variables = getattr(base, "variables", base)
     if isinstance(getattr(base, "model", None), Delta):
-        raise InputError(f"{name} is a delta itself; merge it into its base first, `jaxtransfer merge`")
+        raise itself
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise InputError(f"base= is a run, its directory, or variables {{'params': ...}}; got a {type(base).__name__}")
     return variables

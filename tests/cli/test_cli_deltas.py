@@ -78,6 +78,10 @@ def test_commands_take_it_like_any_run(run, refused, source, delta_run, tmp_path
     (here,), _ = run("predict", alone, tmp_path / "one.png", "--base", source)
     assert here == there
     assert "is a delta itself" in refused("evaluate", alone, "--base", delta_run)
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    (other / "checkpoints" / "step_000000020").rename(other / "checkpoints" / "step_000000019")
+    assert "stands on step 20 of a run, and" in refused("evaluate", alone, "--base", other)
     assert "--base is of a delta" in refused("predict", source, tmp_path / "one.png", "--base", source)
     words = ("finetune", "--from", delta_run, *TRAIN, "--delta", "ia3", "--out", tmp_path / "x")
     assert "is a delta itself; merge it" in refused(*words)
