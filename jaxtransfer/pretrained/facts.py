@@ -192,6 +192,11 @@ def _of_transformers(entries: Mapping[str, Any]) -> Preprocessing:
     mean, std = (_numbers(entries[name]) for name in ("image_mean", "image_std"))
     if not entries.get("do_normalize", True):
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    factor = float(entries.get("rescale_factor", 1 / 255)) if entries.get("do_rescale", True) else 1.0
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6) or entries.get("rescale_offset"):  # (factor·x − mean) / std
+        offset = 1.0 if entries.get("rescale_offset") else 0.0
+        mean = tuple((one + offset) / (255 * factor) for one in mean)
+        std = tuple(one / (255 * factor) for one in std)
     return Preprocessing(target, crop, mean, std, _PILLOW.get(entries.get("resample", 2), "bilinear"))
 
 

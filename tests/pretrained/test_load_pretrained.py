@@ -446,6 +446,17 @@ def test_what_stands_beside_the_weights(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**cut, "size": {"shortest_edge": 400}}))
     odd = load(tmp_path / "w.npz").preprocessing  # 224 / (224 / 400) is a little less than 400
     assert odd.resizing.plan((500, 1000), odd.size) == (400, 800, 88, 288)
+    scales = {  # of 0 to 255: all give (x − 127.5) / 127.5
+        "plain": {"rescale_factor": 1 / 255},
+        "doubled": {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        "none": {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
+        "offset": {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False},
+    }
+    half = {**vit, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for name, scaled in scales.items():
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**half, **scaled}))
+        known = load(tmp_path / "w.npz").preprocessing
+        np.testing.assert_allclose((known.mean, known.std), np.full((2, 3), 0.5), rtol=1e-6, err_msg=name)
     for wrong in ("[", '{"image_mean": 3, "image_std": 3}'):
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(jt.InputError, match=r"preprocessor_config\.json|can't be read"):
