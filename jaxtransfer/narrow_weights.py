@@ -1,7 +1,7 @@
 """Weights stored in fewer bits than their updates need: bfloat16 beside a float32 copy, or rounded at random."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -82,17 +82,14 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
 
     def update(updates, state, params=None, **extra):
         _check_given(params, "master_weights")
-        before = _beside(params, state.master)
+        before = _beside(params, jax.tree.map(_followed, params, state.master))
         changes, inner_state = inner.update(_widened(updates), state.inner_state, before, **_extra(extra))
         after = jax.tree.map(lambda m, change: (m + change).astype(m.dtype), before, changes)
 
         def of_master(param, copy, moved, change):
             if isinstance(copy, optax.MaskedNode):
                 return change
-            info = jnp.finfo(param.dtype)
-            # no cast, which XLA may take back: it is allowed to compute in more bits than it is asked for
-            stored = jax.lax.reduce_precision(moved, info.nexp, info.nmant)
-            return stored - param.astype(moved.dtype)
+            return _stored(moved, param.dtype) - param.astype(moved.dtype)
 
         told = jax.tree.map(of_master, params, state.master, after, changes)
         master = jax.tree.map(
@@ -163,6 +160,26 @@ def stochastic_rounding(optimizer: optax.GradientTransformation, key: jax.Array 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _stored(values: jax.Array, dtype: Any) -> jax.Array:
+    """Returns values as a narrower type holds them, still in their own."""
+    info = jnp.finfo(dtype)
+    # no cast, which XLA may take back: it is allowed to compute in more bits than it is asked for
+    return jax.lax.reduce_precision(values, info.nexp, info.nmant)
+
+
+def _followed(param: Any, copy: Any) -> Any:
+    """Returns the copy of a parameter, with what others have made of the parameter since: another turn, say.
+
+    Where it is no longer what the copy was rounded to, the copy is that plus what rounding left over, as far as this
+    still rounds to it.
+    """
+    if isinstance(copy, optax.MaskedNode):
+        return copy
+    wide = param.astype(copy.dtype)
+    left = wide + (copy - _stored(copy, param.dtype))
+    return jnp.where(_stored(left, param.dtype) == wide, left, wide)
+
+
 def _rounded(key: jax.Array, values: jax.Array) -> jax.Array:
     """Returns float32 values rounded at random to those of bfloat16, still as float32.
 
@@ -173,6 +190,21 @@ def _rounded(key: jax.Array, values: jax.Array) -> jax.Array:
     noise = jax.random.bits(key, values.shape, jnp.uint16).astype(jnp.uint32)
     found = jax.lax.bitcast_convert_type((bits + noise) >> _LOW << _LOW, jnp.float32)
     return jnp.where(jnp.isfinite(values), found, values)  # infinity would become no number
+
+
+def moves_badly(params: Any, opt_state: Any, still: Mapping[str, Any]) -> str | None:
+    """Returns the path of a parameter whose small updates are lost, if there is one: in few bits, and moved as it is.
+
+    Args:
+      params: by model name.
+      opt_state: of the optimiser that moves them.
+      still: what it leaves as it is, by model name.
+    """
+    if any(_found(opt_state)):
+        return None
+    frozen = tree.leaves_by_path(dict(still))
+    leaves = tree.leaves_by_path(params).items()
+    return next((path for path, leaf in leaves if _is_narrow(leaf.dtype) and frozen.get(path) is not True), None)
 
 
 def check_stands(opt_state: Any) -> None:

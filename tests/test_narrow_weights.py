@@ -284,3 +284,37 @@ def test_penalties_towards_anchors_and_frozen_teachers_compute_in_float32_beside
     logits, _ = wide.apply({"params": anchor}, batch["image"], train=False, key=None)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits["logits"], jnp.asarray(batch["label"])).mean()
     np.testing.assert_allclose(said, entropy, rtol=1e-6)
+
+
+def test_a_copy_follows_what_others_make_of_the_weights():
+    """Two turns that move the same weights, by far less than bfloat16 adds: both arrive, and a jump is kept."""
+    params = {"w": jnp.asarray([1.0, 16.0, -0.01, 0.0], jnp.bfloat16)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    one, two = (jt.optim.master_weights(optax.sgd(rate)) for rate in (2e-3, 1e-3))
+    states = [one.init(params), two.init(params)]
+
+    @jax.jit
+    def step(params, states):
+        moved = []
+        for optimizer, state in zip((one, two), states, strict=True):
+            updates, state = optimizer.update(grads, state, params)
+            params, moved = optax.apply_updates(params, updates), [*moved, state]
+        return params, moved
+
+    for _ in range(50):
+        params, states = step(params, states)
+    expected = np.float64([1, 16, -0.01, 0]) - 50 * 3e-3
+    np.testing.assert_allclose(numbers(params)[0], expected, rtol=2**-7)
+    params = {"w": jnp.asarray([0.001, 0.002, 300.0, -4.0], jnp.bfloat16)}
+    begun = numbers(params)[0]
+    params, states = step(params, states)
+    np.testing.assert_allclose(numbers(params)[0], begun - 3e-3, rtol=2**-7, atol=1e-6)
+
+
+def test_weights_that_would_stand_still_are_told_and_frozen_ones_are_not():
+    _, objective = linear()
+    with pytest.warns(UserWarning, match="'net/w' is stored in bfloat16, in which small updates are lost"):
+        jt.init(objective, optax.sgd(0.1), KEY, rows())
+    jt.init(objective, jt.optim.freeze(optax.sgd(0.1), "net/w"), KEY, rows())
+    for way in WAYS.values():
+        jt.init(objective, way(optax.sgd(0.1)), KEY, rows())

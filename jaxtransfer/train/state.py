@@ -1,5 +1,6 @@
 """What a run is at a moment: one pytree, from which everything that follows is determined."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtransfer.devices.placement import Placement, check_whole
 from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import scale_of
-from jaxtransfer.narrow_weights import check_stands
+from jaxtransfer.narrow_weights import check_stands, moves_badly
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
 from jaxtransfer.parts.masking import check_masks
@@ -109,6 +110,7 @@ def init(
     opt_state = jax.eval_shape(lambda params: first_states(turns, params, key, batch), params)
     for turn in turns:
         _check_update(turn, objective, params, state, opt_state, key, batch)
+        _tell_of_narrow(turn, params, opt_state)
     if placement is None or shards is None:
         return TrainState(jnp.zeros((), jnp.int32), key, params, state, first_states(turns, params, key, batch))
     opt_state = first_states(turns, params, key, batch, lambda shapes: shards.follow(shapes, params))
@@ -143,6 +145,18 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
     check_total(metrics)
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
+
+
+def _tell_of_narrow(turn: Turn, params: Any, opt_state: Any) -> None:
+    """Warns of weights in few bits that the optimiser moves as they are."""
+    own, inner = moved_by(turn, opt_state, params)
+    if path := moves_badly(own, inner, held_still(inner, own)):
+        kind = tree.leaves_by_path(own)[path].dtype
+        warnings.warn(
+            f"{path!r} is stored in {kind}, in which small updates are lost: put jt.optim.master_weights or "
+            f"jt.optim.stochastic_rounding around the optimizer, or keep the weights in float32",
+            stacklevel=3,
+        )
 
 
 def _check_batch(batch: Batch) -> None:
