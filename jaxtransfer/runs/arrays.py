@@ -81,9 +81,9 @@ def meeting(name: str) -> Callable[[str], None]:
     Args:
       name: that they have in common, and that no other meeting has.
     """
-    import orbax.checkpoint as ocp
+    from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-    wait = ocp.multihost.get_barrier_sync_fn()
+    wait = get_barrier_sync_fn()
     return lambda phase: wait(key=f"jaxtransfer/{name}/{phase}", timeout_ms=_PATIENCE * 1000)
 
 

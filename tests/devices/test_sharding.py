@@ -277,6 +277,14 @@ def test_a_scaled_loss_keeps_its_optimiser_split(mesh_of):
     close(states[1], states[0], rtol=1e-5, atol=1e-5)
 
 
+def test_weights_that_are_split_embed_where_they_lie(mesh_of):
+    split, whole = begun(mesh_of(4), FSDP), begun()
+    several = [batch(1), batch(2)]
+    got, want = (jt.representation.embed(MODEL, {"params": state.params["model"]}, several) for state in (split, whole))
+    np.testing.assert_allclose(got.features, want.features, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(got.labels, want.labels)
+
+
 class Stop(Exception):
     pass
 
