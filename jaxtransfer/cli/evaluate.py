@@ -20,6 +20,8 @@ from jaxtransfer.cli.registry.fewshot import check_episodes, check_ways
 from jaxtransfer.cli.runs import Run, beside, check_fits, load_run
 from jaxtransfer.cli.scores import as_json, check_out, print_several, print_worst, write_scores
 from jaxtransfer.cli.task_scores import evaluate_tasks
+from jaxtransfer.cli.together import by_first
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.configuration import EPISODES
@@ -72,6 +74,9 @@ class Evaluate:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
     """Folder for evaluation.json, classes.csv, confusion.csv, and pictures: confusion.png, reliability.png."""
     images: ImageOptions = dataclasses.field(default_factory=ImageOptions)
+    distributed: bool = False
+    """This is one of several processes that share the examples, as for `pretrain`; the first one prints and writes. It
+    does the evaluations of runs of `meta`, `contrast` and `multitask` alone."""
 
     base: Annotated[
         Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: where the delta noted it)")
@@ -95,7 +100,7 @@ class Evaluate:
         self.images.check()
         run = load_run(self.directory, tasks=True, base=self.base)
         if run.tasks:
-            return evaluate_tasks(self, run)
+            return by_first(evaluate_tasks)(self, run)
         run = self.images.at_size(run)
         if self.worst is not None and (EPISODES in run.knows or CLASSES not in run.knows):
             raise InputError(f"--worst is for runs that name classes; {self.directory} knows {' and '.join(run.knows)}")
@@ -113,7 +118,7 @@ class Evaluate:
                 one._check_data(run)
         rows = [one._evaluated(run) for one in each]
         if len(rows) > 1:
-            print_several(rows, self.out)
+            by_first(print_several)(rows, self.out)
 
     def _of(self, number: int, name: str) -> "Evaluate":
         """Returns the same of one of several data sets, with a folder of its own."""
@@ -124,12 +129,17 @@ class Evaluate:
         """Evaluates on one data set, prints and writes, and returns what was found."""
         scores = None
         if EPISODES in run.knows:
-            facts = self._on_episodes(run)
+            facts = processes.first_tells(lambda: self._on_episodes(run))
         elif CLASSES in run.knows:
             facts, scores = self._on_examples(run)
         else:
-            facts = self._by_features(run)
+            facts = processes.first_tells(lambda: self._by_features(run))
         facts = {"run": str(self.directory), "step": run.step, **facts}
+        by_first(self._told)(run, facts, scores)
+        return facts
+
+    def _told(self, run: Run, facts: dict[str, Any], scores: jt.measures.ClassScores | None) -> None:
+        """Writes and prints what was found."""
         if self.out is not None:
             check_out(self.out)
             write_scores(self.out, facts, scores, run.class_names)
@@ -137,7 +147,6 @@ class Evaluate:
         worst = self.worst if self.worst is not None else 10 if sys.stderr.isatty() else 0
         if scores is not None and worst:
             print_worst(scores, run.class_names, worst)
-        return facts
 
     def _check_data(self, run: Run) -> None:
         """Raises for data that can't be evaluated, before another one is; what is to be said is said then."""

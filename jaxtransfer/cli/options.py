@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import jax
 import optax
 import tyro
 
@@ -19,6 +20,7 @@ from jaxtransfer.cli.shard_options import ShardOptions
 from jaxtransfer.cli.values import MOST, at_least, divides_by_devices, positive
 from jaxtransfer.cli.values import at_most as at_most
 from jaxtransfer.data import statistics as statistics
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded
 from jaxtransfer.runs.configuration import FORMAT
@@ -225,10 +227,15 @@ def check_memory(batch_size: int, image_shape: Sequence[int], option: str = "--b
 def batch_for(dataset: data_room.Dataset, batch_size: int) -> int:
     """Returns how many examples of a data set to run at a time: what is asked for, or all where there are fewer.
 
+    In several processes it is rounded up to a multiple of their devices, of which some may get padding alone.
+
     Raises:
       InputError: where this machine can't hold so many.
     """
     size = min(batch_size, max(1, len(dataset)))
+    if processes.count() > 1:
+        devices = jax.device_count()
+        size = -(-size // devices) * devices
     check_memory(size, dataset.image_shape)
     return size
 

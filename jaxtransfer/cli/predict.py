@@ -1,10 +1,12 @@
 """`jaxtransfer predict`: the classes of image files."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +18,16 @@ import tyro
 from jaxtransfer.cli.options import at_least, check_memory
 from jaxtransfer.cli.prediction_files import Record, check_out, opened
 from jaxtransfer.cli.runs import Run, check_knows_classes, load_run
+from jaxtransfer.cli.together import by_first
 from jaxtransfer.data import images
 from jaxtransfer.data.stream import Stream
+from jaxtransfer.devices import processes
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded, read_bytes
 from jaxtransfer.parts.learns import CLASSES, LABELS
 from jaxtransfer.runs.loggers import progress_bar
+
+Records = list[Record]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,50 +67,75 @@ class Predict:
         Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: where the delta noted it)")
     ] = None
     """Of a run of a delta the one that it stands on, where that has moved; another one is refused."""
+    distributed: bool = False
+    """This is one of several processes that share the images, as for `pretrain`; the first one prints and writes."""
 
     def run(self) -> None:
         """Classifies and prints."""
         at_least(self, 1, "top", "batch_size")
         check_out(self.out, self.features)
-        paths = [*self.images, *(() if self.list is None else _listed(self.list))]
+        paths = list(self.images)
+        if (asked := self.list) is not None:
+            paths += map(Path, processes.first_tells(lambda: [str(path) for path in _listed(asked)]))
         if not paths:
             raise InputError("expected image files or folders after the run directory, or --list FILE; got none")
         run = load_run(self.directory, tasks=True, base=self.base)
         labels = LABELS in run.knows
         if not self.features and not labels and not run.tasks:
             check_knows_classes(run, self.directory, "predict names classes")
+        files = [Path(file) for file in processes.first_tells(lambda: self._found(paths))]
+        names, bad = run.class_names if labels or CLASSES in run.knows else (), 0
+        with contextlib.ExitStack() as stack:
+            note = processes.first_does(lambda: stack.enter_context(self._noting(run, len(files), names)))
+            for done, records in _predicted(run, files, min(self.batch_size, len(files)), names, self):
+                bad += sum("error" in record for record in records)
+                by_first(note)(done, records, bad)
+            by_first(stack.close)()
+        by_first(self._summed_up)(len(files), bad)
+
+    def _found(self, paths: Sequence[Path]) -> Sequence[str]:
+        """Returns the image files, of which one at least is there."""
         files = [file for path in paths for file in _files(path)]
         if not any(file.exists() for file in files):
             hint = ""
             if self.list is not None and not files[0].is_absolute():
                 hint = f"; paths of --list are relative to the working directory, {images.shown(Path.cwd())}"
             raise InputError(f"there is no image {images.shown(files[0])}{hint}")
-        bad = 0
-        names = run.class_names if labels or CLASSES in run.knows else ()
-        told = {"kind": "label" if labels else "class", "features": self.features, "tasks": tuple(run.tasks)}
-        bar = progress_bar(len(files), 0, show=None)
-        with opened(self.out, _top(self, run, names), **told) as write, bar as update:
-            for done, records in _predicted(run, files, min(self.batch_size, len(files)), names, self):
-                wrong = [record for record in records if "error" in record]
-                bad += len(wrong)
+        return [str(file) for file in files]
+
+    @contextlib.contextmanager
+    def _noting(self, run: Run, count: int, names: Sequence[str]) -> Iterator[Callable[..., None]]:
+        """Yields what writes the records of a batch, and shows how many files are done and how many of them are bad."""
+        kind = "label" if LABELS in run.knows else "class"
+        told = {"kind": kind, "features": self.features, "tasks": tuple(run.tasks)}
+        with opened(self.out, _top(self, run, names), **told) as write, progress_bar(count, 0, show=None) as update:
+
+            def note(done: int, records: Records, bad: int) -> None:
                 write(records)
                 update(done, f"{bad} unreadable" if bad else "")
-                if self.out is not None:
-                    for record in wrong:
+                for record in records if self.out is not None else ():
+                    if "error" in record:
                         print(f"{images.shown(record['image'])}: {record['error']}", file=sys.stderr)
+
+            yield note
+
+    def _summed_up(self, count: int, bad: int) -> None:
         if self.out is not None:
-            print(json.dumps({"out": str(self.out), "images": len(files), "unreadable": bad}))
+            print(json.dumps({"out": str(self.out), "images": count, "unreadable": bad}))
         if bad:
-            others = ", the others are classified" if bad < len(files) else ""
-            raise InputError(
-                f"{bad} of {len(files)} images could not be read{others}; the lines with an 'error' say why"
-            )
+            others = ", the others are classified" if bad < count else ""
+            raise InputError(f"{bad} of {count} images could not be read{others}; the lines with an 'error' say why")
 
 
 def _predicted(
     run: Run, files: Sequence[Path], size: int, names: Sequence[str], asked: Predict
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Yields how many files are done and the records of the next batch; batches are read ahead, none is kept."""
+    """Yields how many files are done and the records of the next batch; batches are read ahead, none is kept.
+
+    Of several processes each makes its part of a batch, and all are given the records of the whole.
+    """
+    parts, own = processes.count(), processes.index()
+    size = -(-size // parts)
     shape = images.check_shape(run.config["image_shape"])
     check_memory(size, shape)
     top, activation = _top(asked, run, names), jax.nn.sigmoid if LABELS in run.knows else jax.nn.softmax
@@ -127,23 +158,27 @@ def _predicted(
         return found
 
     def read(number: int) -> tuple[Sequence[Path], np.ndarray, dict[int, str]]:
-        part = files[number * size : (number + 1) * size]
+        start = (number * parts + own) * size
+        part = files[start : start + size]
         inputs, errors = _read(run, part, size, shape)
         return part, inputs, errors
 
+    def told(part: Sequence[Path], errors: dict[int, str], given: Any) -> list[Record]:
+        return list(itertools.chain(*processes.all_tell(lambda: _records(part, errors, given, names, run))))
+
     variables = jax.device_put(run.model.complete(run.variables))
     done, pending = 0, []
-    ahead: Any = Stream(read, 0, -(-len(files) // size), threads=2, prefetch=2)
+    ahead: Any = Stream(read, 0, -(-len(files) // (size * parts)), threads=2, prefetch=2)
     with ahead as batches:
         for part, inputs, errors in batches:
             given = compiled(variables, inputs) if len(errors) < len(part) else None
             pending.append((part, errors, given))
             if len(pending) > 1:
-                part, errors, given = pending.pop(0)  # computed while the next one was read
-                done += len(part)
-                yield done, _records(part, errors, given, names, run)
-    for part, errors, given in pending:
-        yield done + len(part), _records(part, errors, given, names, run)
+                records = told(*pending.pop(0))  # computed while the next one was read
+                yield (done := done + len(records)), records
+    for one in pending:
+        records = told(*one)
+        yield done + len(records), records
 
 
 def _top(asked: Predict, run: Run, names: Sequence[str]) -> int:

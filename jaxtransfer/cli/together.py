@@ -15,7 +15,7 @@ from jaxtransfer.train import Fitted
 @contextlib.contextmanager
 def together(command: Any) -> Iterator[None]:
     """Joins the processes where --distributed asks for it; all but the first one are silent until they end."""
-    if not getattr(getattr(command, "training", None), "distributed", False):
+    if not getattr(getattr(command, "training", command), "distributed", False):
         yield
         return
     processes.start()

@@ -6,20 +6,22 @@ devices, files and prints, is done by the first process, and the others wait to 
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from jaxtransfer.devices.peers import Watch
+from jaxtransfer.devices.peers import LOST, Watch
 from jaxtransfer.errors import InputError, LostProcessError
 
 HEARTBEAT = 40
@@ -36,12 +38,15 @@ class ToldError(InputError):
     """What went wrong in the first process, as the others are told: it has said so itself."""
 
 
-def start() -> None:
+def start(*, wait: float = 300) -> None:
     """Joins the processes of a job, before anything else is asked of JAX.
 
     They find each other by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or as
     `jax.distributed.initialize` does on TPU pods, under SLURM, Open MPI and Kubernetes. On CPUs they meet by gloo.
     SIGTERM stays ours: JAX would take it for its own notice of preemption, and the process would not end.
+
+    Args:
+      wait: seconds until all of them must be there; else this process ends, with a line on stderr and exit code 75.
 
     Raises:
       InputError: where nothing tells of other processes.
@@ -61,18 +66,36 @@ def start() -> None:
             raise InputError(
                 f"the processes of a job are told by {ADDRESS}=host:port, {COUNT} and {INDEX} together; got {error}"
             ) from None
+    # JAX's own answer to processes that don't come is to abort, with a stack and the words that another one died
+    late = threading.Timer(wait, _end_unjoined, (known, wait))
+    late.daemon = True
+    late.start()
+    times: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
     try:
-        jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(**known, **times, initialization_timeout=math.ceil(wait) + HEARTBEAT)
     except (ValueError, TypeError) as error:
         raise InputError(
             f"nothing tells of other processes ({' '.join(str(error).split())}): expected the environment of a TPU "
             f"pod, SLURM, Open MPI or Kubernetes, or {ADDRESS}=host:port, {COUNT} and {INDEX}; jaxtransfer launch "
             f"--processes 2 -- ... starts them on this machine"
         ) from None
+    finally:
+        late.cancel()
     global _watch
     if jax.process_count() > 1:
         host = os.environ.get(ADDRESS, "").rpartition(":")[0] or socket.gethostname()
         _watch = Watch(jax.process_index(), jax.process_count(), _broadcast, host)
+
+
+def _end_unjoined(known: Mapping[str, Any], wait: float) -> None:
+    """Ends this process, which waits inside of JAX, with a line."""
+    who = "process {process_id} of {num_processes}".format(**known) if known else "a process of the job"
+    where = f" at {known['coordinator_address']}" if known else ""
+    told = (
+        f"{who} waited {wait:.0f} s{where} for the others, which did not all come; start all of them within that time"
+    )
+    os.write(2, f"jaxtransfer: error: {told}\n".encode())
+    os._exit(LOST)
 
 
 def joined() -> bool:
@@ -119,6 +142,35 @@ def first_does(work: Callable[[], Any]) -> Any:
 def first_tells(work: Callable[[], Any]) -> Any:
     """Returns what `work()` gives in the first process, JSON types, in all of them. See `first_does`."""
     return _by_first(work, tells=True)
+
+
+def all_tell(work: Callable[[], Any]) -> list[Any]:
+    """Returns what `work()` gives in each process, JSON types, in their order; each calls it, alone.
+
+    Raises:
+      InputError: in all processes, where it raised an error in one of them: the first one's, as it was told.
+    """
+    if count() == 1:
+        return [work()]
+    try:
+        with alone():
+            text = json.dumps({"value": work()})
+    except Exception as error:
+        text = json.dumps({"error": str(error) or type(error).__name__})
+    told = [json.loads(one) for one in _of_all(text.encode())]
+    for one in told:
+        if "error" in one:
+            raise ToldError(one["error"])
+    return [one["value"] for one in told]
+
+
+def _of_all(text: bytes) -> list[bytes]:
+    """Returns the texts of all processes; their programs are few, as they are gathered in sizes of powers of two."""
+    sizes = multihost_utils.process_allgather(np.array([len(text)], np.int32))
+    whole = np.zeros(max(_PAGE, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
+    whole[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(whole)).astype(np.uint8)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes.ravel(), strict=True)]
 
 
 def _by_first(work: Callable[[], Any], *, tells: bool) -> Any:
@@ -274,26 +326,6 @@ def in_order(devices: np.ndarray) -> np.ndarray:
             f"{', '.join(map(str, owned))} of them. jt.devices.device_mesh() takes them all"
         )
     return np.array(ordered)
-
-
-class Votes:
-    """The largest of the numbers that the processes give: what they agree on, asked for while the devices work.
-
-    Args:
-      lag: how many calls later the answer is read, by when the devices have it.
-    """
-
-    def __init__(self, lag: int = 2):
-        line = Mesh(in_order(np.array(jax.devices())), ("devices",))
-        self._split, self._lag = NamedSharding(line, PartitionSpec("devices")), lag
-        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(line, PartitionSpec()))
-        self._cast: list[jax.Array] = []
-
-    def agreed(self, number: int) -> int:
-        """Gives a number of this process; returns the largest one of some calls ago, 0 before."""
-        own = np.full(jax.local_device_count(), number, np.int32)
-        self._cast.append(self._largest(jax.make_array_from_process_local_data(self._split, own)))
-        return int(self._cast.pop(0)) if len(self._cast) > self._lag else 0
 
 
 @contextlib.contextmanager

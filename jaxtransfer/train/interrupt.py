@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.ahead import CompilationCut
+from jaxtransfer.devices.votes import Votes
 
 _LOG = logging.getLogger("jaxtransfer")
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -50,7 +51,7 @@ class Signals:
     def __init__(self):
         self.seen: int | None = None
         self.compiling = False
-        self._votes: processes.Votes | None = None
+        self._votes: Votes | None = None
         self._stop = 0
 
     def stops(self) -> bool:
@@ -62,7 +63,7 @@ class Signals:
         if processes.count() == 1:
             self._stop = self.seen or 0
         else:
-            self._votes = self._votes or processes.Votes()
+            self._votes = self._votes or Votes()
             self._stop = self._votes.agreed(self.seen or 0)
         return bool(self._stop)
 

@@ -30,9 +30,16 @@ ROWS = {
     ),
     "dann": ("adapt", *DOMAINS, *FEW, "--batch-size", "16", "--method", "dann", "--model", "mlp", "--compare", "none"),
 }
+READERS = {
+    "evaluate": ("evaluate", "{out}/pretrain", "--split", "test[:133]", "--batch-size", "50"),
+    "evaluate-several": ("evaluate", "{out}/pretrain", "--data", "digits/upright", "digits/noisy@test[:7]"),
+    "evaluate-features": ("evaluate", "{out}/simclr", "--split", "test[:61]", "--batch-size", "40"),
+    "evaluate-tasks": ("evaluate", "{out}/pcgrad", "--split", "test[:61]", "--batch-size", "40"),
+    "predict.jsonl": ("predict", "{out}/pretrain", "{out}/pictures", "--batch-size", "5", "--features"),
+}
 
 
-def two_tasks(out: Path, mesh=None, **options) -> jt.Fitted:
+def two_tasks(out: Path, mesh=None, *, spoiled: bool = False, **options) -> jt.Fitted:
     """Two balanced tasks of one network, through the library: no command has several."""
     rng = np.random.default_rng(0)
     columns = {"image": rng.normal(size=(50, 2, 3, 1)).astype(np.float32)}
@@ -42,7 +49,7 @@ def two_tasks(out: Path, mesh=None, **options) -> jt.Fitted:
     losses = jt.classification(net) + jt.classification(net, label="odd").named("odd")
     return jt.fit(
         jt.balance(losses, jt.multitask.pcgrad),
-        optax.sgd(0.02, momentum=0.9),
+        optax.sgd(1e38 if spoiled else 0.02, momentum=0.9),
         jt.data.pipeline(examples, 16),
         eval_data=jt.data.eval_batches(examples, 16),  # the last batch has two examples, both of process 0
         monitor="loss",
@@ -80,7 +87,7 @@ def run(out: Path, names: list[str]) -> int:
             from jaxtransfer.cli import main
 
             without_reports()
-            words = [word.format(out=out) for word in ROWS[name]]
+            words = [word.format(out=out) for word in {**ROWS, **READERS}[name]]
             code = main([*words, "--out", str(out / name), *(["--distributed"] if several else [])])
             if code:
                 return code

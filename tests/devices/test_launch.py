@@ -86,7 +86,7 @@ def test_a_signal_reaches_all_processes(started, tmp_path):
         (("launch", "--processes", "2"), "needs a command after --"),
         (("launch", "--processes", "0", "--", "pretrain"), "--processes must be"),
         (("launch", "--devices", "0", "--", "pretrain"), "--devices must be"),
-        (("evaluate", "--distributed"), "evaluate has no option --distributed, which is one of pretrain"),
+        (("inspect", "--distributed"), "inspect has no option --distributed, which is one of pretrain"),
     ],
 )
 def test_what_can_not_be_launched_is_told(capsys, words, message):
