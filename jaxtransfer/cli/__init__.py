@@ -39,7 +39,7 @@ from jaxtransfer.data.cache import cache_dir
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.ahead import compiling
 from jaxtransfer.devices.programs import programs_kept
-from jaxtransfer.errors import InputError, LostProcessError, StuckDataError
+from jaxtransfer.errors import InputError, LostProcessError, NonFiniteLossError, StuckDataError
 from jaxtransfer.train.interrupt import Interrupted, Terminated
 from jaxtransfer.version import VERSION
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Terminated as stop:
             return _stopped(stop, 128 + signal.SIGTERM)
         except (LostProcessError, StuckDataError) as error:
-            says(f"error: {_one_line(error)}", agreed=False)
+            says(f"error: {_in_options(error)}", agreed=False)
             return LOST
         except SystemExit as stop:  # --help, and completions, which end with no code
             return 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 2
@@ -135,8 +135,8 @@ def run() -> None:
     """The console script."""
     _hush_libraries()  # until the process ends
     code = main()
-    # a compilation after Ctrl-C, or a thread that waits for data, can't be cut off otherwise
-    if (compiling() or code == LOST) and not processes.joined():
+    # an ordinary end waits for a thread that compiles or waits for data, or takes away what it stands on, and crashes
+    if (compiling() or code in _AT_ONCE) and not processes.joined():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -144,6 +144,7 @@ def run() -> None:
     processes.leave(code)
 
 
+_AT_ONCE = (LOST, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _COMPILE_NOTHING = (Inspect, Datasets, Models)
 _SOON = 1.0  # seconds until a training says that it has begun
 _NO_PROGRAMS, _PROGRAMS = "--no-program-cache", "JAXTRANSFER_PROGRAM_CACHE"
@@ -155,6 +156,8 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
         "evaluate)"
     ),
     "'.*': None say, which keeps it whole": "'.*=whole' say",
+    "the same call goes on": "the same command goes on",
+    "data_patience=": "--data-patience ",
 }
 
 
@@ -238,11 +241,17 @@ def _one_line(message: Any) -> str:
 
 
 def _refuse(error: Any) -> int:
+    all_know = isinstance(error, processes.ToldError | NonFiniteLossError)
+    says(f"error: {_in_options(error)}", agreed=all_know)
+    return 2
+
+
+def _in_options(error: Any) -> str:
+    """Returns an error in one line, its remedies as options."""
     message = _one_line(error)
     for argument, options in _OPTIONS.items():
         message = message.replace(argument, options)
-    says(f"error: {message}", agreed=isinstance(error, processes.ToldError))
-    return 2
+    return message
 
 
 def _stopped(stop: BaseException, code: int) -> int:

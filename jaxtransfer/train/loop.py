@@ -215,7 +215,7 @@ def fit(
     note = {"steps": steps, **described}
     with ExitStack() as stack:
         stack.enter_context(processes.loss_told())
-        waits = stack.enter_context(Patience(data_patience))
+        waits = stack.enter_context(Patience(data_patience, resumes=out is not None))
         checkpoints = None
         if out is not None:
             out = stack.enter_context(open_run(out, note))

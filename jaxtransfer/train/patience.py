@@ -38,15 +38,17 @@ class Patience:
 
     Args:
       seconds: until the first warning; None or infinity waits for ever.
+      resumes: whether the same call goes on where this one ends.
 
     Raises:
       InputError: for seconds that are not positive.
     """
 
-    def __init__(self, seconds: float | None):
+    def __init__(self, seconds: float | None, *, resumes: bool = False):
         if seconds is not None and not seconds > 0:
             raise InputError(f"data_patience must be positive seconds, or None to wait for ever; got {seconds}")
         self._seconds = math.inf if seconds is None else float(seconds)
+        self._resumes = resumes
         self._awaited: _Awaited | None = None
         self._over: _Awaited | None = None
         self._ended, self._wakes, self._thread = threading.Event(), False, None
@@ -115,8 +117,9 @@ class Patience:
     def _give_up(self, number: int, frame: Any) -> None:
         """The handler, in the main thread; does nothing where the batch came meanwhile."""
         if (awaited := self._over) is not None and awaited is self._awaited:
+            again = "; the same call goes on from the last checkpoint" if self._resumes else ""
             raise StuckDataError(
                 f"{awaited} did not come in {self._seconds * _TIMES:.3g} s. Look at what it is read from (a network "
-                f"drive, a worker that died, a full queue); the same call goes on from the last checkpoint. Where "
-                f"batches take that long, raise data_patience={self._seconds:.3g}"
+                f"drive, a worker that died, a full queue){again}. Where batches take that long, raise "
+                f"data_patience={self._seconds:.3g}"
             )
