@@ -47,49 +47,29 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     assert_alike(tmp_path / "one", tmp_path / "two-tasks")
 
 
-ENDLESS = f"""
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {str(PROGRAM.parent)!r})
-import commands
-import jaxtransfer as jt
-from jaxtransfer.cli import main
-from jaxtransfer.devices import processes
-
-class Command:
-    class training:
-        distributed = True
-    def run(self):
-        def log(record):
-            (Path(sys.argv[1]).parent / "began").touch()
-            time.sleep(0.05)
-        commands.two_tasks(Path(sys.argv[1]), jt.devices.device_mesh(), steps=int(sys.argv[2]), log=log)
-
-import jaxtransfer.cli as cli
-cli._parse = lambda words: Command()
-processes.leave(main(["two-tasks"]))
-"""
+ENDLESS = PROGRAM.with_name("endless.py")
 
 
 def begun(out, steps):
-    jobs = start("-c", ENDLESS, out, steps)
+    jobs = start(ENDLESS, out, steps)
     until((Path(out).parent / "began").exists, jobs)
     return jobs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", [0, 1])
+@pytest.mark.parametrize("whom", [[0], [1]])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_stops_all_at_one_step(tmp_path, whom, number):
     jobs = begun(tmp_path / "run", 100_000)
-    jobs[whom].send_signal(number)
+    for one in whom:
+        jobs[one].send_signal(number)
     codes, told = ended(jobs, timeout=60)
     assert codes == [128 + number] * 2, told
     assert f"stopped by {number.name} after step" in told[0]
     saved = checkpoints.steps(tmp_path / "run" / "checkpoints")[-1]
     assert f"after step {saved}, " in told[0]
     for name in ("run", "whole"):
-        codes, told = ended(start("-c", ENDLESS, tmp_path / name, saved + 3))
+        codes, told = ended(start(ENDLESS, tmp_path / name, saved + 3))
         assert codes == [0, 0], told
     assert f"resumes from step {saved} of {saved + 3}" not in told[0]
     assert_alike(tmp_path / "whole", tmp_path / "run", tolerance=0)
@@ -119,7 +99,7 @@ def test_an_error_of_the_first_ends_all_and_is_told_once(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "something").touch()
-    codes, told = ended(start("-c", ENDLESS, out, 4), timeout=120)
+    codes, told = ended(start(ENDLESS, out, 4), timeout=120)
     assert codes == [2, 2]
     assert "is no run directory" in told[0]
     assert told[1] == ""

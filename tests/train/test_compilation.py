@@ -1,6 +1,5 @@
 """The compilation ahead of a run: the step finds its program, a signal ends it at once, what it costs is told."""
 
-import json
 import os
 import signal
 import subprocess
@@ -189,37 +188,3 @@ def test_ctrl_c_while_a_command_compiles(tmp_path):
     assert process.returncode == 130
     assert time.monotonic() - begin < 5
     assert "stopped by SIGINT while the program was compiled" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_a_random_instant_ends_a_command_soon_and_orderly(tmp_path, number):
-    rng = np.random.default_rng()
-    for trial in range(5):
-        out, delay = tmp_path / str(trial), rng.uniform(0, 12)
-        with begun(out, JAX_ENABLE_COMPILATION_CACHE="false") as process:
-            while not (out / ".lock").exists():  # arrays are drawn, programs traced and compiled from here on
-                assert process.poll() is None
-                time.sleep(0.05)
-            time.sleep(delay)
-            begin = time.monotonic()
-            process.send_signal(number)
-            _, told = process.communicate(timeout=60)
-        took = time.monotonic() - begin
-        assert process.returncode in (0, 128 + number, -number), (delay, told)  # -15 before there is a run to be saved
-        assert took < 5, (delay, took, told)
-        assert "Traceback" not in told
-
-
-@pytest.mark.slow
-def test_the_second_start_spends_a_quarter_of_the_first_ones_compile_time(tmp_path):
-    took = []
-    for name in ("first", "second"):
-        kept = {"JAXTRANSFER_CACHE": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-        with begun(tmp_path / name, **kept, JAX_COMPILATION_CACHE_DIR="") as process:
-            _, told = process.communicate(timeout=600)
-        assert process.returncode == 0, told
-        records = (tmp_path / name / "timing.jsonl").read_text().splitlines()
-        took.append(json.loads(records[-1])["compile_seconds"])
-    print(f"compile seconds: {took[0]:.1f}, then {took[1]:.1f}")
-    assert took[1] <= took[0] / 4
