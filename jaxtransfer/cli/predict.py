@@ -22,6 +22,7 @@ from jaxtransfer.cli.together import by_first
 from jaxtransfer.data import images
 from jaxtransfer.data.stream import Stream
 from jaxtransfer.devices import processes
+from jaxtransfer.devices.votes import all_tell
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.files import expanded, read_bytes
 from jaxtransfer.parts.learns import CLASSES, LABELS
@@ -164,7 +165,7 @@ def _predicted(
         return part, inputs, errors
 
     def told(part: Sequence[Path], errors: dict[int, str], given: Any) -> list[Record]:
-        return list(itertools.chain(*processes.all_tell(lambda: _records(part, errors, given, names, run))))
+        return list(itertools.chain(*all_tell(lambda: _records(part, errors, given, names, run))))
 
     variables = jax.device_put(run.model.complete(run.variables))
     done, pending = 0, []

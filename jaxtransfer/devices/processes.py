@@ -144,35 +144,6 @@ def first_tells(work: Callable[[], Any]) -> Any:
     return _by_first(work, tells=True)
 
 
-def all_tell(work: Callable[[], Any]) -> list[Any]:
-    """Returns what `work()` gives in each process, JSON types, in their order; each calls it, alone.
-
-    Raises:
-      InputError: in all processes, where it raised an error in one of them: the first one's, as it was told.
-    """
-    if count() == 1:
-        return [work()]
-    try:
-        with alone():
-            text = json.dumps({"value": work()})
-    except Exception as error:
-        text = json.dumps({"error": str(error) or type(error).__name__})
-    told = [json.loads(one) for one in _of_all(text.encode())]
-    for one in told:
-        if "error" in one:
-            raise ToldError(one["error"])
-    return [one["value"] for one in told]
-
-
-def _of_all(text: bytes) -> list[bytes]:
-    """Returns the texts of all processes; their programs are few, as they are gathered in sizes of powers of two."""
-    sizes = multihost_utils.process_allgather(np.array([len(text)], np.int32))
-    whole = np.zeros(max(_PAGE, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
-    whole[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(whole)).astype(np.uint8)
-    return [row[:size].tobytes() for row, size in zip(rows, sizes.ravel(), strict=True)]
-
-
 def _by_first(work: Callable[[], Any], *, tells: bool) -> Any:
     if count() == 1:
         return work()
