@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,6 +46,30 @@ def goes_on(out, whole, **options):
 
 def lines_of(text):
     return [line for line in text.splitlines() if line.startswith("jaxtransfer: ")]
+
+
+def test_killed_at_random_instants_it_ends_as_the_unbroken_run(tmp_path, whole):
+    seed = time.time_ns() % 2**32
+    rng, out, killed = np.random.default_rng(seed), tmp_path / "run", 0
+    for trial in range(5):
+        jobs, whom = start(PROGRAM, out, STEPS, "wait=30"), [[0], [1], [0, 1]][trial % 3]
+        least = max(saved(out), default=0) + int(rng.integers(0, 12)) * (trial > 0)
+        while trial > 0 and max(saved(out), default=0) < least and jobs[0].poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3 if trial else 20))  # the first one while they start
+        for one in whom:
+            jobs[one].kill()
+        codes, told = ended(jobs, timeout=120)  # those that have not met yet wait for each other as well
+        if codes == [0, 0]:
+            break
+        killed += 1
+        for code, text in zip(codes, told, strict=True):
+            if code not in (-signal.SIGKILL, 0):
+                assert code == LOST or (code == -signal.SIGABRT and whom == [0]), (seed, codes, told)
+                said = ("lost process", "lost another one", "another task died", "did not all come")
+                assert any(words in text for words in said), (seed, told)
+    assert killed, "it ended before it could be killed"
+    goes_on(out, whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
