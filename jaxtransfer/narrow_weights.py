@@ -1,7 +1,7 @@
 """Weights stored in fewer bits than their updates need: bfloat16 beside a float32 copy, or rounded at random."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -192,19 +192,18 @@ def _rounded(key: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(values), found, values)  # infinity would become no number
 
 
-def moves_badly(params: Any, opt_state: Any, still: Mapping[str, Any]) -> str | None:
+def moves_badly(params: Any, opt_state: Any, still: Set[str]) -> str | None:
     """Returns the path of a parameter whose small updates are lost, if there is one: in few bits, and moved as it is.
 
     Args:
       params: by model name.
       opt_state: of the optimiser that moves them.
-      still: what it leaves as it is, by model name.
+      still: paths of what it leaves as it is for ever.
     """
     if any(_found(opt_state)):
         return None
-    frozen = tree.leaves_by_path(dict(still))
     leaves = tree.leaves_by_path(params).items()
-    return next((path for path, leaf in leaves if _is_narrow(leaf.dtype) and frozen.get(path) is not True), None)
+    return next((path for path, leaf in leaves if _is_narrow(leaf.dtype) and path not in still), None)
 
 
 def check_stands(opt_state: Any) -> None:

@@ -18,7 +18,7 @@ from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import scale_of
 from jaxtransfer.narrow_weights import check_stands, moves_badly
 from jaxtransfer.objective import Batch, Context, Objective
-from jaxtransfer.optim import held_still
+from jaxtransfer.optim import Still, held_still
 from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.terms import check_total, result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
@@ -150,7 +150,9 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
 def _tell_of_narrow(turn: Turn, params: Any, opt_state: Any) -> None:
     """Warns of weights in few bits that the optimiser moves as they are."""
     own, inner = moved_by(turn, opt_state, params)
-    if path := moves_badly(own, inner, held_still(inner, own)):
+    notes = jax.tree.leaves(inner, is_leaf=lambda node: isinstance(node, Still))
+    never = {path for note in notes if isinstance(note, Still) and note.begin is None for path in note.paths}
+    if path := moves_badly(own, inner, never):
         kind = tree.leaves_by_path(own)[path].dtype
         warnings.warn(
             f"{path!r} is stored in {kind}, in which small updates are lost: put jt.optim.master_weights or "

@@ -146,6 +146,7 @@ def test_swd_weighs_the_distance_in_the_turn_of_the_encoder(rng):
     np.testing.assert_allclose(seen["near/swd"], 50 * seen["near/discrepancy"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_branches_predict_by_their_mean_and_each_learns_from_its_source(rng):
     model, batch = A.branched(plain(), ("source", "b"), 4, dim=6, batch_norm=False), given(rng)
     objective = A.mfsan(model, ("source", "b"), coefficient=0.5)

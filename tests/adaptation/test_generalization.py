@@ -342,6 +342,7 @@ def test_the_compiled_gradient_is_right(name):
     gradients.assert_right(loss, jax.tree.map(np.array, params), "body", **how)
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_same_bits(rng, tmp_path):
     model, data = linear(), [batch_of(rng) for _ in range(6)]
     erm = [jt.classification(model).on(name) for name in NAMES]

@@ -134,6 +134,7 @@ def test_tri_training_teaches_what_two_agree_on(threshold, disagreement):
     assert 0 < kept < 3
 
 
+@pytest.mark.slow
 def test_each_of_three_learns_from_a_sample_of_its_own():
     batch = a_batch()
     batch["source"]["weight"] = np.array([1, 2, 1, 1, 0.5, 1], np.float32)
@@ -168,6 +169,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("co-training", marks=pytest.mark.slow), "tri-training"])
 def test_the_same_on_any_devices(name, mesh_of):
     """The rank within a class is of the global batch; a sample is the same everywhere."""

@@ -47,6 +47,7 @@ def same(one, other):
     return flat[0].keys() == flat[1].keys() and all(np.array_equal(flat[0][path], flat[1][path]) for path in flat[0])
 
 
+@pytest.mark.slow
 def test_domains_of_other_sizes_colours_and_classes_run_as_they_are(run, domain, tmp_path):
     """Grey against colour, 10 x 12 against 8 x 8, classes in another order, one missing, one more, 30 images."""
     source = domain("source", ("cat", "dog", "owl"), each=20, shape=(10, 12), grey=True)
@@ -243,6 +244,7 @@ def test_images_of_several_sizes_get_that_of_the_first_source(domain, tmp_path):
     assert shapes == [((12, 12, 3), True), ((8, 8, 3), True)]
 
 
+@pytest.mark.slow
 def test_mixed_images_join_those_of_the_target(run, domain, tmp_path):
     source, target, out = domain("source"), domain("target", seed=1), tmp_path / "out"
     words = ("adapt", "--source", source, "--target", target, *SMALL, "--compare", "none", "--method", "mcc")

@@ -54,6 +54,7 @@ def test_a_delta_is_a_small_run_that_names_its_base(source, delta_run):
     assert np.any(run.params["model"]["head"]["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_commands_take_it_like_any_run(run, refused, source, delta_run, tmp_path):
     (line,), _ = run("evaluate", delta_run)
     found = json.loads(line)

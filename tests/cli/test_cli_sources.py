@@ -26,6 +26,7 @@ def weights(source, tmp_path):
     return folder / "small-cnn.npz"
 
 
+@pytest.mark.slow
 def test_a_file_is_what_a_run_of_it_is(run, refused, source, weights, tmp_path):
     outs = tmp_path / "run", tmp_path / "file", tmp_path / "named"
     run("finetune", "--from", source, *NOISY, *SHORT, "--out", outs[0])

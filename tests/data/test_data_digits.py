@@ -37,6 +37,7 @@ def test_all_digits_are_there_and_splits_are_disjoint():
         assert share.max() - share.min() < 0.01  # stratified
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "test"])
 def test_configs_share_rows_in_the_same_order(split):
     sets = {config: load(f"digits/{config}", split) for config in digits.CONFIGS}
@@ -74,6 +75,7 @@ def test_prepared_once_without_leftovers_and_not_in_the_users_folder(empty_cache
     assert list(users.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -163,6 +163,7 @@ def test_the_step_makes_the_same_views_on_any_devices(rng, mode):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fit_takes_a_transform(rng):
     model = jt.models.with_heads(jt.models.mlp(4, hidden=(12,)), projection=jt.models.head(5))
     batch = {"image": rng.integers(0, 256, (8, 6, 6, 1), dtype=np.uint8)}

@@ -53,6 +53,7 @@ def test_relu6():
     np.testing.assert_array_equal(jax.vmap(jax.grad(relu6))(x[:5]), [0, 0, 1, 0, 0])
 
 
+@pytest.mark.slow
 def test_variants_grow():
     """Lite2 is wider; the first and last stage keep their blocks, the stem and the last convolution their width."""
     shapes = []

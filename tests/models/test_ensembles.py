@@ -228,6 +228,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("ensemble", marks=pytest.mark.slow), "gated"])
 def test_the_same_on_any_devices(name, mesh_of):
     """With batch norm in a member that trains and in one that is frozen."""
@@ -296,6 +297,7 @@ def a_run(folder, names, seed):
     return jt.load_run(folder), data
 
 
+@pytest.mark.slow
 def test_runs_are_members_where_their_classes_are_the_same(tmp_path):
     (one, data), (two, _) = (a_run(tmp_path / name, ["a", "b", "c"], n) for n, name in enumerate(("one", "two")))
     model = M.ensemble([one, two])

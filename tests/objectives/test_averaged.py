@@ -113,7 +113,8 @@ def test_what_is_evaluated_is_the_model_at_the_average(run):
 def test_half_precision_is_averaged_in_full():
     model, data = network(dtype=jnp.bfloat16), batches(1)[0]
     objective = jt.classification(model) + jt.averaged(model, 0.999)
-    state, step = jt.init(objective, optax.sgd(0.1), KEY, data), jt.train_step(objective, optax.sgd(0.1))
+    optimizer = jt.optim.master_weights(optax.sgd(0.1))
+    state, step = jt.init(objective, optimizer, KEY, data), jt.train_step(objective, optimizer)
     before = np.array(state.state["net_ema"]["params"]["w"])
     for _ in range(3):
         state, _ = step(state, data)

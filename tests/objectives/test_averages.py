@@ -51,7 +51,7 @@ def trained(objective, optimizer, batches, **start):
 )
 def test_an_average_of_half_precision_moves_as_its_recursion(dtype, decay):
     objective = jt.byol(network(dtype), decay=decay)
-    _, seen, _ = trained(objective, optax.sgd(0.3), [a_batch()] * 40)
+    _, seen, _ = trained(objective, jt.optim.master_weights(optax.sgd(0.3)), [a_batch()] * 40)
     slow = first = np.float64(seen[0][0]["net"]["w"])
     for params, _ in seen[1:-1]:  # it moves at the start of a step
         slow = decay * slow + (1 - decay) * np.float64(params["net"]["w"])

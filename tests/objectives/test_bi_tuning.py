@@ -161,6 +161,7 @@ def test_the_queue_moves_once_per_update():
     ]  # of the last batch alone: 2, 1 and 4
 
 
+@pytest.mark.slow
 def test_labels_of_no_class_give_nan():
     model, batch = network(), a_batch(1, masked=False)
     objective = objective_of(model)

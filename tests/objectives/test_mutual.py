@@ -137,6 +137,7 @@ def test_another_view_for_the_teacher():
     np.testing.assert_allclose(loss, np.mean((one - two) ** 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_mutual_learning_is_its_formula(count):
     models, batch = [student(name) for name in "abc"[:count]], a_batch()

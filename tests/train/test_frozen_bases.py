@@ -60,6 +60,7 @@ NETS = {
 QUICK = ("houlsby", "residual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
 def test_it_trains_alike_on_any_devices_and_leaves_the_base(name, tmp_path, mesh_of):
     net = NETS[name]()

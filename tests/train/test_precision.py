@@ -63,6 +63,7 @@ def test_weights_statistics_averages_and_losses_are_float32_and_move_where_the_c
     np.testing.assert_allclose(got - start, recursion - start, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_products_are_made_as_jax_is_told_where_fit_and_a_step_are_called(tmp_path):
     """`jax.default_matmul_precision` holds for programs compiled ahead, and a program of another one isn't taken."""
     traced, inner = [], jt.models.mlp(3, hidden=(4,))

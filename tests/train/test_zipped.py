@@ -96,6 +96,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(tmp_path):
         fit(larger, out=tmp_path / "part")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_devices_see_the_same_rows(mode):
     """Four devices have two rows of the one part and one of the other; views are drawn by the rows of each part."""
