@@ -58,6 +58,8 @@ def _along(gram: jax.Array, radius: float) -> jax.Array:
     shortest = jnp.min(jnp.where(given.some, given.length, jnp.inf))
     share = jnp.where(given.some, shortest * given.inverse, 0)  # in (0, 1]
 
+    least = jnp.abs(along[jnp.argmin(jnp.where(given.some, given.length, jnp.inf))])  # what a level is rounded beside
+
     def solved(level):
         """Returns y and ‖Σ_t y_t u_t‖², at a level in units of ‖g₀‖ · the shortest length."""
         linear = jnp.where(given.some, (along - level * share) / radius, 1)
@@ -79,8 +81,10 @@ def _along(gram: jax.Array, radius: float) -> jax.Array:
         slope = _slope(given.cosine, y, share / radius)
         length = jnp.sqrt(square)
         better = level + (1 - length) * length / jnp.where(slope > 0, slope, jnp.inf)
+        # There already: rounding says on which side, and halving what is left would lead away from it.
+        there = (slope > 0) & (jnp.abs(better - level) <= 2 * eps * jnp.maximum(jnp.abs(level), least))
         inside = (better > low) & (better < high) & (slope > 0)
-        found = jnp.where(inside, better, (low + high) / 2)
+        found = jnp.where(there, level, jnp.where(inside, better, (low + high) / 2))
         return low, high, found, number + 1, jnp.abs(found - level) <= eps * jnp.abs(level)
 
     low, high = by_task(along), by_task(along + radius)
