@@ -85,7 +85,7 @@ def _check_length(weight, logits):
 def top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
     """Returns 1 where the true class is among the k largest logits, else 0.
 
-    A tie counts for the class of the lower index. Soft labels count as their most probable class.
+    A tie counts for the class of the lower index, and a true class whose logit is NaN is none of the k. Soft labels count as their most probable class.
 
     Args:
       logits: float [B, C].
@@ -97,7 +97,8 @@ def top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
     """
     hard = labels if _check(logits, labels) else jnp.argmax(labels, axis=-1)
     if k == 1:
-        return (jnp.argmax(logits, axis=-1) == hard).astype(jnp.float32)
+        known = ~jnp.isnan(jnp.max(logits, axis=-1))  # argmax finds what is no number, which is no hit for another k
+        return (known & (jnp.argmax(logits, axis=-1) == hard)).astype(jnp.float32)
     # By counting what stands before the true class: to sort, XLA would gather rows that are split over devices.
     places = jnp.arange(logits.shape[-1])[None]
     true = places == hard[:, None]
