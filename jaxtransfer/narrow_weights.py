@@ -67,16 +67,18 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
       An optimiser; its updates are float32, for `optax.apply_updates`, which rounds the sum to the type of the weights.
 
     Raises:
-      InputError: where an update comes without the parameters; from `jt.init` where something stands around it that
+      InputError: for weights in 8 bits; where an update comes without the parameters; from `jt.init` where something stands around it that
         would change what it has rounded.
     """
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params) -> Any:
         def copied(leaf):
-            dtype = jnp.result_type(leaf)
-            return jnp.array(leaf, _wide(dtype), copy=True) if _is_narrow(dtype) else optax.MaskedNode()
+            return jnp.array(leaf, jnp.float32, copy=True) if _is_narrow(leaf.dtype) else optax.MaskedNode()
 
+        for path, leaf in tree.leaves_by_path(params).items():
+            if _is_narrow(leaf.dtype) and leaf.dtype not in (jnp.bfloat16, jnp.float16):
+                raise InputError(f"master_weights rounds to bfloat16 or float16, and {path!r} is {leaf.dtype}; freeze it")
         master = jax.tree.map(copied, params)
         return MasterWeights(master, inner.init(_beside(params, master)))
 
@@ -164,7 +166,11 @@ def _stored(values: jax.Array, dtype: Any) -> jax.Array:
     """Returns values as a narrower type holds them, still in their own."""
     info = jnp.finfo(dtype)
     # no cast, which XLA may take back: it is allowed to compute in more bits than it is asked for
-    return jax.lax.reduce_precision(values, info.nexp, info.nmant)
+    found = jax.lax.reduce_precision(values, info.nexp, info.nmant)
+    if (least := float(info.smallest_normal)) == float(jnp.finfo(values.dtype).smallest_normal):
+        return found
+    unit = float(info.smallest_subnormal)  # of float16 below 6e-5, where it has numbers and reduce_precision gives 0
+    return jnp.where(jnp.abs(values) < least, jnp.round(values / unit) * unit, found)
 
 
 def _followed(param: Any, copy: Any) -> Any:
@@ -200,10 +206,12 @@ def moves_badly(params: Any, opt_state: Any, still: Set[str]) -> str | None:
       opt_state: of the optimiser that moves them.
       still: paths of what it leaves as it is for ever.
     """
-    if any(_found(opt_state)):
+    ours = list(_found(opt_state))
+    if any(isinstance(one, StochasticRounding) for one in ours):
         return None
+    well = {path for one in ours for path in tree.leaves_by_path(one.master)} | still  # others may move beside them
     leaves = tree.leaves_by_path(params).items()
-    return next((path for path, leaf in leaves if _is_narrow(leaf.dtype) and path not in still), None)
+    return next((path for path, leaf in leaves if _is_narrow(leaf.dtype) and path not in well), None)
 
 
 def check_stands(opt_state: Any) -> None:
@@ -235,7 +243,7 @@ def _around(state: Any) -> tuple[list[Any], list[Any]]:
         return [state.inner_opt_state], []
     if isinstance(state, optax.transforms.PartitionState):
         return list(state.inner_states.values()), []
-    if isinstance(state, LossScaled | optax.MaskedState | optax.ApplyIfFiniteState) or _is_injected(state):
+    if isinstance(state, LossScaled | optax.MaskedState) or _is_injected(state):
         return [state.inner_state], []
     if type(state) is tuple and state:  # of optax.chain
         return [state[-1]], list(state[:-1])
@@ -264,15 +272,11 @@ def _extra(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _widened(values: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(_wide(leaf.dtype)) if _is_narrow(leaf.dtype) else leaf, values)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_narrow(leaf.dtype) else leaf, values)
 
 
 def _is_narrow(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and _wide(dtype) != dtype
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def _check_given(params: Any, name: str) -> None:

@@ -241,6 +241,7 @@ def test_what_would_change_rounded_weights_may_not_stand_around(way):
         jt.optim.lookahead(ours),
         WAYS[way](ours),
         jt.optim.scale_rate(ours, 2.0, "net/scale"),
+        optax.apply_if_finite(ours, 3),  # whose two cases would be of two types
     ):
         with pytest.raises(jt.InputError, match="master_weights and stochastic_rounding"):
             jt.init(objective, wrong, KEY, rows())
@@ -260,9 +261,21 @@ def test_what_can_not_be_rounded_is_told():
     with pytest.raises(jt.InputError, match="'net/w' is float16"):
         jt.optim.stochastic_rounding(optax.sgd(0.1), 0).init(half)
     jt.optim.master_weights(optax.sgd(0.1)).init(half)
+    for way in WAYS.values():
+        with pytest.raises(jt.InputError, match="'net/w' is float8_e4m3fn"):
+            way(optax.sgd(0.1)).init({"net": {"w": jnp.ones(2, jnp.float8_e4m3fn)}})
     for wrong in (True, 0.5, None, "seed", jnp.zeros(2), jax.random.split(KEY)):
         with pytest.raises(jt.InputError, match="stochastic_rounding draws by a seed"):
             jt.optim.stochastic_rounding(optax.sgd(0.1), wrong)
+
+
+def test_the_smallest_numbers_of_float16_stay():
+    """Those below 6.1e-5 have fewer bits: rounding alone, without a cast, makes them zero."""
+    params = {"w": jnp.asarray([3e-5, -5.9e-5, 6.1e-5, 1e-6, 1e-7, 0.0, 1.0, -3e4], jnp.float16)}
+    grads = {"w": jnp.asarray([1, 1, 1, -1, 0, 1, 0.5, 2], jnp.float16)}
+    found, state = after(WAYS["master"](optax.sgd(1e-7)), params, grads, 3)
+    assert bits(found["w"]) == bits(np.asarray(state.master["w"]).astype(np.float16))
+    np.testing.assert_allclose(numbers(found)[0][:4], [2.97e-5, -5.93e-5, 6.07e-5, 1.3e-6], rtol=0, atol=4e-8)
 
 
 def test_penalties_towards_anchors_and_frozen_teachers_compute_in_float32_beside_narrow_weights():
@@ -315,6 +328,9 @@ def test_weights_that_would_stand_still_are_told_and_frozen_ones_are_not():
     _, objective = linear()
     with pytest.warns(UserWarning, match="'net/w' is stored in bfloat16, in which small updates are lost"):
         jt.init(objective, optax.sgd(0.1), KEY, rows())
+    partly = jt.optim.by_path({"net/scale": jt.optim.master_weights(optax.sgd(0.1)), ".*": optax.sgd(0.1)})
+    with pytest.warns(UserWarning, match="'net/w' is stored in bfloat16, in which small updates are lost"):
+        jt.init(objective, partly, KEY, rows())
     jt.init(objective, jt.optim.freeze(optax.sgd(0.1), "net/w"), KEY, rows())
     for way in WAYS.values():
         jt.init(objective, way(optax.sgd(0.1)), KEY, rows())
