@@ -67,8 +67,8 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
       An optimiser; its updates are float32, for `optax.apply_updates`, which rounds the sum to the type of the weights.
 
     Raises:
-      InputError: for weights in 8 bits; where an update comes without the parameters; from `jt.init` where something stands around it that
-        would change what it has rounded.
+      InputError: for weights in 8 bits; where an update comes without the parameters; from `jt.init` where something
+        stands around it that would change what it has rounded.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -78,7 +78,9 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
 
         for path, leaf in tree.leaves_by_path(params).items():
             if _is_narrow(leaf.dtype) and leaf.dtype not in (jnp.bfloat16, jnp.float16):
-                raise InputError(f"master_weights rounds to bfloat16 or float16, and {path!r} is {leaf.dtype}; freeze it")
+                raise InputError(
+                    f"master_weights rounds to bfloat16 or float16, and {path!r} is {leaf.dtype}; freeze it"
+                )
         master = jax.tree.map(copied, params)
         return MasterWeights(master, inner.init(_beside(params, master)))
 

@@ -85,7 +85,8 @@ def _check_length(weight, logits):
 def top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
     """Returns 1 where the true class is among the k largest logits, else 0.
 
-    A tie counts for the class of the lower index, and a true class whose logit is NaN is none of the k. Soft labels count as their most probable class.
+    A tie counts for the class of the lower index, and a true class whose logit is NaN is none of the k. Soft labels
+    count as their most probable class.
 
     Args:
       logits: float [B, C].

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import math
+import numbers
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -45,8 +46,8 @@ class Patience:
     """
 
     def __init__(self, seconds: float | None, *, resumes: bool = False):
-        if seconds is not None and not seconds > 0:
-            raise InputError(f"data_patience must be positive seconds, or None to wait for ever; got {seconds}")
+        if seconds is not None and not (isinstance(seconds, numbers.Real) and seconds > 0):
+            raise InputError(f"data_patience must be positive seconds, or None to wait for ever; got {seconds!r}")
         self._seconds = math.inf if seconds is None else float(seconds)
         self._resumes = resumes
         self._awaited: _Awaited | None = None

@@ -140,7 +140,7 @@ def test_a_signal_that_comes_when_the_batch_is_there_does_nothing():
         assert list(patience.each([1, 2], "x")) == [1, 2]
 
 
-@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), "3", [1.0]])
 def test_no_patience_is_refused(seconds):
     with pytest.raises(jt.InputError, match="data_patience must be positive"):
         fit(Source(), data_patience=seconds)
