@@ -14,6 +14,7 @@ from jaxtransfer.cli.sources import is_weights, network_of, read_source
 from jaxtransfer.data.classes import match_classes
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES, LABELS
+from jaxtransfer.runs import checkpoints
 from jaxtransfer.runs.deltas import BASE, DELTA, folded
 from jaxtransfer.runs.directory import read_config
 from jaxtransfer.runs.load import Run
@@ -71,11 +72,18 @@ def read_deltas(sources: Sequence[str]) -> tuple[list[Member], Member | None]:
     Raises:
       InputError: for a run that is no delta of weights, and one on another base; for deltas of other classes.
     """
-    base, deltas = jt.load_run(Path(sources[0])), []
+    bases, deltas = {}, []
     for source in sources[1:]:
-        if DELTA not in read_config(source):
+        config = read_config(source)
+        if DELTA not in config:
             raise InputError(f"--method delta takes a base and deltas on it; {source} is a run of all its weights")
-        deltas.append(jt.load_run(Path(source), base=base))
+        about = config[DELTA].get(BASE) if isinstance(config[DELTA], dict) else None
+        step = about.get("step") if isinstance(about, dict) else None  # the base may have gone on to a better one
+        if step not in checkpoints.steps(Path(sources[0]) / "checkpoints"):
+            step = "best"
+        if step not in bases:
+            bases[step] = jt.load_run(Path(sources[0]), checkpoint=step)
+        deltas.append(jt.load_run(Path(source), base=bases[step]))
         if not isinstance(deltas[-1].model, jt.deltas.Delta):
             raise InputError(f"{source} has new layers inside of its base's network, which no weights of it stand for")
     names = _names(sources[1:])
@@ -85,7 +93,8 @@ def read_deltas(sources: Sequence[str]) -> tuple[list[Member], Member | None]:
         return members, None
     if len({run.config[DELTA][BASE]["digest"] for run in deltas}) > 1:
         raise InputError(
-            "some of the deltas have a head of their own on the base and others its head; merge them apart"
+            "the deltas stand on different steps of the base, or some have a head of their own on it and others its "
+            "head; merge them apart"
         )
     params = jax.device_get(jt.deltas.plain(jt.deltas.base_of(deltas[0].model)))
     return members, Member(f"the base {sources[0]}", first.run, {**first.variables, "params": params})

@@ -87,11 +87,13 @@ def on_base(model: Model, note: Mapping[str, Any], directory: Path, base: Any, l
             f"jt.load_run(directory, model=...)"
         )
     for name, one in _candidates(about, directory, base):
-        variables = _read(name, one, about, load)
-        fresh = with_fresh(variables["params"], about.get("fresh", {}))
-        found = digest({"params": fresh})
-        if found == about["digest"]:
-            return made_of(note, model, {**variables, "params": fresh})
+        read, found = _read(name, one, about, load), ""
+        for variables in filter(None, (read, models.encoder_of(read))):  # one of several tasks gives its encoder
+            fresh = with_fresh(variables["params"], about.get("fresh", {}))
+            own = digest({"params": fresh})
+            if own == about["digest"]:
+                return made_of(note, model, {**variables, "params": fresh})
+            found = found or own
         tried.append(f"{name} has {found[:8]}")
     if tried:
         raise InputError(

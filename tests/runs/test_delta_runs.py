@@ -88,6 +88,34 @@ def test_another_base_is_refused(folder, tmp_path):
     assert jt.load_run(root / "sub" / "delta", model=net).model is net
 
 
+def test_the_encoder_of_a_base_of_several_tasks_is_found(folder):
+    root, net, fitted = folder
+    base = jt.load_run(root / "base").variables
+    several = {"params": {"encoder": base["params"], "heads": {"who": {"bias": np.zeros(2, np.float32)}}}}
+    run = jt.load_run(root / "sub" / "delta", base=several)
+    np.testing.assert_array_equal(
+        outputs(run.model, run.variables), outputs(net, {"params": fitted.state.params["model"]})
+    )
+
+
+def test_a_delta_is_merged_into_the_step_it_stands_on(folder, tmp_path):
+    """The base went on to a better step since, which stands on other weights."""
+    from jaxtransfer.cli.merge_runs import read_deltas
+
+    root, net, fitted = folder
+    shutil.copytree(root / "base", tmp_path / "base")
+    shutil.copytree(root / "sub" / "delta", tmp_path / "delta")
+    config = json.loads((tmp_path / "delta" / "config.json").read_text())
+    config["delta"]["base"]["step"] = 3
+    (tmp_path / "delta" / "config.json").write_text(json.dumps(config))
+    further = jt.load_run(tmp_path / "base").model
+    jt.fit(*training_on(further), steps=5, out=tmp_path / "base", model=further, progress=False, keep=9)
+    assert jt.load_run(tmp_path / "base").step == 5
+    ((member,), _) = read_deltas([str(tmp_path / "base"), str(tmp_path / "delta")])
+    expected = D.merged(net, {"params": fitted.state.params["model"]})
+    jax.tree.map(np.testing.assert_array_equal, member.variables["params"], jax.device_get(expected["params"]))
+
+
 def test_a_base_that_moved_or_changed_is_one_line(folder, tmp_path):
     root, _, _ = folder
     alone = tmp_path / "delta"
