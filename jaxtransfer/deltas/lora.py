@@ -1,5 +1,6 @@
 """LoRA: a difference of low rank."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +69,8 @@ def dropping(share: float) -> Callable[[jax.Array, dict[str, jax.Array]], dict[s
 def scale_of(rank: int, alpha: float | None, *, rank_stabilized: bool = False) -> float:
     """Returns s = α/r, or α/√r; α = r by default."""
     check_whole(rank, "the rank of a delta")
-    if alpha is not None and not alpha > 0:
-        raise InputError(f"alpha must be positive; got {alpha}")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise InputError(f"alpha must be positive and finite; got {alpha}")
     return (rank if alpha is None else alpha) / (rank**0.5 if rank_stabilized else rank)
 
 

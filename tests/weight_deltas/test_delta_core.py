@@ -265,7 +265,8 @@ def test_what_has_no_meaning_is_refused():
     weights = weights_of(drawn(BASE))
     cases = {
         "the rank of a delta must be a whole number, 1 or more; got 0": lambda: D.lora(0),
-        "alpha must be positive; got -1": lambda: D.dora(1, alpha=-1),
+        "alpha must be positive and finite; got -1": lambda: D.dora(1, alpha=-1),
+        "alpha must be positive and finite; got inf": lambda: D.lora(1, alpha=float("inf")),
         r"rank 4 is above that of 'head/kernel', a matrix 5 × 3 whose rank is 3": lambda: D.lora(4).fresh(KEY, weights),
         "only: the pattern 'nowhere' selects no parameter": lambda: D.lora(1).on("nowhere").chosen(weights),
         r"selects no kernel for this delta to change; it selects a/bias \[5\]": lambda: (
