@@ -172,6 +172,7 @@ def test_one_device_a_mesh_and_pmap_store_the_same_bits_and_averages_move_in_flo
     assert ended[0] == ended[1] == ended[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resumed_run_ends_with_the_same_bits(way, tmp_path):
     _, objective = linear()

@@ -22,6 +22,7 @@ class Pairs:
         return {"pairs": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [True, False])
 def test_each_student_learns_what_the_one_before_says(rng, fresh):
     model, data, reached = normalised([]), Pairs(rng), []

@@ -77,6 +77,7 @@ def test_a_second_process_compiles_nothing(first):
     assert again["value"] == told["value"]
 
 
+@pytest.mark.slow
 def test_a_half_written_program_is_compiled_again_and_replaced_in_silence(first):
     folder, told = first
     entries = sorted(folder.glob("*/*-cache"))

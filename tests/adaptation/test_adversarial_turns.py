@@ -98,6 +98,7 @@ MOVED = {  # by path; all that is not listed stays
 UNMOVED_BY_RIGHT = {"net_wdgrl/head/bias", "d/hidden1/bias"}  # the difference of two means; before batch norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mcd", pytest.param("adda", marks=pytest.mark.slow), "wdgrl"])
 def test_turns_against_what_is_written_out(method, rng):
     """Values, and slopes of what a turn moves, on domains of unequal size with rows left out."""

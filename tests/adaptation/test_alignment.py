@@ -48,11 +48,13 @@ def rows_of(objectives):
     return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in objectives]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows_of(OBJECTIVES))
 def test_the_same_on_any_devices(name, mesh_of):
     assert_same_on_any_devices(OBJECTIVES[name], mesh_of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows_of(OF_SEVERAL_SOURCES))
 def test_several_sources_are_the_same_on_any_devices(name, mesh_of):
     assert_same_on_any_devices(OF_SEVERAL_SOURCES[name], mesh_of, rows=(16, 4, 8), domains=("a", "b", "target"))

@@ -106,6 +106,7 @@ def test_coral_is_the_mean_over_pairs(rng, mask):
     assert value == pytest.approx(np.mean(gaps) / 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fishr_keeps_averages_and_its_gradient_does_not_depend_on_the_decay(rng):
     model, batch = linear(), batch_of(rng)
     slopes = []

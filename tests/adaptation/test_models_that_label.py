@@ -178,6 +178,7 @@ def test_the_same_on_any_devices(name, mesh_of):
     assert all(0 < share <= 1 for share in kept)
 
 
+@pytest.mark.slow
 def test_a_run_with_samples_is_resumed_with_the_same_bits(tmp_path):
     objective = jt.tri_training([net(name) for name in "abc"], bootstrap=B)
     data = [a_batch(n) for n in range(4)]

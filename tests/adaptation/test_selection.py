@@ -185,6 +185,7 @@ def model():
     return jt.models.mlp(3, hidden=(4,))
 
 
+@pytest.mark.slow
 def test_scores_are_noted_and_choose_the_checkpoint(tmp_path, model):
     """The best checkpoint is kept by a score of the target's images, and their labels are not read."""
     target = jt.data.eval_batches(data(2), 16)

@@ -182,6 +182,7 @@ def test_fixmatch_asks_another_teacher(given):
     assert slope.keys() == {"model"}
 
 
+@pytest.mark.slow
 def test_vat_is_its_loss_of_the_model_in_training_mode(given):
     """The noise is of each row's own key, and the runs on moved inputs leave the statistics alone."""
     model, batch, state, _ = given
@@ -243,6 +244,7 @@ def test_flexmatch_has_a_threshold_for_each_class(given, warm_up):
     assert np.isnan(value_of(objective, held, batch)[0])  # rather than a memory that misses examples
 
 
+@pytest.mark.slow
 def test_flexmatch_goes_on_to_the_same_bits(rng, tmp_path):
     parts = [{"source": batches(rng, 1, 8)[0], "target": batches(rng, 1, 4)[0]} for _ in range(6)]
     for number, part in enumerate(parts):

@@ -130,6 +130,7 @@ def adapt(target, model, start, out=None, stop=None, **how):
     return jt.fit(A.shot(model, examples=12), optimizer, data, out=out, refresh=refresh, **how).state
 
 
+@pytest.mark.slow
 def test_shot_goes_on_to_the_same_bits_and_its_head_stays(target, tmp_path):
     model = normalised([])
     variables = jax.tree.map(np.array, model.init(KEY, target[0][0]["target"]["image"]))
@@ -190,6 +191,7 @@ def t3a_loop(kernel, bias, stream, keep):
     return np.concatenate(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 3, 50])
 def test_t3a_is_the_released_loop_over_a_stream(rng, keep):
     kernel, bias = rng.normal(size=(5, 4)), 0.3 * rng.normal(size=4)
@@ -205,6 +207,7 @@ def test_t3a_is_the_released_loop_over_a_stream(rng, keep):
     assert not np.any(np.concatenate(scores)[:, 3])
 
 
+@pytest.mark.slow
 def test_t3a_of_a_model_leaves_padding_out(rng):
     model, (batch,) = normalised([]), batches(rng, 1, 8)
     variables = model.init(KEY, batch["image"])

@@ -265,6 +265,7 @@ def placed(number, folders):
             return name
 
 
+@pytest.mark.slow
 def test_the_labels_of_the_target_change_no_weight(run, domain, tmp_path):
     """The same images in the same order, all of them in some class, and without a label."""
     source, images = domain("source"), np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)

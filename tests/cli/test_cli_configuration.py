@@ -44,6 +44,7 @@ def commands(refused, tmp_path):
     return go
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["[]", "7", "null", '"run"', "true", "[{}]", "NaN", "", "{", "[" * 100_000, "\ufeff{}"]
 )

@@ -48,6 +48,7 @@ def test_a_file_is_what_a_run_of_it_is(run, refused, source, weights, tmp_path):
     assert "source_weights: " in refused(*words)
 
 
+@pytest.mark.slow
 def test_weights_without_a_head_start_a_new_one(run, refused, weights, tmp_path):
     arrays = {path: leaf for path, leaf in np.load(weights).items() if "head" not in path}
     np.savez(weights, **arrays)

@@ -110,6 +110,7 @@ def test_hue_is_pillows_within_its_rounding(picture, rng):
         assert np.abs(found.astype(int) - wanted).max() <= 12
 
 
+@pytest.mark.slow
 def test_crops_have_the_distribution_that_is_asked_for(rng):
     height, width, count = 60, 90, 4000
     rows, columns = np.mgrid[:height, :width]

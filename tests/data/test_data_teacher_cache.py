@@ -248,6 +248,7 @@ def test_a_write_that_fails_leaves_nothing(dataset, outputs, tmp_path, monkeypat
     assert write_outputs(out, note, batches_of(outputs))
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_no_cache_and_is_cleared(dataset, outputs, tmp_path):
     script = (
         "import os, sys, json, numpy as np\n"

@@ -181,6 +181,7 @@ def test_the_cost_of_balancing(capsys):
     assert result["mgda"]["flops"] <= 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -116,6 +116,7 @@ def test_minibatches_go_through_the_support_set_before_they_repeat(x64):
     assert len(set(left_out)) > 2  # by task and by step of the run
 
 
+@pytest.mark.slow
 def test_neither_the_inner_loop_nor_the_query_loss_is_differentiated(rng):
     batch = episodes(rng)
 

@@ -161,6 +161,7 @@ def test_it_is_pure_under_transformations():
     assert len(jax.jit(loss).lower(jax.tree.map(lambda v: v[0], both)).as_text()) < 100_000
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_as_the_unbroken_one(tmp_path):
     objective = jt.classification(DROPS)
 

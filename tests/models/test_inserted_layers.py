@@ -151,6 +151,7 @@ REPEATED = {("vit", "adapt_former"), ("text", "houlsby"), ("text", "shallow")}  
 CASES = [pytest.param(*one, marks=pytest.mark.slow) if one in REPEATED else one for one in BOTH]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_outputs_and_gradients_are_those_of_the_network_written_out(bases, name, kind):
     model, x, base = bases[name]

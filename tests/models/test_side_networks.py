@@ -68,6 +68,7 @@ def base():
     return stirred(tokens().init(KEY, TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "alpha"), [(None, 0.5), (None, None), (6, 0.9), (6, None)])
 def test_side_tuning_blends_or_adds(base, classes, alpha):
     model, side = tokens(), small()

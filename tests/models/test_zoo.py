@@ -88,6 +88,7 @@ def test_conv4_has_the_parameters_of_the_few_shot_papers():
     assert models.count_parameters(models.conv4(5), (28, 28, 1)) == 112_261
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sparing(models.ZOO, DEEP | SISTERS))
 def test_counts_and_stages(name):
     """The papers' numbers, and stages that partition the parameters."""

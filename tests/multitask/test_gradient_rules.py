@@ -95,6 +95,7 @@ def test_cagrad_by_its_optimality_conditions(tasks):
         assert np.all((gains <= level + within)[in_it]), system
 
 
+@pytest.mark.slow
 def test_cagrad_is_what_scipy_finds():
     for system in ("random", "agreeing", "fighting"):
         rows, found = solved(3)[system]
@@ -242,6 +243,7 @@ def test_gradvac_turns_gradients_towards_their_usual_cosines():
     assert np.all(np.isfinite(state["cosines"]))
 
 
+@pytest.mark.slow
 def test_vaccine_begins_as_pcgrad():
     rows = np.random.default_rng(5).normal(size=(5, 3))
     gram, key = jnp.float32(rows @ rows.T), jax.random.key(1)

@@ -45,6 +45,7 @@ def test_a_rule_trains_alike_on_any_devices(name, mesh_of):
             np.testing.assert_allclose(other[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_cosines_tell_who_fights():
     batch = a_batch()
     for rule in (multitask.mgda, multitask.geometric):

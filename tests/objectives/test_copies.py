@@ -77,6 +77,7 @@ def test_a_queue_of_several_epochs_serves_numbered_examples():
     assert last(jt.moco(NET, queue=128, temperature=0.07), numbered(pictures()), "moco") < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_the_numbers_go_with_the_keys_over_devices(mode):
     objective, mesh = jt.moco(NET, queue=24, temperature=0.07), jax.make_mesh((4,), ("data",))

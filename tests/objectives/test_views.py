@@ -187,6 +187,7 @@ def test_simsiam_holds_its_targets():
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_moco_remembers_its_keys():
     model, queue = network(), 20
     objective = jt.moco(model, queue=queue, temperature=0.3, decay=0.5)

@@ -85,6 +85,7 @@ def reference(outputs, data):
     return {name: total / N for name, total in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_terms_of_many_columns_train_and_are_evaluated_exactly(data, mode, tmp_path):
     model = jt.models.linen(Network())

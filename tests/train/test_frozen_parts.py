@@ -275,6 +275,7 @@ def test_measures_complete_it_by_themselves():
     assert float(fisher["net"]["body.kernel"]["b"].max()) > 0
 
 
+@pytest.mark.slow
 def test_batches_that_accumulate_to_an_update_read_it_too():
     model = network()
     objective = jt.classification(low_rank(model, base_of(model), rank=2, only="kernel"))
