@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole", [False, True])
 def test_python(capsys, tmp_path, monkeypatch, whole):
     """As it stands, or with short trainings in all blocks but the first, which transfers."""
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,5 @@
 """float16 by dynamic loss scaling: what an overflow leaves as it is, how the scale moves, where a run stops."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,11 +63,11 @@ def test_good_updates_are_those_without_a_scale():
     for optimizer in (optax.adam(0.1), jt.optim.loss_scaled(optax.adam(0.1), every=2)):
         objective = jt.classification(net) + jt.averaged(jt.ema(net, 0.9))
         state, step = jt.init(objective, optimizer, KEY, BATCH), jt.train_step(objective, optimizer)
-        for _ in range(3):
-            state, metrics = step(state, BATCH)
+        with jax.disable_jit():  # operation by operation: a compiler may round sums of two programs in two ways
+            for _ in range(3):
+                state, metrics = step(state, BATCH)
         results.append((state.params, state.state, metrics["loss"]))
-    # Powers of two change no bits, but two programs may round a sum in two ways: by an ulp or so
-    chex.assert_trees_all_close(results[0], results[1], rtol=1e-6, atol=1e-8)
+    assert bits(results[0]) == bits(results[1])  # powers of two change no bits
 
 
 def test_small_gradients_of_float16_arrive():
