@@ -105,10 +105,10 @@ def lora_plus(optimizer: optax.GradientTransformation, *, ratio: float = 16.0) -
       ratio: λ; the paper takes 2⁴ for language models.
 
     Raises:
-      InputError: for a ratio that is not positive; at its init, where no parameter is a low-rank delta's.
+      InputError: for a ratio that is not positive and finite; at its init, where no parameter is a low-rank delta's.
     """
-    if not ratio > 0:
-        raise InputError(f"the ratio of the rates must be positive; got {ratio}")
+    if not 0 < ratio < math.inf:
+        raise InputError(f"the ratio of the rates must be positive and finite; got {ratio}")
 
     def second(params):
         paths = tree.leaves_by_path(params)

@@ -1,5 +1,6 @@
 """A penalty on what a delta adds to the weights, whatever its parameters are."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,11 +23,11 @@ def l2_sp(model: Model, *, strength: float = 1.0) -> Objective:
       strength: the weight.
 
     Raises:
-      InputError: for a model that is no delta, and for a strength below 0.
+      InputError: for a model that is no delta, and for a strength that is negative or not finite.
     """
     net = of_delta(model)
-    if not strength >= 0:
-        raise InputError(f"strength must not be negative; got {strength}")
+    if not 0 <= strength < math.inf:
+        raise InputError(f"strength must be finite and not negative; got {strength}")
 
     def loss(outputs, params, state, batch, ctx):
         read: dict[str, Any] = {kind: ctx.read(net.frozen[kind]) for kind in (BASE, FIXED) if kind in net.frozen}

@@ -1,6 +1,7 @@
 """Several deltas of one base: weighted, with weights that may train, or chosen with each batch."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,14 +27,15 @@ def weighted(parts: Mapping[str, Part], weights: Sequence[float] | None = None, 
       learned: whether α trains: beside the parts, as the parameter `weights` [n].
 
     Raises:
-      InputError: for no part, what is none, one that is called `weights`, and another number of weights.
+      InputError: for no part, what is none, one that is called `weights`, another number of weights, and such as are
+        not finite.
     """
     names = list(parts)
     alphas = [1 / max(len(names), 1)] * len(names) if weights is None else [float(weight) for weight in weights]
-    if not names or WEIGHTS in names or len(alphas) != len(names):
+    if not names or WEIGHTS in names or len(alphas) != len(names) or not all(map(math.isfinite, alphas)):
         raise InputError(
-            f"weighted takes parts by names other than {WEIGHTS!r}, and a weight for each of them; got {names} and "
-            f"{alphas}"
+            f"weighted takes parts by names other than {WEIGHTS!r}, and a finite weight for each of them; got {names} "
+            f"and {alphas}"
         )
 
     check_parts(parts, "weighted")

@@ -275,6 +275,7 @@ def test_what_has_no_meaning_is_refused():
         "a chain of deltas needs one part": lambda: D.chain(),
         "patterns are for the parts of a chain": lambda: D.chain(a=D.full()).on("head").chosen(weights),
         "the ratio of the rates must be positive": lambda: D.lora_plus(optax.sgd(1), ratio=0),
+        "the ratio of the rates must be positive and finite": lambda: D.lora_plus(optax.sgd(1), ratio=float("inf")),
         "no parameter is b of a low-rank delta": lambda: D.lora_plus(optax.sgd(1)).init({"w": jnp.zeros(2)}),
     }
     for message, wrong in cases.items():

@@ -364,7 +364,8 @@ def test_weighted_deltas_add_up_and_a_batch_chooses_one():
         "a choice of deltas reads": lambda: net.init(KEY, x),
         r"integers \[B\] or weights \[B, 3\]": lambda: net.init(KEY, inputs(np.zeros((4, 2), np.float32))),
         "weighted takes parts by names": lambda: D.weighted({"weights": D.full()}),
-        "and a weight for each": lambda: D.weighted(parts, [1.0]),
+        "a finite weight for each": lambda: D.weighted(parts, [1.0]),
+        "a finite weight for each of": lambda: D.weighted(parts, [1.0, float("nan")]),
     }.items():
         with pytest.raises(jt.InputError, match=message):
             wrong()
@@ -395,8 +396,9 @@ def test_the_penalty_is_on_what_the_delta_adds():
     assert float(value) == pytest.approx(1.5 * np.sum(gone**2), rel=1e-5)
     assert set(metrics) == {"l2_sp"}
     assert set(term.frozen) == set(net.handles)
-    with pytest.raises(jt.InputError, match="strength must not be negative"):
-        D.l2_sp(net, strength=-1)
+    for strength in (-1, float("nan"), float("inf")):
+        with pytest.raises(jt.InputError, match="strength must be finite and not negative"):
+            D.l2_sp(net, strength=strength)
 
 
 @pytest.mark.slow
