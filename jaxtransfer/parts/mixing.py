@@ -21,7 +21,7 @@ from jaxtransfer.parts.gradient_averages import followed
 Tree = Any
 Rule = Callable[..., tuple[Any, Tree]]
 FEW = 3  # tasks whose pairs are hardly more than they are
-PIECE = 2**16  # entries of a gradient: what a cache holds of some tasks
+PIECE, MOST = 2**14, 64  # entries of a gradient that a cache holds of some tasks; pieces of one parameter at the most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,12 +281,15 @@ def _products(vectors: list[jax.Array]) -> jax.Array:
         numbers = range(len(wide))
         return jnp.stack([jnp.stack([found[min(a, b), max(a, b)] for b in numbers]) for a in numbers])
 
-    def of_piece(number, size=PIECE):
-        rows = jnp.stack([jax.lax.dynamic_slice_in_dim(one, number * PIECE, size) for one in vectors])
+    entries = len(vectors[0])
+    piece = max(PIECE, -(-entries // MOST))
+    whole, rest = divmod(entries, piece)
+
+    def of_piece(number, size=piece):
+        rows = jnp.stack([jax.lax.dynamic_slice_in_dim(one, number * piece, size) for one in vectors])
         rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
         return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
 
-    whole, rest = divmod(len(vectors[0]), PIECE)
     found = of_piece(whole, rest)
     if whole:
         found = jax.lax.fori_loop(0, whole, lambda number, total: total + of_piece(number), found)
