@@ -5,7 +5,9 @@ microseconds, so that nearly all of a step that is dispatched alone is the host'
 so the parameters must be the same, which is checked. The two alternate, and the medians of their rounds are told.
 
 Command:  python -m experiments.benchmarks.dispatch            (--rounds 1 --calls 2 for a trial)
-Result:   on two CPU cores that other work shared, 17,022 steps/s against 1,161: 14.7 times, the parameters bit-equal.
+Result:   on two CPU cores that did nothing else, 113,000 steps/s against 11,000: 10.0 to 10.4 times in three runs (9.3
+          in a fourth, while they did something else), the parameters bit-equal; on slower ones that other work shared
+          14.7 times.
 Prints one JSON line. `times` says how much faster `steps_per_call=50` is, `largest_difference` compares the parameters.
 """
 

@@ -6,8 +6,8 @@ penalty covers every parameter.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.l2_sp
 
-Two cores, 60 s: the penalty costs 0.9 % (quartiles −4.2 % and 9.5 %, 60 pairs), that is 406 ms against 400 ms; the
-steps compile in 2.7 s with it and 3.0 s without. One pair varies more than the cost, so the median is what counts.
+Two cores: the penalty costs 0.5 % (quartiles −1.2 % and 2.4 %, 60 pairs), that is 679 ms against 676 ms; the steps
+compile in 3.5 s with it and 3.3 s without. One pair varies more than the cost, so the median is what counts.
 """
 
 import dataclasses
