@@ -24,7 +24,9 @@ class Export:
     """Run directory; its best checkpoint is used."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """File to write; a folder for --format jax."""
-    format: Annotated[str, tyro.conf.arg(metavar="NAME")] = "safetensors"
+    format: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as --out ends, else safetensors)")
+    ] = None
     """safetensors, or jax: StableHLO for any batch size, served by JAX alone."""
     scheme: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: jaxtransfer)")] = None
     """Whose names (safetensors): jaxtransfer, torchvision, timm, huggingface, cifar, big_vision,
@@ -44,8 +46,13 @@ class Export:
 
     def run(self) -> None:
         """Writes, and prints what."""
-        if self.format not in FORMATS:
+        if self.format is not None and self.format not in FORMATS:
             raise unknown("format", self.format, FORMATS)
+        ending = self.out.suffix[1:].lower()
+        told = ending if ending in FORMATS else None
+        if self.format is not None and told not in (None, self.format):
+            raise InputError(f"--format {self.format}, and --out {self.out} ends as {told} does; change one of the two")
+        chosen = self.format or told or FORMATS[0]
         if self.scheme is not None and self.scheme not in LIBRARIES:
             raise unknown("scheme", self.scheme, LIBRARIES)
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -55,10 +62,10 @@ class Export:
                 raise unknown("platform", platform, PLATFORMS)
         tensors = {"scheme": self.scheme, "dtype": self.dtype}
         program = {"platforms": self.platforms, "outputs": self.outputs, "normalized": self.normalized}
-        other, format = (program, "jax") if self.format == "safetensors" else (tensors, "safetensors")
+        other, format = (program, "jax") if chosen == "safetensors" else (tensors, "safetensors")
         if given := [name for name, value in other.items() if value]:
             raise InputError(f"--{given[0]} goes with --format {format}; drop it, or choose that format")
-        if self.format == "safetensors":
+        if chosen == "safetensors":
             print(jt.export_weights(self.directory, self.out, scheme=self.scheme or "jaxtransfer", dtype=self.dtype))
             return
         print(

@@ -60,11 +60,11 @@ def test_a_run_leaves_and_comes_back(run, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_becomes_a_program(run, tmp_path, capsys):
     pytest.importorskip("flatbuffers")
-    words = ["export", str(run), "--format", "jax", "--out", str(tmp_path / "net")]
+    words = ["export", str(run), "--out", str(tmp_path / "net.jax")]
     assert main([*words, "--platforms", "cpu", "--outputs", "probabilities", "features"]) == 0
     said = capsys.readouterr().out
     assert "uint8[batch,32,32,3] to features float32[batch,64], probabilities float32[batch,3] on cpu, " in said
-    about = json.loads((tmp_path / "net" / "about.json").read_text())
+    about = json.loads((tmp_path / "net.jax" / "about.json").read_text())
     assert about["class_names"] == ["ant", "bee", "wasp"]
     assert about["preprocessing"]["size"] == [32, 32]
     assert main([*words, "--platforms", "cpu", "--normalized"]) == 0  # again, in its place
@@ -83,12 +83,18 @@ def test_a_run_becomes_a_program(run, tmp_path, capsys):
         (["--format", "jax", "--scheme", "timm"], "--scheme goes with --format safetensors"),
         (["--format", "jax", "--platforms", "cdua"], "did you mean 'cuda'"),
         (["--format", "jax", "--outputs", "logit"], "did you mean 'logits'"),
+        (["--out", "a.jax", "--scheme", "timm"], "--scheme goes with --format safetensors"),
+        (["--out", "a.jax", "--format", "safetensors"], "--format safetensors, and --out a.jax ends as jax does"),
+        (["--out", "a.safetensors", "--platforms", "cpu"], "--platforms goes with --format jax"),
+        (["--out", "a.safetensors", "--format", "jax"], "and --out a.safetensors ends as safetensors does"),
     ],
 )
-def test_what_does_not_fit_is_one_line(run, words, told, tmp_path, capsys):
+def test_what_does_not_fit_is_one_line(run, words, told, tmp_path, capsys, monkeypatch):
     if "logit" in words:
         pytest.importorskip("flatbuffers")
-    assert main(["export", str(run), "--out", str(tmp_path / "x"), *words]) == 2
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--out" in words else ["--out", "x"]
+    assert main(["export", str(run), *out, *words]) == 2
     message = capsys.readouterr().err
     assert told in message
     assert message.count("\n") == 1
