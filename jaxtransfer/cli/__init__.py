@@ -33,6 +33,7 @@ from jaxtransfer.cli.precision import multiplied
 from jaxtransfer.cli.predict import Predict
 from jaxtransfer.cli.pretrain import Pretrain
 from jaxtransfer.cli.settings import with_settings
+from jaxtransfer.cli.shard_options import in_shard_words
 from jaxtransfer.cli.together import LOST, says, together
 from jaxtransfer.cli.words import asks_for_help, check_words, placed
 from jaxtransfer.data.cache import cache_dir
@@ -155,7 +156,6 @@ _OPTIONS = {  # what the library calls an argument, where the remedy is an optio
         "add --image-shape (pretrain, contrast, adapt, multitask) or --resize (finetune, distill, cache-teacher, "
         "evaluate)"
     ),
-    "'.*': None say, which keeps it whole": "'.*=whole' say",
     "the same call goes on": "the same command goes on",
     "data_patience=": "--data-patience ",
 }
@@ -248,7 +248,7 @@ def _refuse(error: Any) -> int:
 
 def _in_options(error: Any) -> str:
     """Returns an error in one line, its remedies as options."""
-    message = _one_line(error)
+    message = in_shard_words(_one_line(error))
     for argument, options in _OPTIONS.items():
         message = message.replace(argument, options)
     return message

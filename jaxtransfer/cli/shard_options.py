@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -13,10 +15,13 @@ from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 
 _FSDP, _WHOLE, _ROWS = "fsdp", "whole", "data"
-_FORMS = (
-    "fsdp; or PATTERN=RULE, where a rule is fsdp, whole, an axis of --mesh, or one for each dimension with commas, - "
-    "for none: kernel=-,model"
-)
+_RULE = "fsdp, whole, an axis of --mesh, or one for each dimension with commas, - for none: kernel=-,model"
+_FORMS = f"fsdp; or PATTERN=RULE, where a rule is {_RULE}"
+_WORDS = {  # what the library says of rules, and how they are written here
+    r"'\.\*': None say, which keeps it whole": "'.*=whole' say",
+    "give it None before": "give it PATTERN=whole before",
+    r"jt\.devices\.fsdp\('\w+'\)": "fsdp",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,8 @@ class ShardOptions:
         if math.prod(sizes.values()) != count:
             told = " ".join(f"{name}={size}" for name, size in sizes.items())
             raise InputError(f"--mesh must name all {count} devices, the product of its sizes; got {told}")
-        self._rules(next(iter(sizes)))
+        for pattern, rule in self._rules(next(iter(sizes))).items():
+            _check_axes(pattern, rule, sizes)
 
     def placed(self, mode: str) -> dict[str, Any]:
         """Returns `mesh`, `shard` and `mode` of `jt.fit`; for a process alone, of several, its own devices."""
@@ -88,6 +94,28 @@ class ShardOptions:
                 raise InputError(f"--shard: {pattern!r} is there twice")
             rules[pattern] = _rule(text, first)
         return rules
+
+
+def in_shard_words(message: str) -> str:
+    """Returns an error of the library about rules of `shard` as one about --shard, its remedies as they are written."""
+    if not message.startswith("shard: "):
+        return message
+    for ours, written in _WORDS.items():
+        message = re.sub(ours, written, message)
+    return f"--{message}"
+
+
+def _check_axes(pattern: str, rule: Rule, sizes: Mapping[str, int]) -> None:
+    """Raises for a rule that splits by what is no axis, or by one twice."""
+    entries = (rule,) if isinstance(rule, str) else rule if isinstance(rule, tuple) else ()
+    used = [entry for entry in entries if entry is not None]
+    for axis in used:
+        if axis not in sizes:
+            raise InputError(
+                f"--shard {pattern}=...: {axis!r} is no axis of --mesh, which has {', '.join(sizes)}; a rule is {_RULE}"
+            )
+        if used.count(axis) > 1:
+            raise InputError(f"--shard {pattern}=...: the axis {axis!r} splits one dimension of a weight, not two")
 
 
 def _rule(text: str, first: str) -> Rule:

@@ -94,8 +94,8 @@ class Shards:
             pattern = self._pattern(path)
             if pattern is None:
                 raise InputError(
-                    f"shard: the patterns {sorted(self.rules)} must cover every parameter, but leave out {path!r}; add "
-                    f"a last one for the rest, '.*': None say, which keeps it whole"
+                    f"shard: the patterns {', '.join(map(repr, self.rules))} must cover every parameter, but leave out "
+                    f"{path!r}; add a last one for the rest, '.*': None say, which keeps it whole"
                 )
             specs[path] = self._spec(self.rules[pattern], np.shape(leaf), f"shard: {path!r}, by {pattern!r},")
         return specs
@@ -164,7 +164,7 @@ class Shards:
             return _as_spec([axis if dimension == largest else None for dimension in range(len(shape))])
         entries = tuple(rule)
         if len(entries) > len(shape):
-            raise InputError(f"{what} has shape {shape} and is to be split as {entries}, of more dimensions")
+            raise InputError(f"{what} has shape {shape}, and the rule an entry for each of {len(entries)} dimensions")
         for length, entry in zip(shape, entries, strict=False):
             if length % self._size(entry):
                 raise InputError(

@@ -48,6 +48,9 @@ def test_rules_are_read(mesh_of):
         (("fsdp",), ("data:4",), "jit", "--mesh takes AXIS=SIZE"),
         (("fsdp",), ("whole=8",), "jit", "--mesh takes AXIS=SIZE"),
         ((), ("data=8",), "jit", "--mesh names the axes that --shard splits over"),
+        ((".*=rows",), (), "jit", "--shard .*=...: 'rows' is no axis of --mesh, which has data; a rule is fsdp, whole"),
+        (("kernel=-,modle",), ("data=4", "model=2"), "jit", "'modle' is no axis of --mesh, which has data, model"),
+        (("kernel=data,data",), (), "jit", "the axis 'data' splits one dimension of a weight, not two"),
         (("fsdp",), (), "pmap", "leave --mode pmap out"),
     ],
 )
@@ -67,11 +70,21 @@ def test_a_dry_run_tells_who_holds_what(tmp_path, capsys):
     assert float(argument) == pytest.approx(85_002 * 4 / 8 / 2**20, abs=0.06)  # MiB, with a bit of the whole ones
 
 
-def test_a_rule_for_nothing_and_a_weight_without_one_are_refused(refused, tmp_path):
-    words = (*PRETRAIN, "--out", tmp_path / "run", "--shard")
-    assert "the pattern 'haed' selects no parameter" in refused(*words, "haed=fsdp", ".*=whole")
-    assert "add a last one for the rest, '.*=whole' say" in refused(*words, "head=fsdp")
-    assert "the mesh has no axis 'rows'; it has data" in refused(*words, ".*=rows")
+def test_rules_that_do_not_fit_the_weights_are_refused_in_the_words_of_the_command(refused, tmp_path):
+    for rules, line in (
+        (("haed=fsdp", ".*=whole"), "--shard: the pattern 'haed' selects no parameter; there are model/head/bias, "),
+        (("head=fsdp",), "but leave out 'model/stage1/bias'; add a last one for the rest, '.*=whole' say"),
+        (
+            (".*=data",),
+            "nothing divides by the 8 devices of axis 'data'; give it PATTERN=whole before, or fsdp,",
+        ),
+        (("bias=-,data", ".*=fsdp"), "has shape (10,), and the rule an entry for each of 2 dimensions"),
+        (("head/kernel=-,data", ".*=fsdp"), "of which 10 doesn't divide by the 8 devices of 'data'; split another"),
+    ):
+        said = refused(*PRETRAIN, "--out", tmp_path / "run", "--shard", *rules)
+        assert line in said
+        assert "--shard: " in said
+        assert not re.search(r"None|jt\.|(?<!--)shard:", said)
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def test_a_rule_splits_a_shape(rule, shape, want):
     [
         ({".*": "data"}, "'model/head/bias', by '.\\*', has shape .6,., of which nothing divides by the 4 devices"),
         ({"head/kernel": (None, "data"), ".*": None}, "shape .128, 6., of which 6 doesn't divide by the 4 devices"),
-        ({"head": (None, None, "data"), ".*": None}, "shape .6,. and is to be split as .*, of more dimensions"),
+        ({"head": (None, None, "data"), ".*": None}, "shape .6,., and the rule an entry for each of 3 dimensions"),
         ({"haed": "data", ".*": None}, "the pattern 'haed' selects no parameter; there are model/head/bias"),
         ({"kernel": "data"}, "must cover every parameter, but leave out 'model/head/bias'; add a last one"),
         ({".*": "rows"}, "the mesh has no axis 'rows'; it has data"),
