@@ -26,6 +26,7 @@ from jaxtransfer.cli.words import given_options
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES
 from jaxtransfer.runs.directory import MADE
+from jaxtransfer.runs.result import read_result
 
 _OWN = ("scale", "t", "density", "gamma", "epsilon", "consensus", "off-diagonal", "steps", "lr")
 
@@ -133,15 +134,17 @@ class Merge:
         )
         config = merged_config(first, self._config(members))
         with opened(self.out, config):
-            if (self.out / "checkpoints").is_dir():
-                print(f"already done: {self.out}\nreport: {self.out / 'report.md'}")
-                return
-            self._merge(members, base, tasks, config, statistics=statistics)
+            done = read_result(self.out) is not None  # the last that is written: a merge may have been cut off
+            told = [f"already done: {self.out}", f"report: {self.out / 'report.md'}"]
+            told = told if done else self._merge(members, base, tasks, config, statistics=statistics)
+        if self.safetensors is not None and not (done and self.safetensors.exists()):
+            print(jt.export_weights(self.out, self.safetensors))
+        print("\n".join(told))
 
     def _merge(
         self, members: list[Member], base: Member | None, tasks: list[Task], config: dict[str, Any], *, statistics: bool
-    ) -> None:
-        """Merges what was read, tests it, and writes it with its report."""
+    ) -> list[str]:
+        """Merges what was read, tests it, and writes it with its report; returns what to print."""
         facts, first = METHODS[self.method].facts, members[0]
         model, view = first.run.model, view_of(first.run)
         scores = Scores(model, view, tasks, self.batch_size)
@@ -171,10 +174,7 @@ class Merge:
         columns[f"merged: {self.method}"] = scores(variables)
         write_merged(self.out, variables, first, columns)
         page, told = reported(self.out, self.method, config, columns, tasks, notes)
-        if self.safetensors is not None:
-            print(jt.export_weights(self.out, self.safetensors))
-        print(told)
-        print(f"report: {page}")
+        return [told, f"report: {page}"]
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -189,6 +189,8 @@ class Merge:
         at_least(self, 0, "seed")
         check_folder(self.data_dir)
         share_of(self.val_split)
+        if self.safetensors is not None and self.safetensors.is_dir():
+            raise InputError(f"--safetensors: expected a file to write, and {self.safetensors} is a folder")
         if not facts.least <= len(self.runs) <= (facts.most or len(self.runs)):
             some = f"{facts.least}" if facts.most == facts.least else f"{facts.least} or more"
             raise InputError(f"--method {self.method} takes {some} runs; got {len(self.runs)}")

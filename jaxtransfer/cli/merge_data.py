@@ -12,7 +12,7 @@ from jaxtransfer.cli.domain_names import part_of
 from jaxtransfer.cli.image_options import ImageOptions
 from jaxtransfer.cli.merge_runs import Member
 from jaxtransfer.cli.options import batch_for
-from jaxtransfer.cli.task_data import read_tasks
+from jaxtransfer.cli.task_data import TABLE, read_tasks
 from jaxtransfer.cli.task_scores import check_tasks, entries_of
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.errors import InputError
@@ -71,9 +71,12 @@ def _task(
     scored = CLASSES in run.knows
     part = part_of(name, split, eval_split)
     entries = [one for one in entries_of(run) if one["data"] == part.name] if run.tasks else []
+    rows = part.name.startswith(TABLE)
+    if rows and view_of(run) != "features":
+        raise InputError(f"--data {name}: {first.name} takes images, and a table has rows of columns")
 
     def load(one: str) -> jt.data.Dataset:
-        if part.name.startswith("table:"):
+        if rows:
             return jt.data.load(part.name, one, like=run)
         shape, resizing = ImageOptions().for_run(run, part.name, resize=True)
         how: dict[str, Any] = {"data_dir": data_dir, "image_shape": shape, "resizing": resizing}

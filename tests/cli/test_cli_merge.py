@@ -1,6 +1,7 @@
 """`merge` fuses runs as `jt.fusion` does, says what became of batch statistics, and refuses what can't be fused."""
 
 import json
+import shutil
 
 import cv2
 import jax
@@ -152,6 +153,34 @@ def test_the_merged_run_is_a_run(run, runs, tmp_path):
     assert_same(again.variables, merged)
 
 
+def test_a_merge_that_was_cut_off_is_made_again(run, refused, runs, tmp_path):
+    """What is there without its result is no merged run, and a file that is asked for later is written all the same."""
+    folder, _, trees = runs
+    out, file = tmp_path / "out", tmp_path / "mlp.safetensors"
+    words = (*words_of(folder, "average"), "--out", out)
+    assert "--safetensors: expected a file to write" in refused(*words, "--safetensors", folder / "one")
+    assert not out.exists()
+    run(*words)
+    (out / "result.json").unlink()
+    (out / "report.md").unlink()
+    assert run(*words)[0][0] == f"merged: {out}"
+    assert (out / "report.md").exists()
+    shutil.rmtree(out / "checkpoints" / "step_000000000")
+    (out / "result.json").unlink()
+    (out / "checkpoints" / ".writing-0").mkdir()
+    run(*words)
+    merged = jt.fusion.average([trees["one"], trees["two"]])
+    assert_same(jt.load_run(out).variables, merged)
+    lines = run(*words, "--safetensors", file)[0]
+    assert lines[0].startswith(f"{file}: 4 tensors")
+    assert lines[1] == f"already done: {out}"
+    assert len(run(*words, "--safetensors", file)[0]) == 2
+    (tmp_path / "taken").touch()  # no folder can be made there: the run stays one
+    late = ("--safetensors", tmp_path / "taken" / "mlp.safetensors")
+    assert "cannot write" in refused(*words_of(folder, "average"), "--out", tmp_path / "more", *late)
+    assert_same(jt.load_run(tmp_path / "more").variables, merged)
+
+
 @pytest.mark.slow
 def test_statistics_are_renewed_or_it_is_refused(run, refused, tmp_path):
     model = jt.models.normalize(jt.models.small_cnn(10, width=2), 0.3, 0.37)
@@ -232,6 +261,7 @@ def test_what_can_not_be_fused_is_one_clear_line(refused, runs, tmp_path):
             "can't share examples with train",
         ),
         (("--data", "digits/noisy@train[:60]", "--eval-split", "train[50:70]"), "can't share examples with train[:60]"),
+        (("--data", "table:rows.csv"), "one takes images, and a table has rows of columns"),
         (("--data", "digits/noisy", "--keep-statistics"), "leave one of the two out"),
         (("--method", "slerp", "--t", "1.5"), "t must be in [0, 1]; got 1.5"),
     ],
