@@ -146,15 +146,17 @@ def merged(model: Model, variables: Any, *, dtype: Any = None) -> dict[str, Any]
     Args:
       model: as `delta` made it, or a model of the same weights made from that.
       variables: its variables, or a training state with them.
-      dtype: the type of the parameters that the delta changed; at least float32 by default, as it runs.
+      dtype: the floating-point type of the parameters that the delta changed; at least float32 by default, as it runs.
 
     Returns:
       `{"params": ..., **state}`, each `Int8` multiplied out.
 
     Raises:
-      InputError: for a model that is no delta, and for variables that are not the model's.
+      InputError: for a model that is no delta, for variables that are not the model's, and for another type.
     """
     net, own = of_delta(model), variables_of(model, variables)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"merged weights are of a floating-point type, such as jnp.bfloat16; got {jnp.dtype(dtype)}")
     base, fixed = net.frozen[BASE].tree, net.frozen[FIXED].tree if FIXED in net.frozen else {}
     part, before = net.part, weights_of(base)
     _check_params(net, own["params"])
@@ -171,7 +173,8 @@ def merged(model: Model, variables: Any, *, dtype: Any = None) -> dict[str, Any]
 def unmerge(model: Model, variables: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns variables of the base's model with a delta taken off: w − (merged − base).
 
-    What `merged` returned gives the base to the bit; what was trained on, or fused with others, keeps what is new.
+    What `merged` returned, of any type, gives the base to the bit; what was trained on, or fused with others, keeps
+    what is new.
 
     Args:
       model: as `delta` made it.
@@ -185,7 +188,12 @@ def unmerge(model: Model, variables: Any, weights: Mapping[str, Any]) -> dict[st
     inside, given_to = whole["params"], variables_of(model, weights)["params"]
     if any(wrong := tree.differences(tree.leaves_by_path(inside), tree.leaves_by_path(given_to))):
         raise InputError(f"the weights are not those of model {model.name!r} {wrong}")
-    return {**weights, "params": jax.tree.map(lambda w, m, b: (w - m) + b, given_to, inside, base)}
+
+    def without(given_weight, with_delta, alone):
+        own = jnp.asarray(given_weight)
+        return (own - with_delta.astype(own.dtype).astype(with_delta.dtype)) + alone
+
+    return {**weights, "params": jax.tree.map(without, given_to, inside, base)}
 
 
 def base_of(model: Model) -> Tree:

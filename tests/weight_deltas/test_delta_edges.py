@@ -234,3 +234,23 @@ def test_a_twin_is_merged_and_what_is_made_of_a_delta_is_not():
         with pytest.raises(jt.InputError, match=r"is made of a delta and is none itself|is no delta"):
             D.merged(wrong, variables)
     D.merged(net, jt.models.encoder_of(variables))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_was_merged_in_any_type_gives_the_base_to_the_bit(dtype):
+    rng = np.random.default_rng(2)
+    params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
+    params = {name: leaf.astype(np.float32) for name, leaf in params.items()}
+    net = D.delta(jt.models.linen(nn.Dense(3)), {"params": params}, D.full().on("kernel"))
+    moved = {"params": {"kernel": np.full((4, 3), 0.3, np.float32)}}
+    whole = D.merged(net, moved, dtype=dtype)
+    assert {name: leaf.dtype for name, leaf in whole["params"].items()} == {"kernel": dtype, "bias": jnp.float32}
+    for given in (whole, jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), whole)):
+        found = D.unmerge(net, moved, given)["params"]
+        for name, leaf in params.items():
+            np.testing.assert_array_equal(found[name], leaf)
+            assert found[name].dtype == jnp.float32
+    trained = D.unmerge(net, moved, jax.tree.map(lambda leaf: leaf + 1, whole))["params"]["kernel"]
+    np.testing.assert_allclose(trained, params["kernel"] + 1, atol=4 * float(jnp.finfo(dtype).eps))
+    with pytest.raises(jt.InputError, match=r"merged weights are of a floating-point type.*got int8"):
+        D.merged(net, moved, dtype=jnp.int8)
