@@ -47,9 +47,9 @@ class Kit:
         """Pattern of the layers of all stages but the head."""
         return rf"(?:{'|'.join(self.model.stages[:-1])})/(?:.*/)?(?:kernel|scale|bias)"
 
-    def delta(self, part: jt.deltas.Part, only: str) -> jt.Model:
-        """Returns the model of a part for parameters of the body, beside a head of its own."""
-        whole = jt.deltas.chain(body=part.on(only), head=jt.deltas.full().on(self.model.head))
+    def delta(self, part: jt.deltas.Part, only: str, **further: jt.deltas.Part) -> jt.Model:
+        """Returns the model of a part for parameters of the body, and of further ones, beside a head of its own."""
+        whole = jt.deltas.chain(body=part.on(only), **further, head=jt.deltas.full().on(self.model.head))
         return jt.deltas.delta(self.model, self.variables, whole)
 
     @property
@@ -69,6 +69,10 @@ def _ia3(kit: Kit) -> jt.Model:
     if kit.transformer:
         return kit.delta(jt.deltas.ia3(feedforward="fc2"), "(attention/(key|value)|fc2)/kernel")
     return kit.delta(jt.deltas.ia3(), kit.kernels)
+
+
+def _lora_norms(kit: Kit) -> jt.Model:
+    return kit.delta(jt.deltas.lora(kit.rank), kit.kernels, norms=jt.deltas.norm_tuning().on(kit.body))
 
 
 def _adapters(kit: Kit) -> jt.Model:
@@ -92,9 +96,11 @@ METHODS: Mapping[str, Row] = {
     "full": Row(lambda kit: kit.model, 2),
     "bitfit": Row(lambda kit: kit.delta(jt.deltas.bitfit(), kit.body), 4),
     "ssf": Row(lambda kit: kit.delta(jt.deltas.ssf(), kit.body), 4),
+    "norm-tuning": Row(lambda kit: kit.delta(jt.deltas.norm_tuning(), kit.body), 4),
     "ia3": Row(_ia3, 4),
     "lora": Row(lambda kit: kit.delta(jt.deltas.lora(kit.rank), kit.kernels), 3),
     "dora": Row(lambda kit: kit.delta(jt.deltas.dora(kit.rank), kit.kernels), 3),
+    "lora-norms": Row(_lora_norms, 3),
     "adapters": Row(_adapters, 3),
     "vpt": Row(_vpt, 4),
     "side-tuning": Row(_side, 3),

@@ -1,13 +1,14 @@
 """How few parameters carry CIFAR-10's network over to CIFAR-100: deltas against full fine-tuning, with few labels.
 
-Methods: `linear-probe`, `full`, and between them BitFit, SSF, (IA)³, LoRA, DoRA, adapters (1×1 convolutions beside the
-convolutions with batch norm of their own; Houlsby's in a transformer), `vpt` (deep visual prompts, of a transformer
-alone) and side-tuning (a small network beside). All begin from the pretrained network under the head of the linear
-probe, which is trained on frozen features of the same labels, computed once; all train the head along, with Adam, a
-cosine to zero, random crop and flip, for the same number of steps, so that they differ in what trains and its learning
-rate alone. The rate is chosen for each method on a fifth of the labels of each class, held out of the training set
-(probe and all), with `--choose-steps` steps on the rest: three neighbours of a grid, and further ones while the best is
-at the end. The choice is seed 0's. The test set is looked at once, at the end of a run.
+Methods: `linear-probe`, `full`, and between them BitFit, SSF, norm tuning, (IA)³, LoRA, DoRA, LoRA with the norms,
+adapters (1×1 convolutions beside the convolutions with batch norm of their own; Houlsby's in a transformer), `vpt`
+(deep visual prompts, of a transformer alone) and side-tuning (a small network beside). All begin from the pretrained
+network under the head of the linear probe, which is trained on frozen features of the same labels, computed once; all
+train the head along, with Adam, a cosine to zero, random crop and flip, for the same number of steps, so that they
+differ in what trains and its learning rate alone. The rate is chosen for each method on a fifth of the labels of each
+class, held out of the training set (probe and all), with `--choose-steps` steps on the rest: three neighbours of a grid,
+and further ones while the best is at the end. The choice is seed 0's. The test set is looked at once, at the end of a
+run.
 
     TFDS_DATA_DIR=... nice python -m experiments.deltas_cifar100 --weights resnet56-4bfd9763.th --out runs/deltas
 
