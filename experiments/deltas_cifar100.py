@@ -6,9 +6,9 @@ adapters (1×1 convolutions beside the convolutions with batch norm of their own
 network under the head of the linear probe, which is trained on frozen features of the same labels, computed once; all
 train the head along, with Adam, a cosine to zero, random crop and flip, for the same number of steps, so that they
 differ in what trains and its learning rate alone. The rate is chosen for each method on a fifth of the labels of each
-class, held out of the training set (probe and all), with `--choose-steps` steps on the rest: three neighbours of a grid,
-and further ones while the best is at the end. The choice is seed 0's. The test set is looked at once, at the end of a
-run.
+class, held out of the training set (probe and all), with `--choose-steps` steps on the rest, as many as the run has by
+default (with fewer, the rate that moves nothing wins): three neighbours of a grid, and further ones while the best is
+at the end. The choice is seed 0's. The test set is looked at once, at the end of a run.
 
     TFDS_DATA_DIR=... nice python -m experiments.deltas_cifar100 --weights resnet56-4bfd9763.th --out runs/deltas
 
@@ -60,7 +60,7 @@ class Experiment:
     """Labels per class."""
     steps: tuple[int, ...] = (150, 600)
     """Updates of a run, one number for each of --labels."""
-    choose_steps: tuple[int, ...] = (40, 100)
+    choose_steps: tuple[int, ...] = (150, 600)
     """Updates of the runs by which the learning rate is chosen, likewise."""
     methods: tuple[str, ...] = ()
     """Any of the methods, in the order in which they run; by default all that the model can have."""
