@@ -21,7 +21,8 @@ def cagrad(
     g₀ + c ‖g₀‖ g_w / ‖g_w‖ where w ≥ 0, Σ_t w_t = 1, has the least ⟨g_w, g₀⟩ + c ‖g₀‖ ‖g_w‖, g_w = Σ_t w_t g_t. The
     released code looks for it by SciPy's SLSQP from equal weights; here it is exact: for a level ν, what is least over
     y ≥ 0 of ½ ‖Σ_t y_t g_t‖² plus a linear function of it is g_w / ‖g_w‖ for the ν at which it has length 1, the value
-    of both problems. By default d is divided by 1 + c² as released.
+    of both problems; where g_w = 0, as some gradients cancel, it is shorter, and d lies inside of the ball. By default
+    d is divided by 1 + c² as released.
 
     Args:
       gram: ⟨g_s, g_t⟩ [T, T].
@@ -92,7 +93,7 @@ def _along(gram: jax.Array, radius: float) -> jax.Array:
     level = jax.lax.while_loop(go_on, turn, start)[2]
     y, _ = solved(level)
     square = y @ (given.cosine @ y)
-    y = y / jnp.where(square > 0, jnp.sqrt(jnp.maximum(square, 0)), 1)
+    y = y / jnp.maximum(jnp.sqrt(jnp.maximum(square, 0)), 1)  # shorter where some cancel
     return jnp.where(some, mean_length, 0) * y * given.inverse
 
 

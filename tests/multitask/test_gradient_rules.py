@@ -332,3 +332,32 @@ def test_cagrad_is_the_best_in_many_systems():
         level = gains[in_it][np.argmin(lengths[in_it])] if in_it.any() else -np.inf
         assert np.all(gains >= level - within)
         assert np.all((gains <= level + within)[in_it])
+
+
+def test_cagrad_where_two_gradients_cancel():
+    """A mixture of length 0 and no answer of length 1: the direction stays in the ball, and no other is better."""
+    rng, tasks = np.random.default_rng(0), 4
+    rows = rng.normal(size=(18, tasks, 8))
+    nearly = np.repeat([0, 1e-3, 1e-2], 6)[:, None]
+    rows[:, 1] = -2 * rows[:, 0] + nearly * rows[:, 1]
+    weights = np.float64(
+        jax.jit(jax.vmap(lambda gram: RULES["cagrad"](gram, None, None, {})[0]))(
+            jnp.float32(rows @ rows.transpose(0, 2, 1))
+        )
+    )
+    for one, found in zip(rows, weights, strict=True):
+        mean, direction = one.mean(0), found @ one
+        far = RADIUS * np.linalg.norm(mean)
+        best = scipy.optimize.minimize(  # over directions and the least gain, the last entry
+            lambda x: -x[-1],
+            np.r_[mean, (one @ mean).min()],
+            jac=lambda x: np.r_[np.zeros(len(x) - 1), -1],
+            constraints=[
+                {"type": "ineq", "fun": lambda x, g=one: g @ x[:-1] - x[-1]},
+                {"type": "ineq", "fun": lambda x, m=mean, r=far: r**2 - np.sum((x[:-1] - m) ** 2)},
+            ],
+            method="SLSQP",
+            options={"ftol": 1e-12, "maxiter": 500},
+        )
+        assert np.linalg.norm(direction - mean) <= (1 + 1e-5) * far
+        assert (one @ direction).min() >= best.x[-1] - 2e-3 * (mean @ mean)
