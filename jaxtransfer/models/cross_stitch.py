@@ -72,7 +72,8 @@ def cross_stitch(encoder: Model, at: Sequence[str] | None = None, /, **heads: Mo
             def mixed(path, found):
                 if path not in units:
                     return found
-                return jnp.tensordot(units[path][number].astype(found.dtype), jax.lax.all_gather(found, AXIS), 1)
+                alpha = jnp.asarray(units[path])[number]
+                return jnp.tensordot(alpha.astype(found.dtype), jax.lax.all_gather(found, AXIS), 1)
 
             where = given(axis=axis, still=None if all(f is None for f in flags) else _each(flags, variables, number))
             with _intercepted(mixed):

@@ -110,6 +110,13 @@ def test_activations_are_stitched_together(at):
 
 
 @pytest.mark.slow
+def test_stitches_read_from_a_file_are_arrays_of_numpy():
+    net = jt.models.cross_stitch(encoder(), left=head(), right=head(2))
+    variables, outputs, _ = made(net)
+    found, _ = net.apply(jax.device_get(variables), X, train=False, key=None)
+    np.testing.assert_allclose(found["right"], outputs["right"], rtol=1e-5, atol=1e-6)
+
+
 def test_a_task_reads_maps_through_its_masks():
     net = jt.models.small_cnn(3, width=2)
     model = jt.models.task_attention(net, ("stem", "stage1", "stage2"), left=head(), right=head())
