@@ -75,6 +75,9 @@ class TaskOptions:
                 f"--labels: of several data sets the column of each, {len(self.data)} names, or none; got "
                 f"{len(self.labels)}"
             )
+        for data, label in zip(self.data, self.labels, strict=False):
+            if data.startswith(FOLDER) and label != "label":
+                raise InputError(f"--labels: {data} has one label for each image, its folder: 'label'; got {label!r}")
         if self.temperature is not None and not self.temperature > 0:
             raise InputError(f"--temperature must be positive; got {self.temperature}")
         if len(set(names := [name_of(one) for one in self.data])) < len(names):

@@ -118,9 +118,10 @@ def maps_of(encoder: Model, image_shape: Any) -> tuple[str, ...]:
         if not found or _fits(shape, shapes[found[0]].shape):
             found.insert(0, name)
     if not found:
+        told = ", ".join(f"{name} [B, {', '.join(map(str, one.shape[1:]))}]" for name, one in shapes.items())
         raise InputError(
-            f"attention lies on maps [B, H, W, C] of the network, and this one gives none called stage1, stage2, ...; "
-            f"it gives {', '.join(shapes)}. Choose a convolutional network, or another architecture"
+            f"attention lies on maps [B, H, W, C] of the network, and this one gives none called stage1, stage2, ...: "
+            f"{told}. Choose a convolutional network, or another architecture"
         )
     return tuple(found)
 

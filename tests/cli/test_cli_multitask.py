@@ -268,6 +268,7 @@ def test_what_it_refuses(refused, faces, tmp_path, words, expected):
         (("folder:a/pets", "folder:b/pets"), (), "two tasks would be called 'pets'; rename a folder"),
         (("digits/upright", "digits/noisy"), ("--temperature", "0"), "--temperature must be positive; got 0.0"),
         (("digits/upright", "digits/noisy"), ("--labels", "label"), "the column of each, 2 names, or none; got 1"),
+        (("digits/upright", "folder:a"), ("--labels", "label", "x"), "its folder: 'label'; got 'x'"),
         (("digits/upright", "digits/nosy"), (), "unknown data set 'digits/nosy' (did you mean"),
     ],
 )
