@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer.errors import InputError
+from jaxtransfer.parts.extra_arguments import taking
 
 LOSS_SCALE, SKIPPED = "loss_scale", "skipped"
 _LARGEST = 2.0**24  # what a float32 loss is multiplied by at most; float16 ends at 65,504
@@ -66,7 +67,7 @@ def loss_scaled(
         )
     if every < 1 or int(every) != every:
         raise InputError(f"loss_scaled doubles the scale every positive whole number of updates; got {every}")
-    inner = optax.with_extra_args_support(optimizer)
+    inner = taking(optimizer)
 
     def init(params) -> Any:
         no = jnp.zeros((), bool)

@@ -12,6 +12,7 @@ import optax
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
 from jaxtransfer.loss_scale import LossScaled
+from jaxtransfer.parts.extra_arguments import taking
 
 _NAMES = "master_weights and stochastic_rounding"
 _LOW = 16  # bits of a float32 that bfloat16 lacks
@@ -56,8 +57,9 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
         model = jt.models.resnet18(10, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
         optimizer = jt.optim.master_weights(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)))
 
-    Clipping, schedules, `optax.MultiSteps` (whose sums are then float32), `jt.optim.freeze`, `layerwise_decay` and
-    `lookahead` go inside of it; `jt.optim.loss_scaled` around it. Inside of `jt.optim.only`, `by_path` or at the end
+    Clipping, schedules, `optax.MultiSteps` (around it the mean of the gradients would be rounded), `jt.optim.freeze`,
+    `layerwise_decay` and `lookahead` go inside of it, and `optax.contrib.sam`, whose search moves the copies;
+    `jt.optim.loss_scaled` around it. Inside of `jt.optim.only`, `by_path` or at the end
     of an `optax.chain` it serves as well, and keeps no copies of what is frozen outside.
 
     Args:
@@ -70,7 +72,7 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
       InputError: for weights in 8 bits; where an update comes without the parameters; from `jt.init` where something
         stands around it that would change what it has rounded.
     """
-    inner = optax.with_extra_args_support(optimizer)
+    inner = taking(optimizer)
 
     def init(params) -> Any:
         def copied(leaf):
@@ -119,7 +121,8 @@ def stochastic_rounding(optimizer: optax.GradientTransformation, key: jax.Array 
 
         optimizer = jt.optim.stochastic_rounding(optax.adamw(1e-3), key=1)
 
-    What stands inside of it and around it: as for `master_weights`.
+    What stands inside of it and around it: as for `master_weights`. Optimisers that measure how far the weights have
+    come, such as `optax.contrib.prodigy`, need the copies of that: by the first tiny updates none comes anywhere here.
 
     Args:
       optimizer: makes the updates.
@@ -133,7 +136,7 @@ def stochastic_rounding(optimizer: optax.GradientTransformation, key: jax.Array 
         update comes without the parameters; from `jt.init` where something stands around it that would change what it
         has rounded.
     """
-    inner = optax.with_extra_args_support(optimizer)
+    inner = taking(optimizer)
     data, kind = _key_data(key)
 
     def init(params) -> Any:
@@ -229,6 +232,13 @@ def check_stands(opt_state: Any) -> None:
         if any(_found(opt_state.inner_state)):
             raise InputError(f"{_NAMES}: one of them is enough, and there are two, one inside of the other")
         return
+    if isinstance(opt_state, optax.MultiStepsState) and any(_found(opt_state.inner_opt_state)):
+        for leaf in jax.tree.leaves(opt_state.acc_grads):
+            if _is_narrow(leaf.dtype):
+                raise InputError(
+                    f"optax.MultiSteps around {_NAMES} sums gradients in {leaf.dtype}, where small ones are lost; "
+                    f"leave its accumulator_dtype out"
+                )
     inner, others = _around(opt_state)
     if any(found for other in others for found in _found(other)):
         raise InputError(
@@ -269,8 +279,9 @@ def _beside(params: Any, master: Any) -> Any:
 
 
 def _extra(known: dict[str, Any]) -> dict[str, Any]:
-    """Returns the extra arguments of an update, the gradient among them as wide as the others."""
-    return {name: _widened(value) if name == "grad" else value for name, value in known.items()}
+    """Returns the extra arguments of an update, the gradient and what gives one as wide as the others."""
+    wide = {"grad": _widened, "grad_fn": lambda given: lambda *arguments: _widened(given(*arguments))}
+    return {name: wide[name](value) if name in wide else value for name, value in known.items()}
 
 
 def _widened(values: Any) -> Any:

@@ -23,6 +23,7 @@ from jaxtransfer.loss_scale import LossScaled as LossScaled
 from jaxtransfer.loss_scale import loss_scaled as loss_scaled
 from jaxtransfer.narrow_weights import master_weights as master_weights
 from jaxtransfer.narrow_weights import stochastic_rounding as stochastic_rounding
+from jaxtransfer.parts.extra_arguments import taking
 
 Optimizer = optax.GradientTransformation
 
@@ -120,7 +121,7 @@ def only(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: boo
 
 
 def _by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
-    transforms: dict[Hashable, Optimizer] = {str(number): optimizer for number, optimizer in enumerate(rules.values())}
+    transforms: dict[Hashable, Optimizer] = {str(number): taking(rule) for number, rule in enumerate(rules.values())}
     numbers = {pattern: str(number) for number, pattern in enumerate(rules)}
 
     def labels(params):
@@ -258,7 +259,7 @@ def gradual_unfreeze(
     def from_step(begin: int) -> Optimizer:
         if begin == 0:
             return optimizer
-        later = optax.conditionally_mask(optimizer, lambda step, **_: jnp.greater_equal(step, begin))
+        later = optax.conditionally_mask(taking(optimizer), lambda step, **_: jnp.greater_equal(step, begin))
         return later if adapt_statistics else _still_until(later, begin)
 
     count = len(stages)
@@ -310,7 +311,7 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
     """
     if every < 1 or not 0 <= alpha <= 1:
         raise InputError(f"lookahead takes every of 1 or more and alpha in [0, 1]; got {every} and {alpha}")
-    inner = optax.with_extra_args_support(optimizer)
+    inner = taking(optimizer)
 
     def init(params) -> Any:
         def copied(leaf):

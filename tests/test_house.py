@@ -15,7 +15,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a room imports from the rooms of lower floors, of its own, and of those named beside it.
 FLOORS = [
     {"errors", "version"},
-    {"tree", "files", "formats", "parts.learns", "parts.masking", "parts.split_statistics", "parts.view", "resizing"},
+    {
+        "tree",
+        "files",
+        "formats",
+        "parts.extra_arguments",
+        "parts.learns",
+        "parts.masking",
+        "parts.split_statistics",
+        "parts.view",
+        "resizing",
+    },
     {"loss_scale", "parts.twins", "parts.gradient_averages", "texts"},
     {"model", "narrow_weights"},
     {"weights"},

@@ -151,6 +151,87 @@ def test_accumulation_sums_in_float32_and_moves_once(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_accumulation_around_sums_in_float32_and_rounds_the_mean_alone(way):
+    params, optimizer = {"w": jnp.zeros(64, jnp.bfloat16)}, WAYS[way](optax.sgd(1.0))
+    around = optax.MultiSteps(optimizer, 4)
+    state, update = around.init(params), jax.jit(around.update)
+    for gradient in (256.0, 0.5, 0.5, 0.5):
+        updates, state = update({"w": jnp.full(64, gradient, jnp.bfloat16)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(numbers(params)[0], -64.5)  # of −64.375; without the small ones it is −64
+    narrow = optax.MultiSteps(optimizer, 4, accumulator_dtype=jnp.bfloat16).gradient_transformation()
+    with pytest.raises(
+        jt.InputError, match="sums gradients in bfloat16, where small ones are lost; leave its accumulator_dtype out"
+    ):
+        jt.init(linear()[1], narrow, KEY, rows())
+
+
+def curved():
+    """A loss whose gradient does depend on the weights: the mean over rows of ½ (x·w)², and its gradient by NumPy."""
+
+    def init(key, x):
+        return {"params": {"w": jnp.linspace(0.5, 2, 16, dtype=jnp.float32).astype(jnp.bfloat16)}}
+
+    def apply(variables, x, *, train, key):
+        return {"output": x @ variables["params"]["w"].astype(jnp.float32)}, {}
+
+    forward = Forward.of(jt.Model(init, apply, name="net"), "image")
+
+    def loss(outputs, params, state, batch, ctx):
+        value = ctx.mean(0.5 * outputs[forward]["output"] ** 2)
+        return value.value, state, {"curved": value}
+
+    def gradient(x, w):
+        return (x.T.astype(np.float64) @ (x @ w)) / len(x)
+
+    return jt.Objective("curved", (forward,), loss), gradient
+
+
+def test_a_search_for_sharpness_moves_the_copies():
+    """`optax.contrib.sam` in two steps: up from what is stored, and down from where the climb began."""
+    objective, gradient = curved()
+    climb, rate, batch = 2.0**-6, 2.0**-5, rows()
+    optimizer = jt.optim.master_weights(optax.contrib.sam(optax.sgd(rate), optax.sgd(climb)))
+    state, step = jt.init(objective, optimizer, KEY, batch), jt.train_step(objective, optimizer)
+    copy = numbers(state.params)[0]
+
+    def at_stored(w):  # the gradient of what is stored, in its type
+        return gradient(batch["image"], w.astype(BF16).astype(np.float64)).astype(BF16).astype(np.float64)
+
+    for _ in range(3):
+        above = copy + climb * at_stored(copy)
+        state, _ = step(state, batch)
+        np.testing.assert_allclose(state.opt_state.master["net"]["w"], above, rtol=0, atol=1e-6)
+        copy = copy - rate * at_stored(above)
+        state, _ = step(state, batch)
+        np.testing.assert_allclose(state.opt_state.master["net"]["w"], copy, rtol=0, atol=1e-6)
+    assert bits(state.params) == [np.asarray(state.opt_state.master["net"]["w"]).astype(BF16).tobytes()]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("place", ["one device", "pmap"])
+def test_a_search_for_sharpness_in_one_step_climbs_in_float32(way, place, mesh_of):
+    objective, gradient = curved()
+    climb, rate, batch = 2.0**-6, 2.0**-5, rows()
+    sam = optax.contrib.sam(optax.sgd(rate), optax.sgd(climb), opaque_mode=True)
+    optimizer = WAYS[way](sam)
+    options = {} if place == "one device" else {"mesh": mesh_of(4), "mode": "pmap"}
+    state = jt.init(objective, optimizer, KEY, batch)
+    first = numbers(state.params)[0]
+    state, _ = jt.train_step(objective, optimizer, **options)(state, batch)
+    above = first + climb * gradient(batch["image"], first).astype(BF16).astype(np.float64)
+    expected = first - rate * gradient(batch["image"], above)
+    plain = first - rate * gradient(batch["image"], first)
+    if way == "master":
+        assert np.abs(plain - expected).max() > 1e-3
+        np.testing.assert_allclose(state.opt_state.master["net"]["w"], expected, rtol=0, atol=1e-6)
+    else:
+        assert np.all(np.abs(numbers(state.params)[0] - expected) < 2.0**-7 * np.abs(expected))
+    with pytest.raises(jt.InputError, match=r"\(no grad_fn under loss_scaled\): grad_fn must be provided"):
+        jt.init(objective, jt.optim.loss_scaled(optimizer), KEY, batch)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_one_device_a_mesh_and_pmap_store_the_same_bits_and_averages_move_in_float32(way, mesh_of):
     net, objective = linear()
     objective = objective + jt.averaged(jt.ema(net, 0.5))

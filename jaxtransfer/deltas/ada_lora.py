@@ -11,6 +11,7 @@ from jaxtransfer.deltas.lora import dropping, scale_of
 from jaxtransfer.deltas.part import Part, check_rank, described, leafwise
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Mean, Objective
+from jaxtransfer.parts.extra_arguments import taking
 
 
 @described
@@ -128,7 +129,7 @@ def within_budget(
         )
     if not (0 < decay < 1 and 0 < decay_doubt < 1):
         raise InputError(f"the decays must be in (0, 1); got {decay} and {decay_doubt}")
-    inner = optax.with_extra_args_support(optimizer)
+    inner = taking(optimizer)
 
     def parts(params):
         leaves = tree.leaves_by_path(params)

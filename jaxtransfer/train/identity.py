@@ -14,12 +14,12 @@ from jaxtransfer.devices.parts import is_split
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
+from jaxtransfer.parts.extra_arguments import as_told, taking
 from jaxtransfer.runs.directory import NOTE
 from jaxtransfer.runs.files import told, write_atomically
 from jaxtransfer.train.fingerprint import of_program, of_tree, same
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import Turn, moved_by, turns_of
-from jaxtransfer.train.update import taken
 
 _FORMAT = 1
 _PROGRAMS = ("objective", "optimizer", "transform", "sample")
@@ -127,7 +127,7 @@ def of_arrays(objective: Objective, start: TrainState) -> dict[str, Any]:
 def _of_turn(turn: Turn, whole: Objective, start: TrainState, batch: Batch, frozen: list[Any]) -> tuple[Any, Any]:
     """Returns what tells an update from others: the programs of what it lowers, and of its optimiser."""
     own, opt_state = moved_by(turn, start.opt_state, start.params)
-    optimizer = optax.with_extra_args_support(turn.optimizer)
+    optimizer = taking(turn.optimizer)
     still = held_still(opt_state, own)  # which layers the optimiser has run in inference mode
 
     def loss(params, state, batch, step, key, frozen):
@@ -135,12 +135,8 @@ def _of_turn(turn: Turn, whole: Objective, start: TrainState, batch: Batch, froz
         return turn.objective(params, state, batch, Context(step, key, read, still=still))
 
     def optimise(params, value):
-        def value_fn(params):  # stands for the loss, which is told of beside
-            return value + sum(jnp.sum(leaf).astype(value.dtype) for leaf in jax.tree.leaves(params))
-
         state = optimizer.init(params)  # the numbers that it keeps there count too
-        known = {"value": value, "grad": params, "value_fn": value_fn}
-        return state, optimizer.update(params, state, params, **taken(optimizer, known))
+        return state, optimizer.update(params, state, params, **as_told(params, value))  # the loss is told of beside
 
     lowered = of_program(loss, start.params, start.state, dict(batch), start.step, start.key, frozen)
     return lowered, of_program(optimise, own, jnp.zeros(()))

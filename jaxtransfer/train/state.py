@@ -19,6 +19,7 @@ from jaxtransfer.loss_scale import scale_of
 from jaxtransfer.narrow_weights import check_stands, moves_badly
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import Still, held_still
+from jaxtransfer.parts.extra_arguments import as_told, taking
 from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.terms import check_total, result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
@@ -110,6 +111,7 @@ def init(
     opt_state = jax.eval_shape(lambda params: first_states(turns, params, key, batch), params)
     for turn in turns:
         _check_update(turn, objective, params, state, opt_state, key, batch)
+        _check_told(turn, params, opt_state)
         _tell_of_narrow(turn, params, opt_state)
     if placement is None or shards is None:
         return TrainState(jnp.zeros((), jnp.int32), key, params, state, first_states(turns, params, key, batch))
@@ -145,6 +147,30 @@ def _check_update(turn: Turn, whole: Objective, params: Any, state: Any, opt_sta
     check_total(metrics)
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise InputError("the objective must return a state of the structure that it was given")
+
+
+def _check_told(turn: Turn, params: Any, opt_state: Any) -> None:
+    """Traces an update of the optimiser alone, and raises where what a step tells it is too much or too little."""
+    own, inner = moved_by(turn, opt_state, params)
+    optimizer, scale = taking(turn.optimizer), scale_of(inner)
+
+    def update(own, inner, value):
+        known = as_told(own, value)
+        if scale is not None:
+            del known["grad_fn"]
+        return optimizer.update(own, inner, own, **known)
+
+    try:
+        jax.eval_shape(update, own, inner, jnp.zeros(()))
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        few = "" if scale is None else " (no grad_fn under loss_scaled)"
+        raise InputError(
+            f"the optimizer can't make the update of a training step, which tells it value, grad, value_fn and "
+            f"grad_fn{few}: {str(error).partition(chr(10))[0]}; jt.optim passes on what an optimiser has a name for, "
+            f"optax.chain everything, and a gradient_transformation() of optax.MultiSteps nothing"
+        ) from error
 
 
 def _tell_of_narrow(turn: Turn, params: Any, opt_state: Any) -> None:

@@ -160,7 +160,8 @@ def train_step(
     Args:
       objective: the loss; its frozen trees reach the program as an argument that is not donated.
       optimizer: any optax transformation; it may use the loss as the extra argument `value`, its gradient as `grad`
-        and the loss as a function of the parameters as `value_fn`, as line searches do (`optax.lbfgs()`). The
+        and the loss and its gradient as functions of the parameters, `value_fn` for line searches (`optax.lbfgs()`),
+        `grad_fn(params, number)` for `optax.contrib.sam(..., opaque_mode=True)` (not under `loss_scaled`). The
         optimiser that `jt.alternate` gives with an objective makes a step of several updates.
       mesh: the devices, any mesh: the batch is split over all its axes, the state is whole on each. None is the
         default device under `jit` and all local devices under `pmap`.

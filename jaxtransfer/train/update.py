@@ -1,6 +1,5 @@
 """One update: a gradient, and what an optimiser makes of it."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtransfer.devices.placement import Placement
 from jaxtransfer.loss_scale import chosen, scale_of, told_of_scale
 from jaxtransfer.objective import Batch, Context, named_key
 from jaxtransfer.optim import held_still
+from jaxtransfer.parts.extra_arguments import taking
 from jaxtransfer.terms import check_total
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import Turn, kept_by, moved_by
@@ -31,7 +31,7 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
       watch: as for `train_step`.
     """
     objective = turn.objective
-    optimizer = optax.with_extra_args_support(turn.optimizer)
+    optimizer = taking(turn.optimizer)
 
     def update(state: TrainState, batch: Batch, read: dict[Any, Any], number: int, later: bool):
         own, opt_state = moved_by(turn, state.opt_state, state.params)
@@ -58,8 +58,11 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
         if axis is not None:  # the loss is global on each device, so the mean of its gradients is the gradient
             grads = jax.lax.pmean(grads, axis)
         grads = placement.stored(grads, state.params)
-        known = {"value": loss, "grad": grads, "value_fn": _global(lambda own: loss_fn(own)[0], axis)}
-        updates, opt_state = optimizer.update(grads, opt_state, own, **taken(optimizer, known))
+        value_fn = _global(lambda own: loss_fn(own)[0], axis)
+        known: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
+        if scale is None:  # else it would overflow unseen
+            known["grad_fn"] = lambda own, *_: placement.stored(jax.grad(value_fn)(own), state.params)
+        updates, opt_state = optimizer.update(grads, opt_state, own, **known)
         own: Any = optax.apply_updates(own, updates)
         after: Any = opt_state
         if slow:
@@ -79,14 +82,6 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
         return state._replace(params=params, state=new_state, opt_state=opt_state), values
 
     return update
-
-
-def taken(optimizer: optax.GradientTransformation, known: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of the known extra arguments the update of an optimiser takes."""
-    parameters = inspect.signature(optimizer.update).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return known
-    return {name: value for name, value in known.items() if name in parameters}
 
 
 def _global(loss: Callable, axis: str | None) -> Callable:

@@ -298,6 +298,25 @@ def test_an_optimizer_gets_what_its_update_names():
     named = optax.GradientTransformationExtraArgs(lambda params: {"seen": jnp.zeros(())}, update)
     trained(objective, named, [batch])
     assert seen.keys() == {"value", "again"}
+    for wrap in (
+        jt.optim.lookahead,
+        jt.optim.loss_scaled,
+        jt.optim.master_weights,
+        lambda inner: jt.optim.by_path({".*": inner}),
+        lambda inner: jt.optim.gradual_unfreeze(inner, [".*"], every=1),
+    ):
+        seen.clear()
+        trained(objective, wrap(named), [batch])
+        assert seen.keys() == {"value", "again"}
+    for wrong, line in (
+        (
+            optax.chain(optax.clip(1.0), named),
+            r"got an unexpected keyword argument 'grad\w*'.*; jt.optim passes on what",
+        ),
+        (optax.MultiSteps(named, 2).gradient_transformation(), "missing 2 required keyword-only arguments: 'value'"),
+    ):
+        with pytest.raises(jt.InputError, match=line):
+            jt.init(objective, wrong, KEY, batch)
 
 
 def test_schedules_are_evaluated_at_the_updates_of_their_own_turn():

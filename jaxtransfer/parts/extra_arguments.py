@@ -1,0 +1,47 @@
+"""What a step tells an optimiser beside the gradient, its loss say: each is given what its update has a name for."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def as_told(params: Any, value: Any) -> dict[str, Any]:
+    """Returns extra arguments such as a step has, of a simple loss in place of its own: to trace an update by.
+
+    Args:
+      params: that the update moves.
+      value: of the loss, a scalar.
+    """
+
+    def value_fn(params):
+        return value + sum(jnp.sum(leaf).astype(value.dtype) for leaf in jax.tree.leaves(params))
+
+    def grad_fn(params, *_):
+        return jax.grad(value_fn)(params)
+
+    return {"value": value, "grad": params, "value_fn": value_fn, "grad_fn": grad_fn}
+
+
+def taken(optimizer: optax.GradientTransformationExtraArgs, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of the known extra arguments the update of an optimiser takes."""
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return known
+    return {name: value for name, value in known.items() if name in parameters}
+
+
+def taking(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimiser that may be told anything, and passes on what the given one takes.
+
+    `optax.with_extra_args_support` passes on all or nothing: `optax.contrib.sam`, which takes `grad_fn` alone, fails
+    where it is told of more.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(updates, state, params=None, **extra):
+        return inner.update(updates, state, params, **taken(inner, extra))
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
