@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.model import Model
 from jaxtransfer.objective import Batch
 from jaxtransfer.parts.masking import check_masks
+from jaxtransfer.representation.inference import Inference
 
 
 class Embedded(NamedTuple):
@@ -25,7 +28,16 @@ class Embedded(NamedTuple):
     labels: np.ndarray
 
 
-def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = "features", view: str = "image"):
+def embed(
+    model: Model,
+    variables: Any,
+    batches: Iterable[Batch],
+    *,
+    tap: str = "features",
+    view: str = "image",
+    mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
+):
     """Runs a model in inference mode over all examples.
 
     Args:
@@ -34,22 +46,34 @@ def embed(model: Model, variables: Any, batches: Iterable[Batch], *, tap: str = 
       batches: such as `jt.data.eval_batches` gives; rows with `mask` 0 are left out.
       tap: the output that is kept, flattened.
       view: the entry of the batch.
+      mesh: the devices, over which batches are split; None for the default one.
+      shard: rules by which the variables are split over the axes of the mesh, as for `train_step`: for a model that
+        no device holds alone.
 
     Returns:
       An `Embedded`.
 
     Raises:
-      InputError: for an output that does not exist, and where there is no example.
+      InputError: for an output that does not exist, and where there is no example; for rules that do not fit the
+        variables, and a batch that doesn't divide by the devices.
     """
-    return embedder(model, tap=tap, view=view)(variables, batches)
+    return embedder(model, tap=tap, view=view, mesh=mesh, shard=shard)(variables, batches)
 
 
-def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Callable[[Any, Iterable[Batch]], Embedded]:
+def embedder(
+    model: Model,
+    *,
+    tap: str = "features",
+    view: str = "image",
+    mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
+) -> Callable[[Any, Iterable[Batch]], Embedded]:
     """Compiles `embed` for many calls: `run(variables, batches) -> Embedded`."""
+    inference = Inference(model, mesh, shard)
 
     @jax.jit
-    def compiled(variables, inputs):
-        outputs, _ = model.apply(variables, inputs, train=False, key=None)
+    def compiled(placed, inputs):
+        outputs = inference.outputs(placed, inputs)
         if tap not in outputs:
             raise InputError(f"model {model.name!r} has no output {tap!r}; it has {', '.join(sorted(outputs))}")
         return outputs[tap].reshape(len(outputs[tap]), -1).astype(jnp.float32)
@@ -60,11 +84,11 @@ def embedder(model: Model, *, tap: str = "features", view: str = "image") -> Cal
                 f"embed takes batches one after the other, got a {type(batches).__name__}: pass [batch], or what "
                 f"jt.data.eval_batches(dataset, batch_size) makes"
             )
-        features, labels, variables = [], [], jax.device_put(model.complete(variables))
+        features, labels, placed = [], [], inference.variables(variables)
         for batch in batches:
             check_masks(batch)
             kept = np.asarray(batch.get("mask", np.ones(len(batch[view])))) > 0
-            features.append(np.asarray(compiled(variables, batch[view]))[kept])
+            features.append(np.asarray(compiled(placed, inference.inputs(batch[view])))[kept])
             if "label" in batch:
                 labels.append(np.asarray(batch["label"])[kept])
         if not features or not sum(map(len, features)):

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxtransfer import tree
+from jaxtransfer.devices.sharding import Rule
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import frozen
 from jaxtransfer.model import Model
+from jaxtransfer.representation.inference import Inference
 
 _DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
@@ -26,6 +29,8 @@ def features(
     batch_size: int = 256,
     view: str | None = None,
     path: Any = None,
+    mesh: Mesh | None = None,
+    shard: Mapping[str, Rule] | None = None,
 ) -> Any:
     """Runs a model in inference mode over a data set, once, and adds its outputs as columns.
 
@@ -45,13 +50,17 @@ def features(
       path: a folder, in which the outputs are written, and from which they are read, all at once below 2 GiB, else
         when they are asked for. The same call finds them there and computes nothing; of other data, weights or outputs
         it is refused. None holds them in memory.
+      mesh: the devices, over which batches are split; None for the default one.
+      shard: rules by which the variables are split over the axes of the mesh, as for `train_step`: for a model that
+        no device holds alone.
 
     Returns:
       The data set with the columns [N, ...], float32, or float16 where the model gives that.
 
     Raises:
       InputError: for an output that does not exist, one that isn't of floating numbers or not finite, a column's name
-        that is taken, an empty data set; for a folder that holds something else.
+        that is taken, an empty data set; for a folder that holds something else; for rules that do not fit the
+        variables, and a batch size that doesn't divide by the devices.
     """
     if not hasattr(dataset, "with_columns") or not hasattr(dataset, "read"):
         raise InputError(f"features takes a jt.data.Dataset, got a {type(dataset).__name__}; jt.data.load reads one")
@@ -68,23 +77,27 @@ def features(
         raise InputError(f"features: a column is called {taken[0]!r} already; rename the new one: {rename}")
     variables = model.complete(frozen(model, variables).variables.tree)
 
+    inference = Inference(model, mesh, shard)
+
     @jax.jit
-    def compiled(variables, inputs):
-        given, _ = model.apply(variables, inputs, train=False, key=None)
+    def compiled(placed, inputs):
+        given = inference.outputs(placed, inputs)
         if missing := [name for name in names.values() if name not in given]:
             raise InputError(f"model {model.name!r} has no output {missing[0]!r}; it has {', '.join(sorted(given))}")
         return {new: _floating(name, given[name]) for new, name in names.items()}
 
     first = dataset.read(np.zeros(batch_size, np.int64))[view]
-    known = jax.eval_shape(compiled, variables, jax.ShapeDtypeStruct(first.shape, first.dtype))
+    placed = inference.variables(variables)
+    known = jax.eval_shape(compiled, placed, jax.ShapeDtypeStruct(first.shape, first.dtype))
     shapes = {name: jax.ShapeDtypeStruct(one.shape[1:], one.dtype) for name, one in known.items()}
-    on_device = jax.device_put(variables)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(dataset), batch_size):
             rows = np.arange(start, min(start + batch_size, len(dataset)))
             inputs = dataset.read(np.pad(rows, (0, batch_size - len(rows)), mode="edge"))[view]
-            made = {name: np.asarray(one)[: len(rows)] for name, one in compiled(on_device, inputs).items()}
+            made = {
+                name: np.asarray(one)[: len(rows)] for name, one in compiled(placed, inference.inputs(inputs)).items()
+            }
             _check_finite(made, names, start)
             yield made
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxtransfer as jt
 from jaxtransfer.devices.sharding import Shards
+from jaxtransfer.representation.inference import Inference
 
 MODEL = jt.models.mlp(8, hidden=(64, 128))
 OBJECTIVE = jt.classification(MODEL)
@@ -315,6 +316,31 @@ def test_a_split_run_goes_on_to_the_same_bits_and_on_other_devices(mesh_of, tmp_
             kernel = got.params["model"]["stage2"]["kernel"]
             assert kernel.sharding.shard_shape(kernel.shape) == (32, 128)
         close(got.params, want.params, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shard", "stored"),
+    [((4,), FSDP, 32), ((2, 2), {"stage./kernel": (None, "model"), ".*": None}, 64), ((4,), None, 128)],
+    ids=["fsdp", "layers", "whole"],
+)
+def test_features_of_a_split_model_are_those_of_the_whole(mesh_of, whole, sizes, shard, stored):
+    params = jax.device_get(whole[0].params["model"])
+    batches = [{**batch(number), "mask": np.float32(np.arange(8) < 8 - number)} for number in range(3)]
+    deep = np.concatenate([one["image"] for one in batches])[np.concatenate([one["mask"] for one in batches]) > 0]
+    for stage in ("stage1", "stage2"):
+        deep = np.maximum(deep @ params[stage]["kernel"] + params[stage]["bias"], 0)
+    place = {"mesh": mesh_of(*sizes), "shard": shard}
+    kernel = Inference(MODEL, **place).variables({"params": params})["params"]["model"]["stage2"]["kernel"]
+    part = kernel.sharding.shard_shape(kernel.shape)
+    assert part == (64, stored)
+    got = jt.representation.embed(MODEL, {"params": params}, batches, **place)
+    np.testing.assert_allclose(got.features, deep, rtol=1e-4, atol=1e-5)
+    data = jt.data.Dataset.from_columns({"features": deep[:, :16].astype(np.float32)})
+    want = jt.features(MODEL, {"params": params}, data, {"scores": "logits"}, batch_size=8)
+    split = jt.features(MODEL, {"params": params}, data, {"scores": "logits"}, batch_size=8, **place)
+    np.testing.assert_allclose(split.column("scores"), want.column("scores"), rtol=1e-4, atol=1e-5)
+    with pytest.raises(jt.InputError, match="a batch must divide by the devices"):
+        jt.features(MODEL, {"params": params}, data, {"scores": "logits"}, batch_size=7, **place)
 
 
 @pytest.mark.slow
