@@ -262,8 +262,7 @@ def gradual_unfreeze(
         later = optax.conditionally_mask(taking(optimizer), lambda step, **_: jnp.greater_equal(step, begin))
         return later if adapt_statistics else _still_until(later, begin)
 
-    count = len(stages)
-    return _by_path({pattern: from_step((count - 1 - depth) * every) for depth, pattern in enumerate(stages)})
+    return _by_path({pattern: from_step((len(stages) - 1 - depth) * every) for depth, pattern in enumerate(stages)})
 
 
 def _still_until(later: Optimizer, begin: int) -> Optimizer:
