@@ -21,6 +21,7 @@ from jaxtransfer.cli.registry.merging import CONSENSUS, METHODS, Made, Making
 from jaxtransfer.cli.registry.row import choices, listed, row_of
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import opened
+from jaxtransfer.cli.task_scores import entries_of
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.words import given_options
 from jaxtransfer.errors import InputError
@@ -243,7 +244,12 @@ class Merge:
         if METHODS[self.method].facts.validation:
             chosen = ", ".join(f"{task.val.title}, {len(task.val)} examples" for task in tasks if task.val is not None)
             notes += [f"Chosen by {chosen}.", *trained_on(tasks, members, str(self.val_split), self.seed)]
-        if tasks and tasks[0].test is not None:
+        first = members[0]
+        for task in tasks if first.run.tasks else ():
+            if not task.learned:
+                own = ", ".join(dict.fromkeys(one["data"] for one in entries_of(first.run)))
+                notes.append(f"{first.name} learned its tasks from {own}: nothing is tested on {task.name}.")
+        if any(task.test is not None for task in tasks):
             notes.append("Test examples are looked at once, after merging: their labels chose nothing.")
         return notes
 

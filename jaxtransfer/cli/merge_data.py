@@ -70,7 +70,8 @@ def _task(
     run, share = first.run, share_of(val_split)
     scored = CLASSES in run.knows
     part = part_of(name, split, eval_split)
-    entries = [one for one in entries_of(run) if one["data"] == part.name] if run.tasks else []
+    known = [(one, part_of(one["data"], split, None).place) for one in (entries_of(run) if run.tasks else ())]
+    entries = [{**one, "data": part.name} for one, place in known if place == part.place]
     rows = part.name.startswith(TABLE)
     if rows and view_of(run) != "features":
         raise InputError(f"--data {name}: {first.name} takes images, and a table has rows of columns")

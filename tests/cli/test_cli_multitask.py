@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -188,6 +189,11 @@ def test_other_tasks_of_several_data_sets(run, folder, refused, tmp_path):
     one = json.loads(run("evaluate", out, "--data", "digits/upright")[0][0])
     assert one["digits_upright/accuracy"] == pytest.approx(both["digits_upright/accuracy"])
     assert "none for digits/noisy" in refused("evaluate", out, "--data", "digits/noisy")
+    shutil.copytree(out, tmp_path / "same")
+    again = f"{small}/../{Path(small).name}"  # its folder, written otherwise
+    lines, err = run("merge", out, tmp_path / "same", "--data", again, "digits/noisy", "--out", tmp_path / "merged")
+    assert "nothing is tested on digits/noisy" in err[0]
+    assert float(lines[0].split()[-1]) == pytest.approx(both["small/accuracy"], abs=1e-3)
 
 
 @pytest.mark.slow
