@@ -30,6 +30,7 @@ from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_head
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.data import views
@@ -137,9 +138,9 @@ class Contrast:
     ] = None
     """Parts of the batch with batch-norm statistics of their own, about 32 images each: the statistics can't tell then
     which key belongs to a query."""
-
     knn_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: at the end)")] = None
     """Measure the nearest neighbours every so many steps; their accuracy then chooses the checkpoint."""
+    storage: StorageOptions = dataclasses.field(default_factory=StorageOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then measures the representation."""
@@ -163,13 +164,14 @@ class Contrast:
                     f"own negative; take at most {len(train)}"
                 )
             batches = jt.data.pipeline(train, self.batch_size, seed=training.seed)
-            state = jt.init(objective, optax.identity(), jax.random.key(0), _first(batches, transform))  # raises
+            still, first = self.storage.mover(optax.identity(), config), _first(batches, transform)
+            state = jt.init(objective, still, jax.random.key(0), first)  # raises
             self._check_whole_images(net, state, train)
             measure = self._neighbours(net, train, test)
         training.say_steps()
         fitted = jt.fit(
             objective,
-            training.optimizer_for(training.updates),
+            self.storage.mover(training.optimizer_for(training.updates), config),
             batches,
             transform=transform,
             steps=training.updates,
@@ -201,8 +203,8 @@ class Contrast:
         print("  ".join(f"{name} {value:.4g}" for name, value in rows.items()))
 
     def _check(self) -> None:
-        self.training.check()
-        self.view.check()
+        for options in (self.training, self.storage, self.view):
+            options.check()
         row = row_of("method", self.method, METHODS).facts
         check_network(self.model)
         at_least(self, 1, "batch_size", "micro_batch", "queue", "prototypes", "split_statistics", "knn_every")
@@ -253,7 +255,7 @@ class Contrast:
             resize=self.image_shape is not None,
             mean=mean,
             std=std,
-            **parts,
+            **(parts | self.storage.model_options()),
         )
 
     def _queue_for(self, train: jt.data.Dataset) -> int | None:

@@ -23,6 +23,7 @@ from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, check_fits, check_knows_classes, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import train_stages
+from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.data.classes import Places
 from jaxtransfer.errors import InputError
@@ -70,6 +71,7 @@ class Distill:
     """Students one after the other, each taught by the one before (born-again networks); they share --steps."""
     resize: bool = False
     """Bring the images to the teacher's shape: size, and grey or colour."""
+    storage: StorageOptions = dataclasses.field(default_factory=StorageOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done."""
@@ -106,10 +108,14 @@ class Distill:
         training = self.training.for_data(len(train), self.training.batch_size)
         config = self._config(runs, train, training)
         config |= {"resize": shape is not None, **noted(config, resizing)}
+        config |= self.storage.model_options()
         model = build_model(config)
         live = [_frozen(run) for run in taught]
         train_stages(
-            self._stages(model, live, train, training),
+            [
+                phase._replace(optimizer=self.storage.mover(phase.optimizer, config))
+                for phase in self._stages(model, live, train, training)
+            ],
             config,
             training,
             train,
@@ -122,6 +128,7 @@ class Distill:
 
     def _check(self) -> None:
         self.training.check()
+        self.storage.check()
         if not self.teacher:
             raise InputError("--teacher: expected a run directory, or several; got none")
         check_network(self.model)

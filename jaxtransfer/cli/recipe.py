@@ -4,27 +4,24 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import jax
 import numpy as np
-import optax
 import tyro
 
 import jaxtransfer as jt
+from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.values import positive
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.methods import Phase
 
 DTYPES = ("float32", "bfloat16", "float16")
-STORED = DTYPES[:2]
 _TYPES = ("dtype", "param_dtype")
-_ROUNDING = 0x726F756E  # so that rounding draws by another key than all else of a run
 _BALANCED = "balanced"
 _AVERAGE = "average"
 
 
 @dataclasses.dataclass(frozen=True)
-class RecipeOptions:
+class RecipeOptions(StorageOptions):
     """How to train a classifier, besides the optimiser."""
 
     val_split: Annotated[str | None, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="(default: --eval-split)")] = (
@@ -43,13 +40,6 @@ class RecipeOptions:
     ] = None
     """bfloat16 computes in half the memory; weights, statistics, losses and averages stay float32. float16 does
     so too, with a loss whose scale follows its overflows."""
-    param_dtype: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32, or the source's)")
-    ] = None
-    """Type in which weights are stored: bfloat16, beside a copy in float32 that the optimiser moves, as many a step is
-    less than bfloat16 can add."""
-    stochastic_rounding: bool = False
-    """With --param-dtype bfloat16: keep no copy, but round each update up or down at random, right on average."""
     remat: bool = False
     """Compute each block of the network anew in the backward pass: less memory on accelerators, about a third more time
     (ViT, ResNets, text encoders)."""
@@ -66,8 +56,7 @@ class RecipeOptions:
             raise InputError(f"--ema is the share of the average that a step keeps, below 1; got {self.ema:g}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
-        if self.param_dtype is not None and self.param_dtype not in STORED:
-            raise unknown("--param-dtype", self.param_dtype, STORED)
+        super().check()
         self._weights_said()
 
     def weights(self, train: jt.data.Dataset) -> np.ndarray | None:
@@ -105,8 +94,7 @@ class RecipeOptions:
             options["remat"] = True
         if self.remat or any(getattr(self, name) is not None for name in _TYPES):
             found["model_options"] = options
-        if self.stochastic_rounding and options.get("param_dtype") != "bfloat16":
-            raise InputError("--stochastic-rounding is for weights in bfloat16: add --param-dtype bfloat16")
+        self.check_rounding(options)
         if self.ema is not None:
             found |= {"average": f"{config.get('model_name') or 'model'}_ema", "monitor": self.monitor}
         return found
@@ -129,8 +117,7 @@ class RecipeOptions:
         """
         evaluated = jt.classification(model)
         options = config.get("model_options") or {}
-        if options.get("param_dtype") == "bfloat16":
-            phases = [phase._replace(optimizer=self._rounded(phase.optimizer, config["seed"])) for phase in phases]
+        phases = [phase._replace(optimizer=self.mover(phase.optimizer, config)) for phase in phases]
         if options.get("dtype") == "float16":
             phases = [phase._replace(optimizer=jt.optim.loss_scaled(phase.optimizer)) for phase in phases]
         if self.ema is None:
@@ -142,11 +129,6 @@ class RecipeOptions:
             kept.append(phase._replace(objective=phase.objective + jt.averaged(average)))
         beside = 0.0 * jt.classification(average).named(_AVERAGE)  # so that the loss stays that of the weights
         return tuple(kept), evaluated + beside
-
-    def _rounded(self, optimizer: optax.GradientTransformation, seed: int) -> optax.GradientTransformation:
-        if not self.stochastic_rounding:
-            return jt.optim.master_weights(optimizer)
-        return jt.optim.stochastic_rounding(optimizer, jax.random.fold_in(jax.random.key(seed), _ROUNDING))
 
     def _weights_said(self) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -13,6 +13,7 @@ import jaxtransfer as jt
 from jaxtransfer.cli.precision import multiplied
 from jaxtransfer.cli.recipe import RecipeOptions
 from jaxtransfer.narrow_weights import MasterWeights, StochasticRounding
+from jaxtransfer.runs import checkpoints
 
 NOISY = ("--data", "digits/noisy", "--split", "train[:64]", "--eval-split", "test[:32]", "--batch-size", "16")
 SHORT = ("--steps", "4", "--eval-every", "2")
@@ -75,6 +76,30 @@ def test_optimisers_of_all_phases_keep_copies_or_round(rng):
     assert [type(state.inner_state) for state in states(RecipeOptions(), narrow)] == [MasterWeights] * 2
     assert rounding.entries({})["model_options"] == {"param_dtype": "bfloat16"}
     assert RecipeOptions(param_dtype="float32").entries(config)["model_options"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["distill", "contrast"])
+def test_students_and_encoders_are_stored_in_bfloat16_and_move(run, refused, source, tmp_path, command):
+    words = (*NOISY, *SHORT, "--model", "mlp", "--lr", "1e-4", "--optimizer", "sgd")
+    words = (command, *(("--teacher", source) if command == "distill" else ()), *words)
+    told = refused(*words, "--out", tmp_path / "none", "--stochastic-rounding")
+    assert "--stochastic-rounding is for weights in bfloat16: add --param-dtype bfloat16" in told
+    assert "unknown --param-dtype 'float16'" in refused(*words, "--out", tmp_path / "none", "--param-dtype", "float16")
+    out = tmp_path / "out"
+    run(*words, "--param-dtype", "bfloat16", "--out", out)
+    assert json.loads((out / "config.json").read_text())["model_options"] == {"param_dtype": "bfloat16"}
+    kept = checkpoints.read(out / "checkpoints", 4).leaves
+    net = (
+        "params/model/encoder/" if command == "contrast" else "params/model/"
+    )  # beside it are a projection and a probe
+    stored = {path: leaf for path, leaf in kept.items() if path.startswith(net)}
+    assert {leaf.dtype.name for leaf in stored.values()} == {"bfloat16"}
+    copies = {path.partition("/master/")[2]: leaf for path, leaf in kept.items() if "/master/" in path}
+    for path, leaf in stored.items():  # what was rounded off is kept, of steps that bfloat16 alone would have lost
+        copy = copies[path.removeprefix("params/")]
+        np.testing.assert_array_equal(copy.astype(leaf.dtype), leaf, err_msg=path)
+    assert any(np.any(copy != copy.astype(jnp.bfloat16).astype(np.float32)) for copy in copies.values())
 
 
 @pytest.mark.slow
