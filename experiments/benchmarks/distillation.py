@@ -10,7 +10,7 @@ step, both programs' together.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.distillation
 
-Two idle cores, 38 s in all: the median ratio is 1.005 (quartiles 0.984 and 1.014; 311 against 310 ms), 28 convolutions
+Two idle cores: the median ratio is 0.995 (quartiles 0.982 and 1.010; 446 against 447 ms), 28 convolutions
 in both programs, the same arguments (45.7 MB, 44.7 of them the teacher's, once) and temporaries (105.9 MB).
 """
 

@@ -8,8 +8,9 @@ ratios to the plain steps, of the rounds, should be at most 1.15 with the cache 
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.teacher_cache --live
 
-Two idle cores, 34 s without --live: 1.09 for the step alone (quartiles 1.04 and 1.13; 46.8 against 43.0 ms), 1.11 with
-pipeline and transfer (1.08 and 1.14). On busy cores ResNet-20 had 1.02 and 1.08, and the live ResNet-18 about 7.
+Two idle cores: 1.00 for the step alone (quartiles 0.98 and 1.01; 83.1 against 82.9 ms), 0.99 with pipeline and transfer
+(0.98 and 1.00), on other ones 1.09 (46.8 against 43.0 ms) and 1.11. On busy cores ResNet-20 had 1.02 and 1.08, and the
+live ResNet-18 about 7.
 """
 
 import dataclasses
