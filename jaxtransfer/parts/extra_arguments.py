@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 
 
+GRAD_FN = "grad_fn"
+
+
 def as_told(params: Any, value: Any) -> dict[str, Any]:
     """Returns extra arguments such as a step has, of a simple loss in place of its own: to trace an update by.
 
@@ -22,7 +25,27 @@ def as_told(params: Any, value: Any) -> dict[str, Any]:
     def grad_fn(params, *_):
         return jax.grad(value_fn)(params)
 
-    return {"value": value, "grad": params, "value_fn": value_fn, "grad_fn": grad_fn}
+    return {"value": value, "grad": params, "value_fn": value_fn, GRAD_FN: grad_fn}
+
+
+def update_by(
+    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, known: dict[str, Any]
+) -> Any:
+    """Returns the update of an optimiser, which is told of `grad_fn` only where it can't make one without.
+
+    What is in an `optax.chain` is told everything that the chain is, and optax's line searches refuse a `grad_fn`, which
+    `optax.contrib.sam` needs.
+    """
+    few = {name: value for name, value in known.items() if name != GRAD_FN}
+    try:
+        return optimizer.update(grads, state, params, **few)
+    except (TypeError, ValueError) as error:
+        if GRAD_FN not in known:
+            raise
+        try:
+            return optimizer.update(grads, state, params, **known)
+        except (TypeError, ValueError):
+            raise error from None
 
 
 def taken(optimizer: optax.GradientTransformationExtraArgs, known: dict[str, Any]) -> dict[str, Any]:

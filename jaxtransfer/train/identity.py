@@ -14,7 +14,7 @@ from jaxtransfer.devices.parts import is_split
 from jaxtransfer.errors import InputError
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import held_still
-from jaxtransfer.parts.extra_arguments import as_told, taking
+from jaxtransfer.parts.extra_arguments import as_told, taking, update_by
 from jaxtransfer.runs.directory import NOTE
 from jaxtransfer.runs.files import told, write_atomically
 from jaxtransfer.train.fingerprint import of_program, of_tree, same
@@ -136,7 +136,7 @@ def _of_turn(turn: Turn, whole: Objective, start: TrainState, batch: Batch, froz
 
     def optimise(params, value):
         state = optimizer.init(params)  # the numbers that it keeps there count too
-        return state, optimizer.update(params, state, params, **as_told(params, value))  # the loss is told of beside
+        return state, update_by(optimizer, params, state, params, as_told(params, value))  # the loss is told of beside
 
     lowered = of_program(loss, start.params, start.state, dict(batch), start.step, start.key, frozen)
     return lowered, of_program(optimise, own, jnp.zeros(()))

@@ -19,7 +19,7 @@ from jaxtransfer.loss_scale import scale_of
 from jaxtransfer.narrow_weights import check_stands, moves_badly
 from jaxtransfer.objective import Batch, Context, Objective
 from jaxtransfer.optim import Still, held_still
-from jaxtransfer.parts.extra_arguments import as_told, taking
+from jaxtransfer.parts.extra_arguments import GRAD_FN, as_told, taking, update_by
 from jaxtransfer.parts.masking import check_masks
 from jaxtransfer.terms import check_total, result_of
 from jaxtransfer.train.arguments import check_batch, check_objective, check_optimizer, check_start, key_of
@@ -157,8 +157,8 @@ def _check_told(turn: Turn, params: Any, opt_state: Any) -> None:
     def update(own, inner, value):
         known = as_told(own, value)
         if scale is not None:
-            del known["grad_fn"]
-        return optimizer.update(own, inner, own, **known)
+            del known[GRAD_FN]
+        return update_by(optimizer, own, inner, own, known)
 
     try:
         jax.eval_shape(update, own, inner, jnp.zeros(()))

@@ -11,7 +11,7 @@ from jaxtransfer.devices.placement import Placement
 from jaxtransfer.loss_scale import chosen, scale_of, told_of_scale
 from jaxtransfer.objective import Batch, Context, named_key
 from jaxtransfer.optim import held_still
-from jaxtransfer.parts.extra_arguments import taking
+from jaxtransfer.parts.extra_arguments import GRAD_FN, taking, update_by
 from jaxtransfer.terms import check_total
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.train.turns import Turn, kept_by, moved_by
@@ -61,8 +61,8 @@ def update_of(turn: Turn, axis: str | None, placement: Placement, *, watch: bool
         value_fn = _global(lambda own: loss_fn(own)[0], axis)
         known: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
         if scale is None:  # else it would overflow unseen
-            known["grad_fn"] = lambda own, *_: placement.stored(jax.grad(value_fn)(own), state.params)
-        updates, opt_state = optimizer.update(grads, opt_state, own, **known)
+            known[GRAD_FN] = lambda own, *_: placement.stored(jax.grad(value_fn)(own), state.params)
+        updates, opt_state = update_by(optimizer, grads, opt_state, own, known)
         own: Any = optax.apply_updates(own, updates)
         after: Any = opt_state
         if slow:

@@ -131,6 +131,7 @@ def test_weights_that_are_computed_anew_may_differ_by_their_rounding(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*stored in bfloat16")
 def test_half_precision_and_captured_arrays(tmp_path):
     def with_table(table, dtype):
         def loss(outputs, params, state, batch, ctx):
