@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
 GRAD_FN = "grad_fn"
 
 
@@ -28,13 +27,11 @@ def as_told(params: Any, value: Any) -> dict[str, Any]:
     return {"value": value, "grad": params, "value_fn": value_fn, GRAD_FN: grad_fn}
 
 
-def update_by(
-    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, known: dict[str, Any]
-) -> Any:
+def update_by(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, known: dict[str, Any]):
     """Returns the update of an optimiser, which is told of `grad_fn` only where it can't make one without.
 
-    What is in an `optax.chain` is told everything that the chain is, and optax's line searches refuse a `grad_fn`, which
-    `optax.contrib.sam` needs.
+    What is in an `optax.chain` is told everything that the chain is, and the line searches of optax refuse a `grad_fn`,
+    which `optax.contrib.sam` needs.
     """
     few = {name: value for name, value in known.items() if name != GRAD_FN}
     try:

@@ -260,8 +260,7 @@ def quadratic():
     return jt.Objective("", (forward,), loss), {"image": x, "value": x @ want}, want
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["one device", "pmap"])
+@pytest.mark.parametrize("place", ["one device", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_line_searches_get_value_gradient_and_function(place, mesh_of):
     objective, batch, want = quadratic()
     options = {} if place == "one device" else {"mesh": mesh_of(4), "mode": "pmap"}
