@@ -111,6 +111,7 @@ def test_what_is_masked_out_is_no_negative(start):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.filterwarnings("ignore:.*stored in bfloat16")
 def test_the_slow_network_follows_in_float32(dtype):
     decay, batch = lambda step: 1 - 0.5 / (1 + step), a_batch()
     objective, optimizer = jt.moco_v3(network(dtype), decay=decay), optax.sgd(0.3)
