@@ -241,6 +241,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path):
     assert left[-1] < 48
     out, err = run(*words, killed)
     assert not out[0].startswith("already done")
+    err = told(err)
     assert err[0] == f"{killed}: resumes from step {left[-1]} of 48"
     assert int(err[1].split()[1]) in (left[-1] + 6, left[-1] + 12)
     run(*words, whole)
@@ -297,7 +298,7 @@ def test_a_signal_to_the_process(run, tmp_path, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert len(err.splitlines()) == 2
+    assert len(told(err.splitlines())) == 2
     assert "resume with the same command" in err
     (step,) = checkpoints.steps(tmp_path / "run" / "checkpoints")
     assert 80 <= step < 2000  # between two evaluations
