@@ -114,7 +114,7 @@ class LeNet(nn.Module):
 RULES = {
     name: getattr(jt.multitask, name)
     for name in jt.multitask.__all__
-    if name not in ("balance", "masked", "of_values", "remembers", "uncertainty")
+    if name not in ("averages", "balance", "masked", "of_values", "remembers", "uncertainty")
 }
 METHODS = (*RULES, "uncertainty", "single")
 
