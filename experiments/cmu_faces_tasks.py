@@ -98,7 +98,8 @@ class Bench:
     def net(self, network: str, tasks: tuple[str, ...]) -> jt.Model:
         """Returns a network of some of the tasks; made once, as models compare by identity."""
         if (network, tasks) not in self._nets:
-            encoder, classes = jt.models.linen(LeNet((16, 32), 64)), {task: self.classes[task] for task in tasks}
+            encoder = jt.models.linen(LeNet((16, 32), 64), stages=("stage1_conv", "stage2_conv", "hidden"))
+            classes = {task: self.classes[task] for task in tasks}
             made = jt.models.task_network(network, encoder, classes, image_shape=self.faces.image_shape)
             self._nets[network, tasks] = jt.models.normalize(made, 0.35, 0.22)
         return self._nets[network, tasks]
