@@ -5,9 +5,8 @@ microseconds, so that nearly all of a step that is dispatched alone is the host'
 so the parameters must be the same, which is checked. The two alternate, and the medians of their rounds are told.
 
 Command:  python -m experiments.benchmarks.dispatch            (--rounds 1 --calls 2 for a trial)
-Result:   on two CPU cores that did nothing else, 113,000 steps/s against 11,000: 10.0 to 10.4 times in three runs (9.3
-          in a fourth, while they did something else), the parameters bit-equal; on slower ones that other work shared
-          14.7 times.
+Result:   on two CPU cores that did nothing else, 113,000 steps/s against 11,000: 9.3 to 10.4 times in four runs, the
+          parameters bit-equal; on slower ones that other work shared 14.7 times.
 Prints one JSON line. `times` says how much faster `steps_per_call=50` is, `largest_difference` compares the parameters.
 """
 
