@@ -1,5 +1,6 @@
 """What a step tells an optimiser beside the gradient, its loss say: each is given what its update has a name for."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -28,11 +29,13 @@ def as_told(params: Any, value: Any) -> dict[str, Any]:
 
 
 def update_by(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, known: dict[str, Any]):
-    """Returns the update of an optimiser, which is told of `grad_fn` only where it can't make one without.
+    """Returns the update of an optimiser, told of `grad_fn` only where it names that, or can't make one without.
 
     What is in an `optax.chain` is told everything that the chain is, and the line searches of optax refuse a `grad_fn`,
     which `optax.contrib.sam` needs.
     """
+    if GRAD_FN in inspect.signature(optimizer.update).parameters:
+        return optimizer.update(grads, state, params, **known)
     few = {name: value for name, value in known.items() if name != GRAD_FN}
     try:
         return optimizer.update(grads, state, params, **few)
@@ -61,6 +64,7 @@ def taking(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     """
     inner = optax.with_extra_args_support(optimizer)
 
+    @functools.wraps(inner.update)  # so that the signature tells what it has a name for
     def update(updates, state, params=None, **extra):
         return inner.update(updates, state, params, **taken(inner, extra))
 

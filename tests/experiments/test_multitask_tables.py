@@ -9,6 +9,7 @@ import pytest
 import jaxtransfer as jt
 from experiments import cells, cmu_faces_tasks, multi_mnist
 from experiments.cmu_faces_tasks import split
+from jaxtransfer.cli.registry import multitask
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -85,6 +86,11 @@ def test_it_runs_and_resumes(tmp_path, capsys, experiment, methods):
     assert experiment.main(tiny) == results
     with pytest.raises(jt.InputError, match="other settings"):
         experiment.main(dataclasses.replace(tiny, rate=1.0))
+
+
+def test_methods_are_the_rules_of_the_command():
+    named = {name.replace("-", "_") for name in multitask.METHODS}
+    assert {*multi_mnist.RULES, "uncertainty"} == {"random_weights" if name == "random" else name for name in named}
 
 
 @pytest.mark.slow

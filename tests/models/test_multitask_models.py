@@ -109,7 +109,6 @@ def test_activations_are_stitched_together(at):
         close(outputs[task], affine(params[task]["dense1"], own))
 
 
-@pytest.mark.slow
 def test_stitches_read_from_a_file_are_arrays_of_numpy():
     net = jt.models.cross_stitch(encoder(), left=head(), right=head(2))
     variables, outputs, _ = made(net)
@@ -117,6 +116,7 @@ def test_stitches_read_from_a_file_are_arrays_of_numpy():
     np.testing.assert_allclose(found["right"], outputs["right"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_task_reads_maps_through_its_masks():
     net = jt.models.small_cnn(3, width=2)
     model = jt.models.task_attention(net, ("stem", "stage1", "stage2"), left=head(), right=head())

@@ -129,6 +129,13 @@ def test_low_precision_gradients_have_a_gram_matrix_of_full_precision():
         np.testing.assert_allclose(gram, kept @ kept.T, rtol=1e-5, atol=0.1)
 
 
+def test_a_large_parameter_has_few_pieces(monkeypatch):
+    monkeypatch.setattr("jaxtransfer.parts.mixing.MOST", 3)
+    rows = np.random.default_rng(0).normal(size=(FEW + 1, 4 * PIECE + 5))  # in threes each piece is above PIECE
+    gram = gram_of([{"w": jnp.asarray(row, jnp.float32)} for row in rows])
+    np.testing.assert_allclose(gram, rows @ rows.T, rtol=1e-5, atol=0.01)
+
+
 def test_training_in_bfloat16():
     rng = np.random.default_rng(1)
     encoder = jt.models.mlp(4, hidden=(16,), dtype=jnp.bfloat16)

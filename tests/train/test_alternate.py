@@ -297,6 +297,13 @@ def test_an_optimizer_gets_what_its_update_names():
     named = optax.GradientTransformationExtraArgs(lambda params: {"seen": jnp.zeros(())}, update)
     trained(objective, named, [batch])
     assert seen.keys() == {"value", "again"}
+
+    def offered(updates, state, params=None, *, value=None, grad_fn=None):
+        seen.update(value=value, grad_fn=grad_fn)
+        return jax.tree.map(jnp.zeros_like, updates), state
+
+    trained(objective, optax.GradientTransformationExtraArgs(named.init, offered), [batch])
+    assert callable(seen["grad_fn"])
     for wrap in (
         jt.optim.lookahead,
         jt.optim.loss_scaled,
