@@ -23,7 +23,7 @@ from jaxtransfer.loss_scale import LossScaled as LossScaled
 from jaxtransfer.loss_scale import loss_scaled as loss_scaled
 from jaxtransfer.narrow_weights import master_weights as master_weights
 from jaxtransfer.narrow_weights import stochastic_rounding as stochastic_rounding
-from jaxtransfer.parts.extra_arguments import taking
+from jaxtransfer.parts.extra_arguments import in_parts, of_part, taking
 
 Optimizer = optax.GradientTransformation
 
@@ -86,8 +86,8 @@ def by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
     """Gives each parameter the optimiser of the first pattern that selects it.
 
     Args:
-      rules: optimisers by path pattern, such as `{"head": optax.adam(1e-2), ".*": optax.adam(1e-4)}`. What gets
-        `optax.set_to_zero()` is frozen, batch statistics included.
+      rules: optimisers by path pattern, such as `{"head": optax.adam(1e-2), ".*": optax.adam(1e-4)}`; one that stands
+        for several clips by their common norm. What gets `optax.set_to_zero()` is frozen, batch statistics included.
 
     Returns:
       An optimiser; its `init` raises `InputError` where a parameter is selected by no pattern or a pattern by none.
@@ -121,8 +121,9 @@ def only(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: boo
 
 
 def _by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
-    transforms: dict[Hashable, Optimizer] = {str(number): taking(rule) for number, rule in enumerate(rules.values())}
-    numbers = {pattern: str(number) for number, pattern in enumerate(rules)}
+    number_of = {rule: str(number) for number, rule in enumerate(dict.fromkeys(rules.values()))}
+    transforms: dict[Hashable, Optimizer] = {number: of_part(rule) for rule, number in number_of.items()}
+    numbers = {pattern: number_of[rule] for pattern, rule in rules.items()}
 
     def labels(params):
         if not _is_part(params):
@@ -131,7 +132,7 @@ def _by_path(rules: Mapping[str, Optimizer]) -> Optimizer:
         used = {pattern: number for pattern, number in numbers.items() if any(tree.matches(p, pattern) for p in paths)}
         return tree.label(params, used)
 
-    return optax.multi_transform(transforms, labels)
+    return in_parts(optax.multi_transform(transforms, labels))
 
 
 def _is_part(params: Any) -> bool:
@@ -293,9 +294,8 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
 
     (Zhang et al. 2019, arXiv:1907.08610.) The fast weights w are the run's; between two meetings they are the inner
     optimiser's alone, whose state goes on; around an `optax.MultiSteps` updates count, not the batches that it
-    accumulates. So weights are best read after a multiple of k updates. Unlike
-    `optax.lookahead`, which wants pairs of parameters, it is an optimiser like any other, and the slow weights are part
-    of its state, in at least float32.
+    accumulates. So weights are best read after a multiple of k updates. Unlike `optax.lookahead`, which wants pairs of
+    parameters, it is an optimiser like any other; the slow weights are part of its state, in at least float32.
 
     Args:
       optimizer: makes the fast updates.

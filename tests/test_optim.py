@@ -59,7 +59,7 @@ def test_only(rng):
     (first, *_, last), state = trajectory(jt.optim.only(optax.adam(0.1), ("head", "m/stem/bias")), params, grads)
     moved = {p for p in first if np.any(first[p] != last[p])}
     assert moved == {"m/head/kernel", "m/head/bias", "m/stem/bias"}
-    assert sizes(state) == 2 * (6 + 3 + 3) + 2  # two moments; a count for each of the two patterns
+    assert sizes(state) == 2 * (6 + 3 + 3) + 1  # two moments; one count: both patterns are one optimiser's
     rest = [p for p in first if p not in moved]
     assert all(np.asarray(first[p]).tobytes() == np.asarray(last[p]).tobytes() for p in rest)
 
@@ -88,6 +88,58 @@ def test_by_path_must_cover(rng):
         jt.optim.layerwise_decay(optax.sgd(1), STAGES[1:], decay=0.5).init(params)
     with pytest.raises(jt.InputError, match="must cover"):
         jt.optim.gradual_unfreeze(optax.sgd(1), STAGES[1:], every=2).init(params)
+
+
+def test_several_patterns_are_trained_together(rng):
+    """A clip by the global norm is that of all that trains, however it is selected."""
+    clipped = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0))
+    params, grad = a_tree(rng), a_tree(rng)
+    trains = [grad["m"][stage] for stage in ("stem", "head")]
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(trains)))
+    for optimizer in (
+        jt.optim.only(clipped, ("stem", "head")),
+        jt.optim.freeze(clipped, ("stage1", "stage2")),
+        jt.optim.by_path({"stem": clipped, "stage.": optax.set_to_zero(), "head": clipped}),
+    ):
+        (_, moved), _ = trajectory(optimizer, params, [grad])
+        for path, leaf in jt.tree.leaves_by_path(params).items():
+            step = 0.5 / norm * jt.tree.leaves_by_path(grad)[path] if stage_of(path) in ("stem", "head") else 0
+            np.testing.assert_allclose(moved[path], leaf - step, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_what_asks_for_the_loss_is_told_it_of_its_part_alone(rng, search):
+    """Line search, and sharpness-aware steps, of a part are those of a problem in which the rest is a constant."""
+    start, goal = a_tree(rng), a_tree(rng)
+    sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.2), opaque_mode=True)
+    inner = optax.lbfgs(memory_size=3) if search else sam
+
+    def loss(params):
+        errors = jax.tree.map(lambda leaf, aim: jnp.sum((leaf - aim) ** 4), params, goal)
+        return sum(jax.tree.leaves(errors)) * jnp.mean(params["m"]["stem"]["bias"] ** 2)
+
+    def of_head(head):
+        return loss({"m": start["m"] | {"head": head}})
+
+    def followed(optimizer, loss, params):
+        state = optimizer.init(params)
+        for _ in range(4):
+            value, grad = jax.value_and_grad(loss)(params)
+            told = {"value": value, "grad": grad, "value_fn": loss}
+            told = told if search else {"grad_fn": lambda params, _: jax.grad(loss)(params)}
+            updates, state = optimizer.update(grad, state, params, **told)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    expected = followed(inner, of_head, start["m"]["head"])
+    rest = [jt.optim.only(inner, "head"), jt.optim.freeze(inner, STAGES[:-1])]
+    rest.append(jt.optim.only(jt.optim.freeze(inner, "stem"), ("stem", "head")))
+    for optimizer in rest:
+        found = followed(optimizer, loss, start)
+        for name, leaf in found["m"]["head"].items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5)
+        for stage in STAGES[:-1]:
+            jax.tree.map(np.testing.assert_array_equal, found["m"][stage], start["m"][stage])
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5, 0.75])

@@ -69,3 +69,53 @@ def taking(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
         return inner.update(updates, state, params, **taken(inner, extra))
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def of_part(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimiser of those parameters that no `optax.MaskedNode` stands for, told the gradient of those alone.
+
+    What it is told of the loss as a function is to be one of such a part, as `in_parts` makes it. Of an empty part it
+    knows nothing: there is nothing to do.
+    """
+    inner = taking(optimizer)
+
+    def init(params):
+        return inner.init(params) if jax.tree.leaves(params) else optax.EmptyState()
+
+    @functools.wraps(inner.update)
+    def update(updates, state, params=None, **extra):
+        if not jax.tree.leaves(updates):
+            return updates, state
+        if "grad" in extra:
+            extra |= {"grad": _where_masked(updates, updates, extra["grad"])}
+        return update_by(inner, updates, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def in_parts(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimiser whose inner ones, `of_part`, are told the loss as a function of their own parameters.
+
+    The other parameters are where the update begins: an `optax.lbfgs` of the head searches along the head's direction.
+    """
+
+    def update(updates, state, params=None, **extra):
+        def whole(part):
+            return _where_masked(part, params, part)
+
+        if value_fn := extra.get("value_fn"):
+            extra |= {"value_fn": lambda part, *rest: value_fn(whole(part), *rest)}
+        if grad_fn := extra.get(GRAD_FN):
+            extra |= {GRAD_FN: lambda part, *rest: _where_masked(part, part, grad_fn(whole(part), *rest))}
+        return optimizer.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _where_masked(part: Any, masked: Any, shown: Any) -> Any:
+    """Returns the leaves of `masked` where those of `part` are `optax.MaskedNode`, else those of `shown`."""
+
+    def chosen(leaf, there, here):
+        return there if isinstance(leaf, optax.MaskedNode) else here
+
+    return jax.tree.map(chosen, part, masked, shown, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
