@@ -19,8 +19,8 @@ def stoch_norm(model: Model, probability: float = 0.5) -> Model:
     (Kou et al. 2020, NeurIPS: "Stochastic normalization"; their probability is 0.5.) In training each layer draws for
     each channel, once for the batch, whether the moving statistics normalise it (with this probability) or the batch's,
     so that the pretrained statistics go on being used and small batches are overfitted less. The moving ones are those
-    that this batch has been taken into, as in the authors' code; no gradient flows through them. They move, and
-    inference runs, as with batch norm; frozen layers stay in inference mode.
+    before this batch, as in the authors' code; no gradient flows through them. They move, and inference runs, as with
+    batch norm; frozen layers stay in inference mode.
 
         model = jt.models.stoch_norm(loaded.model)
         jt.fit(jt.classification(model), ..., params=loaded.params, state=loaded.state)
@@ -69,10 +69,10 @@ class _Layers:
         self.met = True
         if not layer.train:
             return call(*args, **kwargs)
-        by_batch = call(*args, **kwargs)
+        moving = jax.lax.stop_gradient({name: layer.get_variable("batch_stats", name) for name in ("mean", "var")})
+        by_batch = call(*args, **kwargs)  # which moves them
         (x,) = args
         shape = (1,) * (x.ndim - 1) + (-1,)
-        moving = jax.lax.stop_gradient({name: layer.get_variable("batch_stats", name) for name in ("mean", "var")})
         scale, bias = (layer.get_variable("params", name) for name in ("scale", "bias"))
         factor = jax.lax.rsqrt(moving["var"] + layer.epsilon) * scale
         by_moving = (x - moving["mean"].reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
