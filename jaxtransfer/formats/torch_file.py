@@ -40,6 +40,8 @@ def read(path: Path) -> Any:
                 f"it holds Python objects besides tensors{which}, which would run code of the file, or is damaged; "
                 f"where you trust it, load it yourself and pass the network's state_dict()"
             )
+        elif "TorchScript" in reason:
+            reason = "it is a TorchScript program; load it by torch.jit.load and pass its state_dict()"
         raise InputError(f"cannot read the weights {path}: {reason}") from error
 
 

@@ -59,6 +59,8 @@ def beside(path: Path) -> Facts:
     try:
         names, labels = _class_names(config), config.get("problem_type") == "multi_label_classification"
         heads = config.get("num_attention_heads", config.get("n_heads"))
+        if heads is None and isinstance(config.get("model_args"), Mapping):
+            heads = config["model_args"].get("num_heads")
         known, origin = None, "config.json"
         if isinstance(config.get("pretrained_cfg"), Mapping):
             known = _of_timm(config["pretrained_cfg"])

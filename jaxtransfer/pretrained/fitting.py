@@ -76,16 +76,25 @@ def without(tensors: Mapping[str, Any], ignore: tree.Patterns) -> tuple[dict[str
     return {name: value for name, value in tensors.items() if name not in out}, out
 
 
-def check_heads(source: Source, shapes: Shapes) -> None:
-    """Raises where the weights say that they have another number of attention heads than the model.
+def check_heads(source: Source, matched: Match, shapes: Shapes) -> tuple[str, ...]:
+    """Returns a note where neither the weights' shapes nor what stands beside them say how many heads attention has.
 
     Args:
       source: the weights.
-      shapes: of the model's leaves: nothing in values of one size would show it.
+      matched: the weights, as the scheme reads them.
+      shapes: of the model's leaves, which are split into heads.
+
+    Raises:
+      InputError: where they say that they have another number than the model.
     """
-    ours = next((shape[0] for path, shape in shapes.items() if path.endswith("attention/query/bias")), None)
-    if None not in (ours, source.facts.heads) and ours != source.facts.heads:
-        raise InputError(f"{source.name} has {source.facts.heads} attention heads, the model {ours}; make it so")
+    path = next((path for path in shapes if path.endswith("attention/query/bias")), "")
+    if path not in matched.names:
+        return ()
+    ours, theirs = shapes[path][0], source.facts.heads
+    if theirs not in (None, ours):
+        raise InputError(f"{source.name} has {theirs} attention heads, the model {ours}; make it so")
+    flat = source.tensors[matched.names[path]].ndim == 1
+    return (f"heads: nothing says how many the weights have; the model has {ours}",) if flat and not theirs else ()
 
 
 def check_options(source: Source, model: Model) -> None:

@@ -155,8 +155,8 @@ def _side(inputs: int) -> int | None:
 
 
 def _reshaped(value: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
-    fits = shape is not None and np.prod(shape) == value.size
-    return value.reshape(shape) if fits and shape != value.shape else value
+    fits = shape is not None and len(shape) != value.ndim and np.prod(shape) == value.size
+    return value.reshape(shape) if fits else value
 
 
 _THIRDS = ("query", "key", "value")

@@ -1,5 +1,6 @@
 """One line from somebody's weights to variables of a model, every tensor accounted for."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def load_pretrained(
         model, told = settled(model, texts, shapes, found.name)
     kept, ignored = fitting.without(found.tensors, ignore)
     matched = best_match(kept, shapes, SCHEMES) if scheme is None else match_by(kept, shapes, scheme)
-    fitting.check_heads(found, shapes)
+    unsaid = fitting.check_heads(found, matched, shapes)
     check_kinds(matched, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()})
     names = tuple(source_class_names) or found.facts.class_names
     size = found.facts.preprocessing.size if found.facts.preprocessing is not None else None
@@ -145,6 +146,7 @@ def load_pretrained(
     elif texts.tokenizer is not None:
         tokenizer = cut(texts.tokenizer, shapes[POSITIONS][0])
         told = (*told, f"tokenizer: {tokenizer}")
+    told = (*told, *unsaid)
     report = WeightsReport(
         found.name,
         matched.scheme.name + f" under {matched.prefix!r}" * bool(matched.prefix),
@@ -164,7 +166,7 @@ def _preprocessing(
     facts: Facts, matched: Match, shapes: Mapping[str, tuple[int, ...]], model: Model
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """Returns what images become, for the channels that the model's stem has, and whence that is known."""
-    known = facts.preprocessing or matched.scheme.preprocessing
+    known = facts.preprocessing or _usual(matched.scheme, model)
     if known is None:
         return None, ("preprocessing: nothing says how images are prepared; normalise them as in the training",)
     where = facts.origin if facts.preprocessing is not None else f"usual for {matched.scheme.name}"
@@ -177,6 +179,15 @@ def _preprocessing(
     if known.mean is not None and recipe is not None and recipe.mean not in (None, list(known.mean)):
         notes.append(f"the model given normalises by {recipe.mean}, and is left so")
     return known, tuple(notes)
+
+
+def _usual(scheme: Scheme, model: Model) -> Preprocessing | None:
+    """Returns what the published weights of a scheme expect, where it depends on the network by its row of the zoo."""
+    known, described = scheme.preprocessing, models.describe(model)
+    if known is None or not scheme.sized or described is None:
+        return known
+    height, width, _ = models.ZOO[described["model"]].image
+    return dataclasses.replace(known, size=(height, width))
 
 
 def _called(model: Model) -> str:

@@ -37,6 +37,7 @@ class Scheme:
       left_out: names of tensors that no network of ours has a place for, and why, by pattern; or a function of the
         model's shapes and of all names that makes it.
       preprocessing: what the library's published weights expect, where all of them expect the same.
+      sized: whether they do so but for the size, which is that of the network's row of the zoo.
       libraries: whose names these are, for exports: "torchvision", "timm".
       networks: constructors of ours whose networks are of the family: no other network is exported by these names,
         though it may have layers of the same names; empty for any.
@@ -50,6 +51,7 @@ class Scheme:
         default_factory=dict
     )
     preprocessing: Preprocessing | None = None
+    sized: bool = False
     libraries: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     unsaid: Mapping[str, str] = dataclasses.field(default_factory=dict)

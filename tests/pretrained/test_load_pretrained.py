@@ -300,6 +300,45 @@ def test_big_vision(style, tmp_path):
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+def test_heads_that_their_shapes_show_are_not_split_anew():
+    with pytest.raises(jt.InputError, match=r"attention/key/bias: expected \(4, 2\), got \(2, 4\)"):
+        load(vit_of_big_vision(), jt.models.vit(8, 1, 4, 3, patch=4))
+    assert "heads" not in str(load(vit_of_big_vision(), jt.models.vit(8, 1, 2, 3, patch=4)).report)
+
+
+@pytest.mark.parametrize("told", [{}, {"num_attention_heads": 2}, {"model_args": {"num_heads": 4}}])
+def test_heads_that_nothing_shows_are_told_of(told, tmp_path):
+    """By the names of transformers, whose tensors are flat."""
+    names = vit_of_huggingface()
+    np.savez(tmp_path / "w.npz", **names)
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    model = jt.models.vit(8, 1, 2, 3, patch=4)
+    if "model_args" in told:
+        with pytest.raises(jt.InputError, match="has 4 attention heads, the model 2"):
+            load(tmp_path / "w.npz", model)
+        return
+    loaded = load(tmp_path / "w.npz", model)
+    wanted = names["layers.0.attention.q_proj.weight"].T.reshape(8, 2, 4)
+    np.testing.assert_array_equal(loaded.variables["params"]["stage1"]["attention"]["query"]["kernel"], wanted)
+    assert ("heads: nothing says how many the weights have; the model has 2" in loaded.report.notes) is not bool(told)
+
+
+def vit_of_huggingface(width=8):
+    rng = np.random.default_rng(0)
+    shapes = {"embeddings.cls_token": (1, 1, width), "embeddings.position_embeddings": (1, 5, width)}
+    shapes["embeddings.patch_embeddings.projection"] = (width, 3, 4, 4)
+    shapes |= dict.fromkeys(["layernorm", "layers.0.layernorm_before", "layers.0.layernorm_after"], (width,))
+    shapes |= {f"layers.0.attention.{one}_proj": (width, width) for one in "qkvo"}
+    shapes |= {"layers.0.mlp.fc1": (4 * width, width), "layers.0.mlp.fc2": (width, 4 * width), "classifier": (3, width)}
+    out = {}
+    for name, shape in shapes.items():
+        whole = name.endswith(("token", "embeddings"))
+        out[name if whole else f"{name}.weight"] = rng.normal(size=shape).astype(np.float32)
+        if not whole:
+            out[f"{name}.bias"] = rng.normal(size=shape[0]).astype(np.float32)
+    return out
+
+
 def test_positions_stay_where_the_grid_does_and_keep_planes():
     """Bicubic resampling gives a plane back as a plane, but at the rim; the class token's stays."""
     names = vit_of_big_vision(patches=64)
@@ -468,6 +507,10 @@ def test_what_stands_beside_the_weights(tmp_path):
     [
         ({"architecture": "resnetblur50"}, "has resnetblur50, which smooths its maps"),
         ({"architecture": "resnetaa50"}, "has resnetaa50, which smooths its maps"),
+        ({"architecture": "vit_base_patch16_224", "global_pool": "avg"}, "has global_pool avg, not token"),
+        ({"architecture": "resnet18", "global_pool": "max"}, "has global_pool max, not avg"),
+        ({"architecture": "resnet18", "model_args": {"act_layer": "silu"}}, "has act_layer silu, not relu"),
+        ({"architecture": "resnet50", "model_args": {"output_stride": 16}}, "has output_stride 16, not 32"),
         ({"model_type": "resnet", "downsample_in_bottleneck": True}, "has downsample_in_bottleneck True, not False"),
         ({"model_type": "resnet", "downsample_in_first_stage": True}, "has downsample_in_first_stage True, not False"),
         ({"model_type": "vit", "hidden_act": "quick_gelu"}, "has hidden_act quick_gelu, not gelu"),

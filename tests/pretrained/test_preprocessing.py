@@ -1,5 +1,6 @@
 """Images prepared as the weights expect: against Pillow, and by hand."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,3 +61,13 @@ def test_as_plain_data_and_back():
 def test_what_is_no_image_is_told(preprocessing, images, told):
     with pytest.raises(jt.InputError, match=told):
         preprocessing.images(images)
+
+
+def test_the_usual_size_is_that_of_the_network(tmp_path):
+    """EfficientNet-Lite2 was trained on larger images than EfficientNet-Lite0."""
+    model = jt.models.efficientnet_lite(2, 2)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jax.ShapeDtypeStruct((1, 260, 260, 3), float))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes))
+    jt.export_weights((model, weights), tmp_path / "w.safetensors", scheme="efficientnet_lite_pytorch")
+    known = jt.load_pretrained(tmp_path / "w.safetensors", model).preprocessing
+    assert (known.size, known.crop, known.mean[0]) == ((260, 260), 0.875, pytest.approx(127 / 255))

@@ -48,6 +48,7 @@ EFFICIENTNET_LITE = Scheme(
     "EfficientNet-Lite",
     rules,
     preprocessing=Preprocessing((224, 224), 0.875, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic"),
+    sized=True,
     libraries=("efficientnet_lite_pytorch",),
     networks=("efficientnet_lite",),
 )
