@@ -8,7 +8,7 @@ Trees are parameters, or variables `{"params": ..., "batch_stats": ...}`. Of var
 state becomes its mean, until it is renewed: the plain one, or where models are mixed by weights that one. Leaves that
 are no floating-point numbers stay those of the base, or of the first model. A leaf is computed in at least float32,
 summed in float64, and comes back in its own type. Another architecture is one error, which names the first path that
-differs; `match_heads` brings class heads into one order.
+differs; a weight that is NaN or infinite is one, too. `match_heads` brings class heads into one order.
 
 Networks of any architectures are fused by what they say: `jt.models.ensemble`, `added`, `stacked` and `gated` make one
 model of them, which `jt.distillation` brings into a single net.

@@ -11,7 +11,7 @@ from jaxtransfer import losses
 from jaxtransfer.errors import InputError
 from jaxtransfer.forward import Forward
 from jaxtransfer.fusion.averages import average
-from jaxtransfer.fusion.leaves import as_list, check_alike, check_number, is_mixed, wide
+from jaxtransfer.fusion.leaves import as_list, check_alike, check_finite, check_number, is_mixed, wide
 from jaxtransfer.model import FROZEN, Model, given, state_of
 from jaxtransfer.objective import Objective
 from jaxtransfer.parts.masking import mask_of
@@ -69,10 +69,11 @@ def merger(
       The merged model, and what gives its weights back as variables of `model`.
 
     Raises:
-      InputError: for models of different architectures.
+      InputError: for models of different architectures, or with weights that are not finite.
     """
     check_number(start, "start")
     check_alike([base, *as_list(models)], names=("the base",))
+    check_finite([base], names=("the base",))
     if "params" not in base or model.shares is not None:
         raise InputError("merger takes variables {'params': ..., **state} of a model of its own weights")
     state = state_of(average(models))

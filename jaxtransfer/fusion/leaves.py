@@ -27,7 +27,7 @@ def check_alike(models: Sequence[Any], *, names: Sequence[str] = ()) -> None:
     Raises:
       InputError: names the first path that differs, and what both models have there.
     """
-    called = [*names, *(f"model {number}" for number in range(len(models) - len(names)))]
+    called = _called(models, names)
     for number, model in enumerate(models):
         tree.check_arrays(model, called[number])
     flat = [tree.leaves_by_path(model) for model in models]
@@ -39,6 +39,29 @@ def check_alike(models: Sequence[Any], *, names: Sequence[str] = ()) -> None:
                 f"{one} against {two}. Heads of other classes stay out of it, or are matched by "
                 f"jt.fusion.match_heads; from another architecture knowledge moves by distillation"
             )
+
+
+def check_finite(models: Sequence[Any], *, names: Sequence[str] = ()) -> None:
+    """Raises where a parameter is NaN or infinite: in what is made of several models nobody could say whose it was.
+
+    Args:
+      models: trees of arrays, whose running state may be anything.
+      names: as for `check_alike`.
+
+    Raises:
+      InputError: names the model and the first such path.
+    """
+    for called, model in zip(_called(models, names), models, strict=True):
+        for path, leaf in tree.leaves_by_path(model).items():
+            if is_mixed(leaf) and not is_state(model, path) and not np.all(np.isfinite(wide(leaf))):
+                raise InputError(
+                    f"models are fused by finite weights, but {called} has NaN or inf at {path!r}: has it diverged? "
+                    f"Leave it out, or take an earlier checkpoint"
+                )
+
+
+def _called(models: Sequence[Any], names: Sequence[str]) -> list[str]:
+    return [*names, *(f"model {number}" for number in range(len(models) - len(names)))]
 
 
 def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -68,11 +91,13 @@ def fused(models: Sequence[Any], combine: Combine, *, base: Any = None, state: C
       state: makes one of the running state, as `combine` does of the parameters; its plain mean by default.
 
     Raises:
-      InputError: where there is no model, or they differ in paths, shapes or types.
+      InputError: where there is no model, they differ in paths, shapes or types, or parameters are not finite.
     """
     models = as_list(models)
     everyone = models if base is None else [base, *models]
-    check_alike(everyone, names=() if base is None else ("the base",))
+    names = () if base is None else ("the base",)
+    check_alike(everyone, names=names)
+    check_finite(everyone, names=names)
     flat = [tree.leaves_by_path(model) for model in models]
     start = everyone[0]
     begun = tree.leaves_by_path(start)

@@ -8,7 +8,7 @@ import scipy.optimize
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.fusion.leaves import check_alike, is_mixed, is_state, wide
+from jaxtransfer.fusion.leaves import check_alike, check_finite, is_mixed, is_state, wide
 from jaxtransfer.fusion.permutations import Specification, permutation_sizes, permuted, placed, reordered
 
 
@@ -38,7 +38,7 @@ def rebasin(reference: Any, model: Any, specification: Specification, *, sweeps:
       sweeps: at most so many passes over all permutations.
 
     Raises:
-      InputError: for another architecture, and for a specification that does not fit it.
+      InputError: for another architecture, for weights that are not finite, and for a specification that does not fit.
     """
     return permuted(model, specification, weight_matching(reference, model, specification, sweeps=sweeps))
 
@@ -63,9 +63,11 @@ def weight_matching(
       Integers [n] by name, for `jt.fusion.permuted`.
 
     Raises:
-      InputError: for another architecture, and for a specification that does not fit it.
+      InputError: for another architecture, for weights that are not finite, and for a specification that does not fit.
     """
-    check_alike([reference, model], names=("the reference", "the model"))
+    names = ("the reference", "the model")
+    check_alike([reference, model], names=names)
+    check_finite([reference, model], names=names)
     sizes = permutation_sizes(reference, specification)
     if sweeps < 1:
         raise InputError(f"sweeps must be at least 1; got {sweeps}")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtransfer.errors import InputError
 from jaxtransfer.fusion.averages import average
-from jaxtransfer.fusion.leaves import as_list, check_alike
+from jaxtransfer.fusion.leaves import as_list, check_alike, check_finite
 
 
 class Soup(NamedTuple):
@@ -44,9 +44,11 @@ def greedy_soup(
       The soup, its members and the scores.
 
     Raises:
-      InputError: for models of different architectures, and for a score that is not a number.
+      InputError: for models of different architectures, for weights that are not finite, and for a score that is not a
+        number.
     """
     check_alike(as_list(models))
+    check_finite(models)
 
     def scored(candidate: Any, what: str) -> float:
         value = float(score(candidate))

@@ -124,7 +124,7 @@ def merged(
     shares = weights_of(weights, len(as_list(models)))
 
     def combine(path, values, start):
-        vectors = [value - start for value in values]
+        vectors = [double(value) - double(start) for value in values]
         if sparsify is not None:
             vectors = [sparsify(vector, path, number) for number, vector in enumerate(vectors)]
         return double(start) + scale * double(np.asarray(consensus(vectors, shares)))

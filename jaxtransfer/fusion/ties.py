@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxtransfer import tree
 from jaxtransfer.fusion.consensus import Consensus, disjoint_mean, elected
-from jaxtransfer.fusion.leaves import check_share, fused, is_mixed, is_state, wide
+from jaxtransfer.fusion.leaves import as_list, check_alike, check_share, double, fused, is_mixed, is_state, wide
 from jaxtransfer.fusion.task_vectors import merged
 
 
@@ -100,7 +100,7 @@ def agreeing(
 
     def chosen(path: str, values: list[np.ndarray], start: Any) -> list[np.ndarray]:
         if path not in masks:
-            vectors = [value - start for value in values]
+            vectors = [double(value) - double(start) for value in values]
             if kept is None:
                 vectors = [trim(vector, density, least=least) for vector in vectors]
             else:
@@ -140,12 +140,12 @@ def _largest(vector: np.ndarray, density: float, least: int = 0) -> np.ndarray:
 
 
 def _kept_of_whole(base: Any, models: Sequence[Any], density: float) -> list[dict[str, np.ndarray]]:
+    check_alike([base, *as_list(models)], names=("the base",))
     ours = {p: v for p, v in tree.leaves_by_path(base).items() if is_mixed(v) and not is_state(base, p)}
     kept = []
     for model in models:
         theirs = tree.leaves_by_path(model)
-        shared = [p for p in ours if p in theirs and theirs[p].shape == ours[p].shape]  # others are refused later
-        vectors = {p: wide(theirs[p]) - wide(ours[p]) for p in shared}
+        vectors = {p: double(wide(theirs[p])) - double(wide(start)) for p, start in ours.items()}
         mask = _largest(np.concatenate([np.zeros(0), *(v.reshape(-1) for v in vectors.values())]), density)
         ends = np.cumsum([vector.size for vector in vectors.values()])[:-1]
         parts = np.split(mask, ends) if vectors else []

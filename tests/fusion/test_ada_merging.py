@@ -124,6 +124,8 @@ def test_merger_refuses():
         F.merger(MODEL, BASE, [BASE, {"params": {}}])
     with pytest.raises(jt.InputError, match="takes variables"):
         F.merger(MODEL, BASE["params"], [BASE["params"]])
+    with pytest.raises(jt.InputError, match="the base has NaN or inf"):
+        F.merger(MODEL, jax.tree.map(lambda leaf: leaf * np.nan, BASE), [BASE])
 
 
 def test_statistics_are_renewed_where_there_are_any():

@@ -65,6 +65,28 @@ def test_holds_of_every_method(name):
         method([*MODELS[:2], jax.tree.map(lambda x: x[:2] if x.shape == (3,) else x, MODELS[2])])
 
 
+@pytest.mark.parametrize("name", [name for name, (_, itself) in METHODS.items() if itself])
+def test_a_model_far_from_the_base_merged_with_itself_is_itself(name):
+    """To the last bit that matters, where weights are a million times smaller than what was added to the base."""
+    params = jax.tree.map(lambda leaf: leaf * np.float32(1e-6), network(7)["params"])
+    far = {**network(7), "params": params}
+    found = flat(METHODS[name][0]([far] * 3)["params"])
+    for path, leaf in flat(params).items():
+        np.testing.assert_allclose(found[path], leaf, rtol=3e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_weight_that_is_not_finite_is_refused_by_every_method(name, value):
+    broken = jax.tree.map(np.copy, MODELS[1])
+    broken["params"]["head"]["kernel"][0, 0] = value
+    with pytest.raises(jt.InputError, match=r"(model 0|the base) has NaN or inf at 'params/head/kernel'"):
+        METHODS[name][0]([broken, MODELS[0]])
+    broken = jax.tree.map(np.copy, MODELS[1])
+    broken["batch_stats"]["norm"]["mean"][0] = value  # what is renewed anyway
+    assert all(np.all(np.isfinite(leaf)) for leaf in flat(METHODS[name][0]([MODELS[0], broken])["params"]).values())
+
+
 def test_average_is_the_weighted_mean():
     weights = [0.2, 0.5, -0.1]
     for normalize in (True, False):
@@ -195,6 +217,8 @@ def test_a_greedy_soup():
 
 
 REFUSED = {
+    "a number": (lambda: F.ties(BASE, [{**BASE, "params": 1.0}], whole=True), "as leaves; model 0/params is a float"),
+    "a base": (lambda: F.ties({"params": 1.0}, MODELS, whole=True), "as leaves; the base/params is a float"),
     "no model": (lambda: F.average([]), "one model or more"),
     "a tree": (lambda: F.average(BASE), "list of trees"),
     "weights": (lambda: F.average(MODELS, weights=[1, 2]), "3 finite numbers"),

@@ -211,6 +211,7 @@ REFUSED = {
     "places": (lambda: F.permutation_sizes(TREE, {**SPEC, "a": (None, {"h": [0, 1, 3]})}), "distinct and below 3"),
     "an order": (lambda: F.permuted(TREE, SPEC, {"h": [0, 0, 1]}), "must be a permutation of 3 items"),
     "a name": (lambda: F.permuted(TREE, SPEC, {"k": [0]}), "no axis is permuted by 'k'"),
+    "nan": (lambda: F.rebasin(TREE, {**TREE, "b": TREE["b"] * np.nan}, SPEC), "the model has NaN or inf at 'b'"),
     "another": (lambda: F.rebasin(TREE, {**TREE, "c": np.ones(1)}, SPEC), "the reference and the model differ at 'c'"),
     "sweeps": (lambda: F.rebasin(TREE, TREE, SPEC, sweeps=0), "sweeps must be at least 1"),
     "unread": (lambda: F.rebasin(DENSE, DENSE, {**UNITS, "out/kernel": None}), "'h' permutes an axis of 'fc/ke"),
