@@ -22,13 +22,14 @@ from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import Run, check_knows_classes, load_run
 from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.sources import network_of, read_source
-from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.stages import check_model_takes
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.errors import InputError
 from jaxtransfer.resizing import STRETCH
 from jaxtransfer.runs.configuration import CLASSES
 from jaxtransfer.runs.console import facts_of, print_results
+from jaxtransfer.runs.directory import open_run
 
 NONE = "none"
 COMPARES = (BESIDE, NONE)
@@ -95,7 +96,7 @@ class Adapt:
         domains = self._load(start)
         plan = planned(self, start, domains)
         training, out = plan.training, self.training.out
-        with opened(out, plan.config):
+        with open_run(out, plan.config):
             check_model_takes(plan.model, plan.config["model"], domains.target)
             made = METHODS[self.method].build(plan.make)
             batches = plan.batches(self.method)

@@ -29,7 +29,7 @@ from jaxtransfer.cli.registry.row import choices, having, names_with, row_of
 from jaxtransfer.cli.registry.selfsupervised import METHODS, Settings, with_heads
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
-from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.stages import check_model_takes, open_run
 from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
@@ -153,7 +153,7 @@ class Contrast:
         training, out = self.training.for_data(len(train), self.batch_size), self.training.out
         config = self._config(train, training)
         transform = self.view.transform(min(train.image_shape[:2]))
-        with opened(out, config):
+        with open_run(out, config):
             encoder = build_model(config)
             check_model_takes(encoder, self.model, train)
             net = with_heads(encoder, self.method, tuple(config["projection"]))

@@ -20,13 +20,12 @@ from jaxtransfer.cli.options import DataDir, at_least, check_folder
 from jaxtransfer.cli.registry.merging import CONSENSUS, METHODS, Made, Making
 from jaxtransfer.cli.registry.row import choices, listed, row_of
 from jaxtransfer.cli.settings import made_by
-from jaxtransfer.cli.stages import opened
 from jaxtransfer.cli.task_scores import entries_of
 from jaxtransfer.cli.validation import share_of
 from jaxtransfer.cli.words import given_options
 from jaxtransfer.errors import InputError
 from jaxtransfer.parts.learns import CLASSES
-from jaxtransfer.runs.directory import MADE
+from jaxtransfer.runs.directory import MADE, open_run
 from jaxtransfer.runs.result import read_result
 
 _OWN = ("scale", "t", "density", "gamma", "epsilon", "consensus", "off-diagonal", "steps", "lr")
@@ -134,7 +133,7 @@ class Merge:
             seed=self.seed,
         )
         config = merged_config(first, self._config(members))
-        with opened(self.out, config):
+        with open_run(self.out, config):
             done = read_result(self.out) is not None  # the last that is written: a merge may have been cut off
             told = [f"already done: {self.out}", f"report: {self.out / 'report.md'}"]
             told = told if done else self._merge(members, base, tasks, config, statistics=statistics)

@@ -30,11 +30,12 @@ from jaxtransfer.cli.registry.fewshot import METHODS, STATISTICS, learner
 from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
-from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.stages import check_model_takes
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
 from jaxtransfer.runs.console import announcer, facts_of, print_results
+from jaxtransfer.runs.directory import open_run
 from jaxtransfer.runs.files import write_atomically
 from jaxtransfer.runs.report import write_report
 
@@ -166,7 +167,7 @@ class Meta:
         )
         config |= {"image_shape": list(train.image_shape), "train_ways": self.episodes.train_ways or self.episodes.ways}
         out = self.training.out
-        with opened(out, config):
+        with open_run(out, config):
             model = build_model(config)
             check_model_takes(model, self.model, train)
             own = learner(model, config)

@@ -1,8 +1,6 @@
 """Training the phases of a method into one run directory, as a command's options say."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ from jaxtransfer.methods import split_steps as split_steps
 from jaxtransfer.runs.console import announce, facts_of, print_results
 from jaxtransfer.runs.console import announcer as announcer
 from jaxtransfer.runs.console import shown as shown
-from jaxtransfer.runs.directory import CONFIG, open_run
+from jaxtransfer.runs.directory import open_run as open_run
 from jaxtransfer.runs.report import write_report
 
 
@@ -47,7 +45,7 @@ def train_stages(
     `tables(variables)` of the model that was trained, (title, header, rows) each, and no entries of the configuration
     that are `unused` by the method.
     """
-    with opened(training.out, config):
+    with open_run(training.out, config):
         split_steps(training.updates, [phase.share for phase in stages])  # raises
         check_model_takes(eval_model, config["model"], train)
         batches, evals = (
@@ -107,19 +105,6 @@ def train_stages(
         **training.where,
         **training.looked_at,
     )
-
-
-@contextmanager
-def opened(out: Path, config: dict[str, Any]) -> Iterator[None]:
-    """Holds the run directory; a run that turns out to be impossible before it began leaves no configuration there."""
-    began = (out / CONFIG).exists()
-    with open_run(out, config):
-        try:
-            yield
-        except InputError:
-            if not began:
-                (out / CONFIG).unlink(missing_ok=True)
-            raise
 
 
 def check_model_takes(model: jt.Model, name: str, dataset: jt.data.Dataset) -> None:

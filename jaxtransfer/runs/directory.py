@@ -5,7 +5,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from jaxtransfer.runs.tokens import TOKENIZER
 
 MADE = "made"  # the entry of a configuration that says how its run came about, and not what it is
 NOTE = "identity.json"  # what the run is, by which `fit` compares; see train/identity.py
+_LOCK = ".lock"
+_MADE: set[Path] = set()  # folders that this process made
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def steps_of(directory: str | Path, config: Mapping[str, Any]) -> int:
 def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
     """Opens a run directory for training: creates it, or checks that it is of the same configuration.
 
-    A directory in which nothing has been saved yet may be begun anew with any.
+    A directory in which nothing has been saved yet may be begun anew with any; what is refused before it wrote anything
+    leaves none.
 
     Args:
       directory: where the run is or will be.
@@ -80,27 +83,57 @@ def open_run(directory: str | Path, config: dict[str, Any]) -> Iterator[Path]:
 @contextmanager
 def _held(directory: Path, config: dict[str, Any]) -> Iterator[None]:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         if foreign and not (directory / CONFIG).exists():
             raise InputError(f"{directory} is no run directory, but holds {foreign[0]!r}; choose an empty --out")
-        lock = os.fdopen(os.open(directory / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "w")
+        lock = os.fdopen(os.open(directory / _LOCK, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to the run directory {directory}: {reason}; choose another --out") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(directory / _LOCK)):
+                raise OSError("it was taken back by the process that held it")
         except OSError:
             raise InputError(
                 f"another process is training in {directory}; wait for it or choose another --out"
             ) from None
-        if (directory / CONFIG).exists() and _begun(directory):
-            _check_same(directory, read_config(directory), config)
-        else:
-            (directory / CONFIG).unlink(missing_ok=True)
-            note_config(directory, config)
-        yield
+        try:
+            if (directory / CONFIG).exists() and _begun(directory):
+                _check_same(directory, read_config(directory), config)
+            else:
+                (directory / CONFIG).unlink(missing_ok=True)
+                note_config(directory, config)
+            yield
+        except InputError:
+            _take_back(directory)
+            raise
+
+
+def _make(directory: Path) -> None:
+    """Makes a folder, and those above it, and notes which weren't there."""
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    _MADE.update(folder.absolute() for folder in missing)
+
+
+def _take_back(directory: Path) -> None:
+    """Removes what a run that is refused leaves if it wrote nothing: its configuration, the lock, folders made for it.
+
+    The lock is held.
+    """
+    if any(entry.name not in (CONFIG, _LOCK) for entry in directory.iterdir()):
+        return
+    for name in (CONFIG, _LOCK):
+        (directory / name).unlink(missing_ok=True)
+    for folder in (directory.absolute(), *directory.absolute().parents):
+        if folder not in _MADE:
+            break
+        with suppress(OSError):  # another process has begun something there
+            folder.rmdir()
+            _MADE.remove(folder)
 
 
 def _begun(directory: Path) -> bool:
