@@ -17,7 +17,8 @@ from jaxtransfer.cli.registry.row import choices, row_of
 from jaxtransfer.cli.runs import build_model, load_run
 from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.settings import made_by
-from jaxtransfer.cli.stages import check_model_takes, opened
+from jaxtransfer.cli.stages import check_model_takes
+from jaxtransfer.cli.storage import PrecisionOptions
 from jaxtransfer.cli.task_data import TaskOptions, TaskSets, load_tasks, terms_of
 from jaxtransfer.cli.task_report import SINGLE, Outcome, reported
 from jaxtransfer.cli.task_scores import ACCURACY, TaskScores
@@ -29,6 +30,7 @@ from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.resizing import STRETCH
 from jaxtransfer.runs.configuration import TASK_CLASSES, TASKS
 from jaxtransfer.runs.console import announcer, facts_of, print_results
+from jaxtransfer.runs.directory import open_run
 
 NONE = "none"
 COMPARES = (NONE, SINGLE)
@@ -84,6 +86,7 @@ class Multitask:
     """Bring images of any size to this height, width and number of channels (1 grey, 3 colour). Several data sets whose
     images differ are brought to the size of the first, in colour where one of them is."""
     images: CropOptions = dataclasses.field(default_factory=CropOptions)
+    precision: PrecisionOptions = dataclasses.field(default_factory=PrecisionOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then reports."""
@@ -101,8 +104,8 @@ class Multitask:
         check_memory(self.training.batch_size, sets.train.image_shape)
         training = self.training.for_data(len(sets.train), self.training.batch_size)
         config = self._config(sets, training, resizing, resize=shape is not None)
-        trained = Training(config, sets, training, training.out, cosines=self.cosines)
-        with opened(training.out, config):
+        trained = Training(config, sets, training, self.precision, training.out, cosines=self.cosines)
+        with open_run(training.out, config):
             trained.check()
         for note in sets.notes:
             print(note, file=sys.stderr)
@@ -125,6 +128,8 @@ class Multitask:
         self.training.check()
         self.data.check()
         self.images.check()
+        self.precision.check()
+        self.precision.model_options()  # raises
         share_of(self.recipe.val_split)
         check_seeds(self.training, self.recipe.seeds)
         check_network(self.model)
@@ -189,7 +194,7 @@ class Multitask:
         )
         if ARCHITECTURES[self.architecture].facts.experts:
             config["experts"] = 3 if self.experts is None else self.experts
-        return config | noted(config, resizing)
+        return config | self.precision.model_options() | noted(config, resizing)
 
     def _single(self, config: dict[str, Any], sets: TaskSets, training: TrainOptions) -> dict[str, Any]:
         """Trains a network for each task; returns their scores on the test examples."""
@@ -205,7 +210,7 @@ class Multitask:
             }
             more |= {"architecture": SHARED, "data": entry["data"], "cosines": False}
             alone = {name: value for name, value in config.items() if name != "experts"} | more
-            trained = Training(alone, own, training, training.out / SINGLE / task, cosines=False)
+            trained = Training(alone, own, training, self.precision, training.out / SINGLE / task, cosines=False)
             trained.fit(prefix=f"{SINGLE} {task}")
             found[task] = processes.first_tells(lambda trained=trained: trained.tested()[1])
         return found
@@ -218,12 +223,22 @@ class Training:
       config: of the run.
       sets: its examples.
       options: how to train.
+      precision: how the weights are stored.
       out: the run directory.
       cosines: whether those of the tasks' gradients are noted, where the method can tell them.
     """
 
-    def __init__(self, config: dict[str, Any], sets: TaskSets, options: TrainOptions, out: Path, *, cosines: bool):
-        self.config, self.sets, self.options, self.out = config, sets, options, out
+    def __init__(
+        self,
+        config: dict[str, Any],
+        sets: TaskSets,
+        options: TrainOptions,
+        precision: PrecisionOptions,
+        out: Path,
+        *,
+        cosines: bool,
+    ):
+        self.config, self.sets, self.options, self.precision, self.out = config, sets, options, precision, out
         self.model = build_model(config)
         row, network = METHODS[config["method"]], ARCHITECTURES[config["architecture"]].facts
         transform = augmentation(options.augment, sets.train)
@@ -250,7 +265,7 @@ class Training:
         options = self.options
         return jt.fit(
             self.objective,
-            options.optimizer_for(options.updates),
+            self.precision.mover(options.optimizer_for(options.updates), self.config),
             self.batches,
             steps=options.updates,
             key=options.seed,

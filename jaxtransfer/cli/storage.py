@@ -1,4 +1,4 @@
-"""Options that say in which type weights are stored, and how an optimiser moves those of few bits."""
+"""Options of the types that networks compute in and store weights in, and how an optimiser moves those of few bits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -59,3 +59,25 @@ class StorageOptions:
         if not self.stochastic_rounding:
             return jt.optim.master_weights(optimizer)
         return jt.optim.stochastic_rounding(optimizer, jax.random.fold_in(jax.random.key(config["seed"]), _ROUNDING))
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionOptions(StorageOptions):
+    """In which types the network computes, and its weights are stored."""
+
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: float32)")] = None
+    """bfloat16 computes the encoders in half the memory; weights, statistics, losses, and products of the tasks'
+    gradients stay float32."""
+
+    def check(self) -> None:
+        """Raises for a type that nothing is computed in, or stored."""
+        if self.dtype is not None and self.dtype not in STORED:
+            raise unknown("--dtype", self.dtype, STORED)
+        super().check()
+
+    def model_options(self) -> dict[str, Any]:
+        """Returns the entry of a run's configuration that makes a new network so; none for one in float32."""
+        found = super().model_options()
+        if self.dtype in (None, STORED[0]):
+            return found
+        return {"model_options": {"dtype": self.dtype, **found.get("model_options", {})}}

@@ -16,6 +16,7 @@ from jaxtransfer.cli.registry.multitask import ARCHITECTURES, METHODS
 from jaxtransfer.cli.registry.row import listed
 from jaxtransfer.cli.task_data import TaskOptions, load_tasks, name_of
 from jaxtransfer.cli.task_report import Fight, draw, fights_of, weights_of
+from jaxtransfer.runs import checkpoints
 from tests.cli.test_cli_registry import help_of
 
 SIZES = {"train": 24, "test": 10}
@@ -219,6 +220,34 @@ def test_architectures_run_and_are_read_back(run, refused, faces, tmp_path, arch
 
 
 @pytest.mark.slow
+def test_encoders_compute_and_are_stored_in_bfloat16(run, refused, faces, tmp_path):
+    """Weights move by copies in float32; the heads, the losses and the cosines of the gradients stay whole."""
+    words = ("multitask", "--data", "faces", "--data-dir", faces, "--labels", "who", "smile", *SMALL, "--lr", "1e-4")
+    words = (*words, "--method", "pcgrad", "--compare", "single", "--out", tmp_path / "out")
+    run(*words, "--dtype", "bfloat16", "--param-dtype", "bfloat16")
+    for out in (tmp_path / "out", tmp_path / "out" / "single" / "who"):
+        config = json.loads((out / "config.json").read_text())
+        assert config["model_options"] == {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+        kept = checkpoints.read(out / "checkpoints", 2).leaves
+        stored = {path: leaf for path, leaf in kept.items() if path.startswith("params/model/encoder/")}
+        assert {leaf.dtype.name for leaf in stored.values()} == {"bfloat16"}
+        assert {leaf.dtype.name for path, leaf in kept.items() if path.startswith("params/model/who")} == {"float32"}
+        copies = {path.partition("/master/")[2]: leaf for path, leaf in kept.items() if "/master/" in path}
+        for path, leaf in stored.items():
+            np.testing.assert_array_equal(copies[path.removeprefix("params/")].astype(leaf.dtype), leaf, err_msg=path)
+        loaded = jt.load_run(out)
+        outputs, _ = loaded.model.apply(loaded.variables, np.zeros((1, 8, 8, 1), np.uint8), train=False, key=None)
+        assert outputs["features"].dtype == "bfloat16"
+    history = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    cosines = [row["train/balance/cosine/who/smile"] for row in history if "train/balance/cosine/who/smile" in row]
+    assert all(-1 <= cosine <= 1 for cosine in cosines)
+    assert cosines
+    found = json.loads(run("evaluate", tmp_path / "out", "--data-dir", faces)[0][0])
+    assert found["who/accuracy"] == json.loads((tmp_path / "out" / "result.json").read_text())["test"]["who/accuracy"]
+    assert "model_options" in refused(*words)
+
+
+@pytest.mark.slow
 def test_several_seeds_make_a_mean(run, faces, tmp_path):
     words = ("--data", "faces", "--data-dir", faces, "--labels", "who", "smile", *SMALL, "--seeds", "0", "1")
     run("multitask", *words, "--out", tmp_path / "out")
@@ -250,12 +279,15 @@ def test_several_seeds_make_a_mean(run, faces, tmp_path):
         (("--labels", "who", "smile", "--val-split", "test"), "--eval-split test and --val-split test have examples"),
         (("--labels", "who", "smile", "--split", "trian"), "unknown split of faces 'trian'"),
         (("--labels", "who", "smile", "--crop", "0.9"), "add --image-shape"),
+        (("--labels", "who", "smile", "--dtype", "float16"), "unknown --dtype 'float16' (did you mean 'bfloat16'?)"),
+        (("--labels", "who", "smile", "--param-dtype", "bf16"), "unknown --param-dtype 'bf16'"),
+        (("--labels", "who", "smile", "--stochastic-rounding"), "is for weights in bfloat16: add --param-dtype"),
     ],
 )
 def test_what_it_refuses(refused, faces, tmp_path, words, expected):
     whole = ("multitask", "--data", "faces", "--data-dir", faces, "--model", "mlp", *words, "--out", tmp_path / "x")
     assert expected in refused(*whole)
-    assert not (tmp_path / "x" / "config.json").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
