@@ -23,6 +23,7 @@ from jaxtransfer.cli.runs import Run, check_knows_classes, load_run
 from jaxtransfer.cli.seeds import check_seeds, run_each
 from jaxtransfer.cli.sources import network_of, read_source
 from jaxtransfer.cli.stages import check_model_takes
+from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.cli.values import check_network
 from jaxtransfer.errors import InputError
@@ -86,6 +87,7 @@ class Adapt:
     that does without the source is compared with its start); a run directory; or none."""
     tsne: bool = False
     """Draw the domains' features by t-SNE; by principal components otherwise."""
+    storage: StorageOptions = dataclasses.field(default_factory=StorageOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then reports."""
@@ -122,9 +124,8 @@ class Adapt:
 
     def _check(self) -> None:
         """Raises for what no run can be, before anything is loaded."""
-        self.training.check()
-        self.domains.check()
-        self.images.check()
+        for options in (self.training, self.storage, self.domains, self.images):
+            options.check()
         check_seeds(self.training, self.recipe.seeds)
         row, chosen = row_of("method", self.method, METHODS).facts, row_of("select", self.select, SELECTIONS).facts
         at_least(self, 0, "strength")

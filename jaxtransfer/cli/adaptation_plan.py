@@ -158,7 +158,7 @@ def planned(command: "Adapt", start: Run | None, domains: Domains) -> Plan:
         mean, std = _statistics(list(domains.sources.values()))
         config |= {"model": command.model or SMALL, "mean": mean, "std": std}
         config["image_shape"] = list(domains.target.image_shape)
-    config |= noted(config, domains.resizing)
+    config |= noted(config, domains.resizing) | command.storage.model_options_over(config)
     if (metric := SELECTIONS[command.select].facts.metric) is not None:
         config["monitor"] = metric
     model = build_model(config)
@@ -170,7 +170,7 @@ def planned(command: "Adapt", start: Run | None, domains: Domains) -> Plan:
         None if domains.labelled is None else LABELLED,
         examples=len(domains.target),
         image_shape=domains.target.image_shape,
-        optimizer_for=training.optimizer_for,
+        optimizer_for=lambda steps: command.storage.mover(training.optimizer_for(steps), config),
         steps=training.updates,
         strength=config["strength"] or 0.0,
         label_smoothing=training.label_smoothing,

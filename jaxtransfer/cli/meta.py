@@ -31,6 +31,7 @@ from jaxtransfer.cli.registry.row import choices, having, row_of
 from jaxtransfer.cli.runs import Run, build_model, load_run
 from jaxtransfer.cli.settings import made_by
 from jaxtransfer.cli.stages import check_model_takes
+from jaxtransfer.cli.storage import StorageOptions
 from jaxtransfer.cli.together import by_first
 from jaxtransfer.errors import InputError, unknown
 from jaxtransfer.runs.configuration import CLASSES, EPISODES
@@ -134,6 +135,7 @@ class Meta:
     """Examples per update of the methods that learn without episodes."""
     test_episodes: int = 1000
     """Test episodes, for the accuracy and its 95 % interval."""
+    storage: StorageOptions = dataclasses.field(default_factory=StorageOptions)
 
     def run(self) -> None:
         """Trains, or resumes, or says that it is done; then tests."""
@@ -166,6 +168,7 @@ class Meta:
             std=std,
         )
         config |= {"image_shape": list(train.image_shape), "train_ways": self.episodes.train_ways or self.episodes.ways}
+        config |= self.storage.model_options()
         out = self.training.out
         with open_run(out, config):
             model = build_model(config)
@@ -174,11 +177,12 @@ class Meta:
             validation = self._validation(valid)
             tests = test_episodes(self.episodes, test, self.test_episodes, self.training.seed)
             data, first = self._training_data(train, kind.labelled)
-            jt.init(own.train, optax.identity(), jax.random.key(0), first)  # raises where the method doesn't fit
+            still = self.storage.mover(optax.identity(), config)
+            jt.init(own.train, still, jax.random.key(0), first)  # raises where the method doesn't fit
         training.say_steps()
         fitted = jt.fit(
             own.train,
-            training.optimizer_for(training.updates),
+            self.storage.mover(training.optimizer_for(training.updates), config),
             steps=training.updates,
             key=self.training.seed,
             eval_data=validation,
@@ -211,6 +215,7 @@ class Meta:
 
     def _check(self) -> None:
         self.training.check()
+        self.storage.check()
         kind = row_of("method", self.method, METHODS).facts
         for name, value, known in (
             ("model", self.model, models.ZOO),

@@ -47,6 +47,21 @@ class StorageOptions:
         self.check_rounding(options)
         return {"model_options": options} if options else {}
 
+    def model_options_over(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns that entry for a network that weights are there for: their type stays where none is asked for.
+
+        Args:
+          config: of the network; of a new one it has no such entry.
+        """
+        given = config.get("model_options") or {}
+        if self.param_dtype is None:
+            self.check_rounding(given)
+            return {}
+        options = {name: value for name, value in given.items() if name != "param_dtype"} | (
+            self.model_options().get("model_options", {})
+        )
+        return {"model_options": options} if given or options else {}
+
     def mover(self, optimizer: optax.GradientTransformation, config: Mapping[str, Any]) -> optax.GradientTransformation:
         """Returns the optimiser, for weights in bfloat16 with copies of them or rounding at random.
 

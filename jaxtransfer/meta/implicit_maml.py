@@ -10,7 +10,7 @@ import optax
 
 from jaxtransfer import tree
 from jaxtransfer.errors import InputError
-from jaxtransfer.meta.inner_loop import inner_loop
+from jaxtransfer.meta.inner_loop import inner_loop, widened
 from jaxtransfer.meta.statistics import Statistics, refuse_per_step, transductive
 from jaxtransfer.meta.tasks import episodes, init_on_support, mean_over_tasks, merge, select, task_context
 from jaxtransfer.objective import Objective
@@ -74,7 +74,7 @@ def implicit_maml(
         def task(params, data, index):
             at_support = task_context(ctx, index, train=statistics.support_train)
             at_query = task_context(ctx, index, train=statistics.query_train)
-            start = select(params, adapt)
+            start = jax.tree.map(widened, select(params, adapt))
             others = {path: leaf for path, leaf in tree.leaves_by_path(params).items() if path not in start}
             handles = tuple(at_support.frozen)
             fixed = data["support"], state_before, at_support.step, at_support.key, tuple(at_support.frozen.values())

@@ -45,7 +45,8 @@ def adapt(
       remat: recompute inner steps in the backward pass: memory O(√steps) instead of O(steps), the same gradient.
 
     Returns:
-      The adapted parameters, a tree like `params`.
+      The adapted parameters, a tree like `params`; those of fewer bits than float32 come, and move, as float32, in
+      which no update is too small to be added.
 
     Raises:
       InputError: where `steps` is negative.
@@ -106,10 +107,17 @@ def inner_loop(
         seen = None if observe is None else observe(params, number)
         return (params, opt_state), (seen, aux) if has_aux else seen
 
+    params = jax.tree.map(widened, params)
     scale = jax.tree.map(lambda f: jnp.broadcast_to(f, (steps, *f.shape[1:])), scale)
     carry = params, optimizer.init(params)
     carry, seen = _scan(update, carry, (jnp.arange(steps), scale), steps, remat)
     return carry[0], seen
+
+
+def widened(leaf: Any) -> Any:
+    """Returns an array of fewer bits than float32 in float32, and any other one as it is."""
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
 
 
 def _scan(body, carry, xs, length: int, remat: bool):

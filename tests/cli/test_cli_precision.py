@@ -12,6 +12,7 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer.cli.precision import multiplied
 from jaxtransfer.cli.recipe import RecipeOptions
+from jaxtransfer.cli.registry.fewshot import METHODS as FEWSHOT
 from jaxtransfer.narrow_weights import MasterWeights, StochasticRounding
 from jaxtransfer.runs import checkpoints
 
@@ -100,6 +101,54 @@ def test_students_and_encoders_are_stored_in_bfloat16_and_move(run, refused, sou
         copy = copies[path.removeprefix("params/")]
         np.testing.assert_array_equal(copy.astype(leaf.dtype), leaf, err_msg=path)
     assert any(np.any(copy != copy.astype(jnp.bfloat16).astype(np.float32)) for copy in copies.values())
+
+
+FLAT = ("--model", "mlp", "--lr", "1e-4", "--optimizer", "sgd", "--steps", "2", "--eval-every", "2")
+DOMAINS = ("--source", "digits/upright", "--target", "digits/noisy", "--compare", "none", "--batch-size", "16")
+EPISODES = ("--data", "digits/upright", "--split-classes", "6", "2", "2", "--ways", "2", "--queries", "3")
+FEW = ("--tasks", "8", "--inner-steps", "2", "--inner-lr", "1e-4", "--test-episodes", "10")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["adapt", "meta"])
+def test_adaptation_and_few_shot_learning_refuse_other_types(refused, tmp_path, command):
+    words = (command, *(DOMAINS if command == "adapt" else (*EPISODES, *FEW)), *FLAT, "--out", tmp_path / "out")
+    told = refused(*words, "--stochastic-rounding")
+    assert "--stochastic-rounding is for weights in bfloat16: add --param-dtype bfloat16" in told
+    assert "unknown --param-dtype 'float16'" in refused(*words, "--param-dtype", "float16")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cdan", "mcd", "prototypical", "maml", "imaml", "reptile"])
+def test_domains_and_episodes_move_weights_that_are_stored_in_bfloat16(run, tmp_path, method):
+    few = method in FEWSHOT
+    words = (("meta", *EPISODES, *FEW) if few else ("adapt", *DOMAINS)) + ("--method", method, *FLAT)
+    out, rounded = tmp_path / "out", tmp_path / "rounded"
+    run(*words, "--param-dtype", "bfloat16", "--out", out)
+    assert json.loads((out / "config.json").read_text())["model_options"] == {"param_dtype": "bfloat16"}
+    kept = checkpoints.read(out / "checkpoints", 2).leaves
+    stored = {path: leaf for path, leaf in kept.items() if path.startswith("params/model/")}
+    assert {leaf.dtype.name for leaf in stored.values()} == {"bfloat16"}
+    copies = {path: leaf for path, leaf in kept.items() if "/master/model/" in path}
+    assert {path.partition("/master/")[2] for path in copies} == {path.removeprefix("params/") for path in stored}
+    assert any(np.any(copy != copy.astype(jnp.bfloat16).astype(np.float32)) for copy in copies.values())
+    run(*words, "--param-dtype", "bfloat16", "--stochastic-rounding", "--out", rounded)
+    assert not any("/master/" in path for path in checkpoints.read(rounded / "checkpoints", 2).leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["shot", "dann"])
+def test_adaptation_goes_on_in_the_type_of_the_run_it_starts_from(run, tmp_path, method):
+    first, out, wide = (tmp_path / name for name in ("first", "out", "wide"))
+    data = ("--data", "digits/upright", "--batch-size", "16")
+    run("pretrain", *data, *FLAT, "--param-dtype", "bfloat16", "--out", first)
+    words = ("adapt", *DOMAINS, *FLAT[4:], "--from", first, "--method", method)
+    run(*words, "--out", out)
+    assert json.loads((out / "config.json").read_text())["model_options"] == {"param_dtype": "bfloat16"}
+    assert any("/master/model/" in path for path in checkpoints.read(out / "checkpoints", 2).leaves)
+    run(*words, "--param-dtype", "float32", "--out", wide)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jt.load_run(wide).params["model"])} == {"float32"}
 
 
 @pytest.mark.slow

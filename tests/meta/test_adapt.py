@@ -144,3 +144,25 @@ def test_negative_steps_are_refused(rng):
     params, support, _ = problem(rng, jnp.float32)
     with pytest.raises(jt.InputError, match="at least 0; got -1"):
         jt.meta.adapt(loss, params, support, optimizer=optax.sgd(0.1), steps=-1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_weights_of_few_bits_are_adapted_in_many(dtype, rng):
+    """By steps that are less than such weights can add, and to a gradient of their own type."""
+    params, support, query = problem(rng, jnp.float32)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    def outer(params):
+        moved = jt.meta.adapt(loss, params, support, optimizer=optax.sgd(1e-4), steps=3)
+        return loss(moved, query), moved
+
+    told = jax.jit(jax.value_and_grad(outer, has_aux=True))
+    (value, moved), gradient = told(narrow)
+    (expected, reference), exact = told(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow))
+    chex.assert_trees_all_close(moved, reference, rtol=1e-6)
+    assert value == pytest.approx(float(expected), rel=1e-6)
+    few = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
+    chex.assert_trees_all_close(few, exact, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(dtype)}
+    for name, leaf in moved.items():
+        assert np.all(np.asarray(leaf) != np.asarray(narrow[name], np.float32)), name
