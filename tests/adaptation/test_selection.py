@@ -2,6 +2,7 @@
 
 import functools
 import math
+import tracemalloc
 
 import jax
 import numpy as np
@@ -53,8 +54,17 @@ def test_snd_is_the_entropy_of_each_examples_neighbours(logits, temperature, mon
         cosines = np.array([p[i] @ p[j] / np.linalg.norm(p[i]) / np.linalg.norm(p[j]) for j in range(len(p)) if j != i])
         found.append(entropy_of(softmax(cosines / temperature)))
     assert selection.snd(logits, temperature=temperature) == pytest.approx(np.mean(found), rel=1e-9)
-    monkeypatch.setattr("jaxtransfer.adaptation.selection.density._BLOCK", 10)
+    monkeypatch.setattr("jaxtransfer.adaptation.selection.density._ENTRIES", 10 * len(p) + 1)
     assert selection.snd(logits, temperature=temperature) == pytest.approx(np.mean(found), rel=1e-9)
+
+
+def test_snd_of_many_examples_takes_little_memory(rng):
+    logits = rng.normal(size=(4000, 3))
+    tracemalloc.start()
+    selection.snd(logits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000**2 * 8 / 2  # half of the matrix of similarities, of which several are made
 
 
 def test_what_a_sure_and_an_unsure_model_score():
@@ -87,6 +97,11 @@ def test_dev_risk_is_the_weighted_mean_with_its_control_variate(rng):
     assert selection.dev_risk(losses, weights) == pytest.approx(means[0] + eta * means[1] - eta, rel=1e-9)
     assert selection.dev_risk(losses, np.ones(50)) == pytest.approx(losses.mean())
     assert selection.dev_risk([0.7], [2.0]) == pytest.approx(1.4)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(jt.InputError, match="not finite"):
+            selection.dev_risk([0.7, bad], [2.0, 1.0])
+        with pytest.raises(jt.InputError, match="not finite"):
+            selection.dev_risk([0.7, 0.1], [bad, 1.0])
 
 
 def test_dev_weighs_the_source_as_the_target(rng):

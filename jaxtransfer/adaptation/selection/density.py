@@ -6,14 +6,15 @@ from numpy.typing import ArrayLike
 from jaxtransfer.adaptation.selection.arrays import entropies, log_probabilities
 from jaxtransfer.errors import InputError
 
-_BLOCK = 1024  # rows of the matrix of similarities at a time
+_ENTRIES = 2**20  # of the matrix of similarities at a time, in whole rows
 
 
 def snd(target_logits: ArrayLike, *, temperature: float = 0.05) -> float:
     """Computes the soft neighbourhood density: the mean entropy of each example's similarities to all others.
 
     With uᵢ the softmax output of unit length, sᵢⱼ = softmax over j ≠ i of (uᵢ·uⱼ / τ), it is (1/N) Σᵢ H(sᵢ): large
-    where examples lie in dense clusters of the output space. The matrix is gone through in blocks of rows.
+    where examples lie in dense clusters of the output space. The matrix is gone through in blocks of rows,
+    fewer the longer they are: memory is linear in N.
 
     Args:
       target_logits: numbers [N, C], of two examples or more.
@@ -35,8 +36,9 @@ def snd(target_logits: ArrayLike, *, temperature: float = 0.05) -> float:
         raise InputError(f"temperature must be above 0; got {temperature}")
     units = probabilities / np.linalg.norm(probabilities, axis=1, keepdims=True)
     total = 0.0
-    for start in range(0, len(units), _BLOCK):
-        block = units[start : start + _BLOCK]
+    size = max(1, _ENTRIES // len(units))
+    for start in range(0, len(units), size):
+        block = units[start : start + size]
         scores = block @ units.T / temperature
         rows = np.arange(len(block))
         scores[rows, start + rows] = -np.inf

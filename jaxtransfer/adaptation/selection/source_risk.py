@@ -42,13 +42,15 @@ def dev_risk(losses: ArrayLike, weights: ArrayLike) -> float:
       The estimate of the risk on the target: smaller is better.
 
     Raises:
-      InputError: for other shapes.
+      InputError: for other shapes, and numbers that are not finite.
 
     Reference: You et al. 2019, ICML (deep embedded validation); variances with N − 1, as in the released code.
     """
     losses, weights = (np.asarray(values, np.float64) for values in (losses, weights))
     if losses.ndim != 1 or losses.shape != weights.shape or not len(losses):
         raise InputError(f"expected losses [N] and weights [N]; got {list(losses.shape)} and {list(weights.shape)}")
+    if not (np.isfinite(losses).all() and np.isfinite(weights).all()):
+        raise InputError("losses and weights: some of the numbers are not finite; has the training diverged?")
     weighted = losses * weights
     eta = 0.0
     if len(losses) > 1:
