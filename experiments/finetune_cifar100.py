@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -81,6 +81,8 @@ class Experiment:
     """Examples per update."""
     seeds: int = 1
     """Repetitions: each draws other labels, another head, another order of batches."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the network computes in; weights, statistics and losses stay float32."""
     data_dir: Path | None = None
     """Folder of prepared tfds data sets; by default $TFDS_DATA_DIR."""
     tiny: bool = False
@@ -262,7 +264,8 @@ class Bench:
             for part in ("train", "test")
         )
         self.train_data, self.test_data = train, test.take(100) if experiment.tiny else test
-        network = jt.models.cifar_resnet(int(experiment.model.removeprefix("resnet")), train.classes)
+        depth, self.dtype = int(experiment.model.removeprefix("resnet")), jax.numpy.dtype(experiment.dtype)
+        network = jt.models.cifar_resnet(depth, train.classes, dtype=self.dtype)
         image = jax.ShapeDtypeStruct((1, *shape), np.uint8)
         if experiment.weights is None:
             self.model = jt.models.normalize(network, 0.5, 0.25)
@@ -355,7 +358,7 @@ class Bench:
     @functools.cached_property
     def source(self) -> tuple[jt.Model, dict[str, Any]]:
         """The pretrained network with its own head, for CIFAR-10's ten classes."""
-        network = jt.models.cifar_resnet(int(self.experiment.model.removeprefix("resnet")), 10)
+        network = jt.models.cifar_resnet(int(self.experiment.model.removeprefix("resnet")), 10, dtype=self.dtype)
         if self.experiment.weights is None:
             model = jt.models.normalize(network, 0.5, 0.25)
             fresh = model.init(jax.random.key(8), np.zeros((1, *self.train_data.image_shape), np.uint8))
@@ -379,7 +382,8 @@ class Bench:
 
     def config(self, method: str, strength: float, epochs: int) -> dict[str, Any]:
         """Returns what is noted of a run, and must be the same for it to go on."""
-        recipe = {name: getattr(self.experiment, name) for name in ("model", "data", "rate", "finetune_rate", "decay")}
+        names = ("model", "data", "rate", "finetune_rate", "decay", "dtype")
+        recipe = {name: getattr(self.experiment, name) for name in names}
         return {
             "method": method,
             "strength": strength,
@@ -404,7 +408,8 @@ class Bench:
         """Returns the frozen features of a split, computed once and kept beside the runs."""
         if part not in self._features:
             data = self.train_data if part == "train" else self.test_data
-            deep = jt.features(self.model, self.pretrained, data, path=self.experiment.out / f"features-{part}")
+            name = f"features-{part}" if self.dtype == np.float32 else f"features-{part}-{self.dtype}"
+            deep = jt.features(self.model, self.pretrained, data, path=self.experiment.out / name)
             columns = {"features": deep.column("features"), "label": deep.labels}
             self._features[part] = jt.data.Dataset.from_columns(**columns)
         return self._features[part]
