@@ -13,10 +13,11 @@ operations then follow one another on one core, instead of each being split over
 `--devices 1` leaves the cores to XLA.
 
 Two cores, against learn2learn's MAML, medians of 5: second order with one step 0.26 s against 0.68 s (2.6×), with five
-0.41 s against 1.26 s (3.0×; 2.8× on one device), with pooling 1.10 s against 1.73 s (1.6×); first order 0.21 s against
-0.31 s (1.5×) and with five steps 0.24 s against 0.59 s (2.5×). PyTorch's times vary more between runs than ours:
-with one step it took 0.59 s too (2.2×), with five 1.2 to 1.7 s, so that the ratio lay between 2.9 and 4.1, most often
-at 3.0 to 3.1.
+0.41 s against 1.26 s (3.0×; 2.8× on one device); first order 0.21 s against 0.31 s (1.5×) and with five steps 0.24 s
+against 0.59 s (2.5×). PyTorch's times vary more between runs than ours: with one step it took 0.59 s too (2.2×), with
+five 1.2 to 1.7 s, so that the ratio lay between 2.9 and 4.1, most often at 3.0 to 3.1. On slower cores, later, with
+PyTorch 2.14: 0.36 s against 0.88 s (2.4×), 0.69 s against 2.17 s (3.1×), first order 2.0× and 3.0×, and with pooling
+1.81 s against 2.77 s (1.5×).
 """
 
 import contextlib
