@@ -29,7 +29,7 @@ Optimizer = optax.GradientTransformation
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "inner_state"], meta_fields=["paths", "begin"]
+    jax.tree_util.register_dataclass, data_fields=["step", "inner_state"], meta_fields=["paths", "begin", "adapts"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Still:
@@ -38,14 +38,15 @@ class Still:
     Attributes:
       paths: of the parameters.
       begin: the update with which they begin to move; None for never.
-      step: updates so far, where they begin to move.
-      inner_state: of the optimiser that then moves them.
+      step, inner_state: updates so far, where they begin to move, and the state of the optimiser that then moves them.
+      adapts: whether their layers stay in training mode all the same.
     """
 
     paths: tuple[str, ...]
     begin: int | None = None
     step: Any = ()
     inner_state: Any = ()
+    adapts: bool = False
 
     @property
     def flag(self) -> Any:
@@ -65,7 +66,7 @@ def held_still(opt_state: Any, params: Any) -> dict[str, Any]:
     """
     flags: dict[str, Any] = {}
     for note in _notes(opt_state):
-        flags |= {path: flags.get(path, False) | note.flag for path in note.paths}
+        flags |= {path: flags.get(path, False) | note.flag for path in note.paths if not note.adapts}
     named = {name for path in flags for name in params if path.startswith(f"{name}/")}
     return {
         name: jax.tree_util.tree_map_with_path(
@@ -104,7 +105,7 @@ def freeze(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: b
       adapt_statistics: leave frozen layers in training mode: their batch norm normalises by the batch and moves its
         running statistics to the new data, and their dropout drops. Only the parameters are then frozen.
     """
-    frozen = optax.set_to_zero() if adapt_statistics else _frozen()
+    frozen = _frozen(adapt_statistics)
     return _by_path({**dict.fromkeys(tree.as_patterns(patterns), frozen), _beside(patterns): optimizer})
 
 
@@ -116,7 +117,7 @@ def only(optimizer: Optimizer, patterns: tree.Patterns, *, adapt_statistics: boo
       patterns: path patterns of what trains.
       adapt_statistics: as for `freeze`.
     """
-    frozen = optax.set_to_zero() if adapt_statistics else _frozen()
+    frozen = _frozen(adapt_statistics)
     return _by_path({**dict.fromkeys(tree.as_patterns(patterns), optimizer), _beside(patterns): frozen})
 
 
@@ -146,19 +147,18 @@ def _beside(patterns: tree.Patterns) -> str:
     return "(?:.*)" if ".*" in tree.as_patterns(patterns) else ".*"
 
 
-def _frozen() -> Optimizer:
+def _frozen(adapts: bool = False) -> Optimizer:
     """Returns `optax.set_to_zero()` with a state that names what it is applied to."""
 
     def init(params) -> Any:
-        return Still(tuple(tree.leaves_by_path(params)))
+        return Still(tuple(tree.leaves_by_path(params)), adapts=adapts)
 
     return optax.GradientTransformation(init, optax.set_to_zero().update)
 
 
 def _is_zero(rule: Optimizer) -> bool:
     """Returns whether `optax.set_to_zero` made the rule: its update is then a closure of the same code."""
-    made: Any = optax.set_to_zero().update
-    return getattr(rule.update, "__code__", None) is made.__code__
+    return getattr(rule.update, "__code__", None) is getattr(optax.set_to_zero().update, "__code__", rule)
 
 
 def batch_norms(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
@@ -294,8 +294,8 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: float = 0.5) -> Op
 
     (Zhang et al. 2019, arXiv:1907.08610.) The fast weights w are the run's; between two meetings they are the inner
     optimiser's alone, whose state goes on; around an `optax.MultiSteps` updates count, not the batches that it
-    accumulates. So weights are best read after a multiple of k updates. Unlike `optax.lookahead`, which wants pairs of
-    parameters, it is an optimiser like any other; the slow weights are part of its state, in at least float32.
+    accumulates. So weights are best read after a multiple of k updates. It takes no pairs of parameters, as
+    `optax.lookahead` does: the slow weights are part of its state, in at least float32.
 
     Args:
       optimizer: makes the fast updates.

@@ -413,6 +413,7 @@ def test_weights_that_would_stand_still_are_told_and_frozen_ones_are_not():
     partly = jt.optim.by_path({"net/scale": jt.optim.master_weights(optax.sgd(0.1)), ".*": optax.sgd(0.1)})
     with pytest.warns(UserWarning, match="'net/w' is stored in bfloat16, in which small updates are lost"):
         jt.init(objective, partly, KEY, rows())
-    jt.init(objective, jt.optim.freeze(optax.sgd(0.1), "net/w"), KEY, rows())
+    for adapting in (False, True):
+        jt.init(objective, jt.optim.freeze(optax.sgd(0.1), "net/w", adapt_statistics=adapting), KEY, rows())
     for way in WAYS.values():
         jt.init(objective, way(optax.sgd(0.1)), KEY, rows())
