@@ -21,7 +21,7 @@ Measured, 1,500 steps (three passes), left / right in %, means of three seeds an
 
 and of seed 0 alone nash_mtl 98.27 / 97.32, up_grad 98.04 / 97.24, mgda 98.14 / 97.05, famo 98.05 / 97.10, cagrad
 98.10 / 97.09, imtl 97.89 / 97.02. So all are above what is published, and plain weights leave little to win: the three
-that weigh the losses themselves, or their logarithms, are ahead of them on both digits with every seed, by 0.15 to 0.37
+that weigh the losses themselves, or their logarithms, are ahead of them on both digits with every seed, by 0.15 to 0.41
 points; gradient surgery is not. Two to nine minutes a run beside other work (a step of equal takes 60 ms at the least,
 one of pcgrad 90). `single` was not run.
 
