@@ -66,7 +66,8 @@ def test_what_is_no_image_is_told(preprocessing, images, told):
 def test_the_usual_size_is_that_of_the_network(tmp_path):
     """EfficientNet-Lite2 was trained on larger images than EfficientNet-Lite0."""
     model = jt.models.efficientnet_lite(2, 2)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jax.ShapeDtypeStruct((1, 260, 260, 3), float))
+    image = jax.ShapeDtypeStruct((1, 260, 260, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
     weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes))
     jt.export_weights((model, weights), tmp_path / "w.safetensors", scheme="efficientnet_lite_pytorch")
     known = jt.load_pretrained(tmp_path / "w.safetensors", model).preprocessing
