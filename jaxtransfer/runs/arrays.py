@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from jaxtransfer.devices import processes
 from jaxtransfer.devices.parts import is_split
 
+_ENDING = 60  # seconds that a write which was called off may take to end
 _PATIENCE = 3600  # seconds that processes wait for the slowest one's part; one that ends is noticed at once
 
 
@@ -37,8 +40,28 @@ def write(folder: Path, leaves: Mapping[str, np.ndarray]) -> None:
     checkpointer.save(folder, args=args.PyTreeSave({path: leaf for path, leaf in leaves.items() if leaf.size}))
 
 
-def begin(folder: Path, leaves: Mapping[str, Any]) -> Callable[[], None]:
-    """Begins to write arrays of which each process has parts; returns what waits until this one's are written.
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """Parts of arrays that are being written: `wait()` until this process's are, or `cancel()`."""
+
+    futures: Sequence[Any]
+
+    def wait(self) -> None:
+        """Waits for the parts of this process, which may wait for those of the others."""
+        for future in self.futures:
+            future.result()
+
+    def cancel(self) -> None:
+        """Ends what waits for processes that will not write theirs; afterwards nothing is written any more."""
+        for future in self.futures:
+            future.cancel()
+        for future in self.futures:
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                future.result(timeout=_ENDING)
+
+
+def begin(folder: Path, leaves: Mapping[str, Any]) -> Writing:
+    """Begins to write arrays of which each process has parts.
 
     Args:
       folder: there, and empty.
@@ -51,13 +74,7 @@ def begin(folder: Path, leaves: Mapping[str, Any]) -> Callable[[], None]:
     handler, target = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
     with concurrent.futures.ThreadPoolExecutor(1) as apart:  # where a notebook's loop runs, no other one may
         saving = apart.submit(lambda: asyncio.run(handler.async_save(target, args=ocp.args.PyTreeSave(item))))
-    futures = saving.result() or []
-
-    def wait() -> None:
-        for future in futures:
-            future.result()
-
-    return wait
+    return Writing(saving.result() or ())
 
 
 def finish(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jaxtransfer.runs.checkpoint_files import (
 )
 
 _ERROR, _WRITTEN = "error", "digests"
+_LATE = 2.0  # seconds after which a write that was called off has ended
 
 
 def begin_together(directory: Path, step: int, leaves: Mapping[str, Any], meta: Mapping[str, Any]) -> Callable[[], Any]:
@@ -58,10 +60,14 @@ def begin_together(directory: Path, step: int, leaves: Mapping[str, Any], meta: 
         return secrets.token_hex(8)
 
     meet = arrays.meeting(processes.first_tells(prepared))
+    own: list[arrays.Writing] = []
     begun: Callable[[], None]
     try:
-        begun = arrays.begin(temporary / ARRAYS, leaves)
-    except Exception as error:
+        processes.agreed(lambda: own.append(arrays.begin(temporary / ARRAYS, leaves)))
+        begun = own[0].wait
+    except Exception as error:  # here or elsewhere: the others' parts would wait for that one's
+        for writing in own:
+            writing.cancel()
         begun = functools.partial(_raise, error)
     return lambda: _finish(directory, step, begun, {"step": step, **meta}, meet)
 
@@ -99,6 +105,10 @@ def _finish(
     if own == 0:
         remove(temporary)
         remove(failed)
+        if problem is not None:  # what was called off may have been writing yet
+            time.sleep(_LATE)
+            remove(temporary)
+    meet("removed")
     if problem is not None:
         raise InputError(not_saved(step, directory, reason_of(problem))) from problem
     if lost:
