@@ -52,7 +52,7 @@ class Writing:
             future.result()
 
     def cancel(self) -> None:
-        """Ends what waits for processes that will not write theirs; afterwards nothing is written any more."""
+        """Ends what waits for processes that will not write theirs; single files under way may still appear."""
         for future in self.futures:
             future.cancel()
         for future in self.futures:
