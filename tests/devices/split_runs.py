@@ -2,13 +2,14 @@
 
 KIND says how it is split: `fsdp`, `mixed` (layers within a process, rows over processes), `across` (layers over
 processes), `whole` (without rules). Options: `steps`, `save_every`; `die` (a place in the save of step 4 at which this
-process kills itself, or `full`: it has no room for its part) and `who` (which one does); `check`: what is read is
-compared with the file. Prints what each process holds.
+process kills itself, or `full`: it has no room to begin its part, or `half`: to end it) and `who` (which one does);
+`check`: what is read is compared with the file. Prints what each process holds.
 """
 
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -103,6 +104,15 @@ def dying(place, who):
 
         begin = arrays.begin
         arrays.begin = lambda folder, leaves: full() if of_4(folder) else begin(folder, leaves)
+    elif place == "half":  # its files may not grow beyond a few bytes: it fails beside the training, in its own write
+        begin_whole = arrays.begin
+
+        def half(folder, leaves):
+            if of_4(folder):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
+            return begin_whole(folder, leaves)
+
+        arrays.begin = half
     elif place == "merging":
         arrays.finish = killing(arrays.finish, of_4)
     else:

@@ -146,10 +146,12 @@ def test_a_process_killed_in_the_middle_of_a_save_costs_the_steps_since_the_last
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_part_that_can_not_be_written_ends_all_and_costs_no_save(tmp_path, who):
-    codes, _, errors = run(tmp_path / "run", "fsdp", die="full", who=who)
-    assert codes == [2, 2], errors
+@pytest.mark.parametrize(("place", "reason"), [("full", "No space left on device"), ("half", "File too large")])
+def test_a_part_that_can_not_be_written_ends_all_and_costs_no_save(tmp_path, place, reason, who):
+    codes, _, errors = run(tmp_path / "run", "fsdp", die=place, who=who, timeout=300)
+    ends = [[2, 2], [2, LOST]] if place == "half" else [[2, 2]]  # the first may be gone before the other has ended
+    assert codes in ends, errors
     assert "could not save step 4" in errors[0]
-    assert "No space left on device" in errors[who]
+    assert reason in errors[0] + errors[who]
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [2]
     assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))
