@@ -25,14 +25,14 @@ class Command:
         distributed = "alone" not in options
 
     def run(self):
-        def log(record):
+        def log(record):  # of each step: the first is told before the evaluation is compiled
             (out.parent / "began").touch()
             time.sleep(0.05)
 
         more = {} if "spoiled" not in options else {"spoiled": True}
         if stuck:
             more["data_patience"] = 1.0
-        commands.two_tasks(out, jt.devices.device_mesh(), steps=steps, log=log, **more)
+        commands.two_tasks(out, jt.devices.device_mesh(), steps=steps, log_every=1, log=log, **more)
 
 
 stuck = [int(option[6:]) for option in options if option.startswith("stuck=")]
