@@ -186,7 +186,9 @@ class Bench:
         experiment, network = self.experiment, self._network(self.train.classes)
         image = np.zeros((1, *self.shape), np.uint8)
         if experiment.model == VIT:
-            return jt.models.normalize(network, 0.47, 0.25), self._transformer(image)
+            model, learned = jt.models.normalize(network, 0.47, 0.25), self._transformer(image)
+            head = dict(jax.jit(model.init)(jax.random.key(7), image))["params"][model.head]
+            return model, {**learned, "params": {**learned["params"], model.head: head}}  # of the new classes
         if experiment.weights is None:
             model = jt.models.normalize(network, 0.5, 0.25)
             return model, dict(jax.jit(model.init)(jax.random.key(7), image))
