@@ -150,6 +150,24 @@ def test_it_runs_and_resumes(tmp_path, capsys, monkeypatch):
         deltas_cifar100.main(dataclasses.replace(tiny, bottleneck=3))
 
 
+@pytest.mark.slow
+def test_the_transformer_has_a_head_of_the_new_classes(tmp_path, monkeypatch):
+    def load(self, name, part):
+        found = original(self, name, part)
+        halves = jt.data.Dataset.from_arrays(found.column("image"), found.labels // 2)
+        return halves if name == self.experiment.data else found
+
+    original = Bench._load
+    monkeypatch.setattr(Bench, "_load", load)
+    tiny = deltas_cifar100.settled(Experiment(out=tmp_path, tiny=True, model="vit-ti"))
+    model, variables = Bench(tiny).source
+    assert variables["params"]["head"]["kernel"].shape == (8, 5)
+    learned = jt.tree.leaves_by_path(variables["params"])
+    start = jt.tree.leaves_by_path(model.init(jax.random.key(7), np.zeros((1, 8, 8, 3), np.uint8))["params"])
+    moved = {path.rpartition("/")[0] for path, leaf in learned.items() if np.any(leaf != start[path])}
+    assert {"query", "value", "fc1", "fc2"} <= {path.rpartition("/")[2] for path in moved}  # it is the trained one
+
+
 def _size_of_vit():
     width, tokens = 8, 5
     norms, attention, mlp = 3 * 2 * width, 4 * (width * width + width), 8 * width * width + 5 * width
