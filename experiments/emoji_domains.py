@@ -66,7 +66,7 @@ class Experiment:
     """Peak learning rate of AdamW, falling to zero along a cosine."""
     decay: float = 1e-3
     """Weight decay."""
-    width: int = 16
+    width: int = 24
     """Filters of the first layer."""
     seeds: int = 1
     """Repetitions: each holds out other emoji, and has other weights and another order of batches."""

@@ -28,7 +28,7 @@ TOGETHER = 50
 
 def sample(key, data):
     """Draws a batch of 16 rows."""
-    rows = jax.random.randint(key, (16,), 0, 512)
+    rows = jax.random.bits(key, (16,)) % 512
     return {name: column[rows] for name, column in data.items()}
 
 
