@@ -6,8 +6,9 @@ so the parameters must be the same, which is checked. Measured twice: in `fit`, 
 compiled step alone, called in a loop that does nothing else, by the medians of rounds that alternate.
 
 Command:  python -m experiments.benchmarks.dispatch            (--rounds 1 --calls 2 for a trial)
-Result:   in `fit` 19 to 23 times, 5,000 steps/s against 105,000, beside other work; the step alone 7.1 to 10.7 times on
-          two idle cores, by how fast they run Python (17,000 to 25,000 against 170,000). The parameters are bit-equal.
+Result:   in `fit` 19 to 23 times, 5,000 steps/s against 105,000, beside other work. The step alone 7.1 to 12.9 times,
+          9.3 in the median of thirteen runs, on two idle cores, by how fast they run Python (12,000 to 25,000 against
+          170,000). The parameters are bit-equal.
 Prints one JSON line. `fit_times` and `step_times` say how much faster `steps_per_call=50` is, `largest_difference`
 compares the parameters of both.
 """

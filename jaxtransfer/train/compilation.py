@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxtransfer.devices import processes
 from jaxtransfer.devices.ahead import CompilationCut, Cost
 from jaxtransfer.errors import InputError
 from jaxtransfer.train.interrupt import EvaluationCut, Signals
@@ -54,13 +53,11 @@ def compiled_step(
 def cut_evaluation(evaluate: Callable, state: TrainState, batches: Any, signals: Signals) -> Any:
     """Returns `evaluate(state, batches)`, which a signal cuts off between two batches or while it is compiled.
 
-    One of several processes finishes it: the signal may have come to that one alone, and the others would wait for it.
-
     Raises:
       EvaluationCut: where a signal came.
     """
     try:
-        return evaluate(state, signals.until_seen(batches), lambda: signals.seen is not None and processes.count() == 1)
+        return evaluate(state, signals.until_seen(batches), signals.cuts)
     except CompilationCut:
         raise EvaluationCut from None
 

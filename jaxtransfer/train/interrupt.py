@@ -83,6 +83,13 @@ class Signals:
         finally:
             self.compiling = False
 
+    def cuts(self) -> bool:
+        """Whether an evaluation is left at once: by a signal, in one process.
+
+        Several finish it and stop then, since the signal may have come to one of them, for which the others would wait.
+        """
+        return self.seen is not None and processes.count() == 1
+
     def until_seen(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches as long as no signal came.
 
@@ -90,7 +97,7 @@ class Signals:
           EvaluationCut: at the first batch after one.
         """
         for batch in batches:
-            if self.seen is not None and processes.count() == 1:  # several end it together, and stop then
+            if self.cuts():
                 raise EvaluationCut
             yield batch
 
